@@ -1,0 +1,1 @@
+"""Treadle: a cloud fabric controller."""

@@ -1,0 +1,1 @@
+"""HTTP faces: parse, authorise, call a use case, render."""

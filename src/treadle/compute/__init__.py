@@ -1,0 +1,1 @@
+"""Instances: their model, their life cycle, the pass that carries it out."""

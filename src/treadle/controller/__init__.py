@@ -1,0 +1,1 @@
+"""The work engine: queue, lease, worker, watchdog. It knows no domain."""

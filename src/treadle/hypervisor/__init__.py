@@ -1,0 +1,1 @@
+"""The boundary to the machines: a Protocol, a fake, the libvirt driver."""

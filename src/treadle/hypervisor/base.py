@@ -1,0 +1,238 @@
+"""The boundary to a physical machine: one Protocol of about a dozen verbs.
+
+Values in, values out. Every verb is idempotent and keyed by the instance's UUID, which is the
+domain's UUID too: what is already so is success. Every call ends within its deadline with a value
+or with one of the errors below; it never hangs. No verb may be called while a database transaction
+is open (`treadle.db.engine.forbid_in_transaction` is what enforces it).
+
+What only some hypervisors can do (console, probe) is a small Protocol of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from treadle.errors import Permanent, RetryLater
+
+
+class HostUnreachable(RetryLater):
+    """The host does not answer: refused, timed out, wrong key, connection lost."""
+
+
+class VerbTimeout(HostUnreachable):
+    """A verb did not end within its deadline. What it did on the host is unknown."""
+
+
+class HostRefused(Permanent):
+    """The host answered and refuses: another host may take it."""
+
+
+class HostFull(HostRefused):
+    """The host has no disk or memory left for it."""
+
+
+class Unsupported(HostRefused):
+    """This hypervisor has no such capability."""
+
+
+class ImageBroken(Permanent):
+    """The image itself is at fault: no host can use it."""
+
+
+class Power(StrEnum):
+    """What a domain is doing. `REMNANT`: no domain, but volumes of one are there."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    OFF = "off"
+    SAVED = "saved"
+    REMNANT = "remnant"
+
+
+class StopCause(StrEnum):
+    """Why a domain is off. `GUEST`: the guest shut itself down, asked or of its own will."""
+
+    NONE = "none"
+    GUEST = "guest"
+    FORCED = "forced"
+    CRASHED = "crashed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """What a host says of one instance.
+
+    `generation` is the one that the running guest was started with; of a domain that is not
+    running, the one of its definition. 0 where it is not known.
+    """
+
+    uuid: str
+    power: Power
+    generation: int = 0
+    cause: StopCause = StopCause.NONE
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What a host is. Memory and disk in MiB; `disk_mib` is the whole pool.
+
+    `virt_types` are what libvirt offers ("kvm", "qemu", "lxc", "test", ...), best first.
+    `capabilities` names the optional things that work: "suspend", "console", "graceful_stop", ...
+    """
+
+    hostname: str
+    host_uuid: str
+    vcpus: int
+    memory_mib: int
+    disk_mib: int
+    arch: str
+    virt_types: tuple[str, ...]
+    libvirt_version: str
+    hypervisor: str
+    hypervisor_version: str
+    capabilities: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class HostSetup:
+    """What Treadle wants to find on a host: where volumes lie and which network guests join.
+
+    `virt_type` is "auto" until a probe has found what boots. `subnet` is in CIDR form and belongs
+    to this host alone; the host is its first address. `bridge`, where set, is an existing bridge
+    to join instead of making a network.
+    """
+
+    pool: str = "treadle"
+    pool_path: str = ""
+    network: str = "treadle"
+    subnet: str = ""
+    bridge: str = ""
+    virt_type: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """An image as a host needs to know it: content is named by `sha256` (64 hex digits)."""
+
+    sha256: str
+    format: str
+    size_bytes: int
+    virtual_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """What the guest is told at its first boot (cloud-init's NoCloud)."""
+
+    hostname: str
+    user_data: str = ""
+    ssh_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSpec:
+    """All that a host needs to define one instance. Memory in MiB, disk in GiB."""
+
+    uuid: str
+    name: str
+    generation: int
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+    mac: str
+    image: ImageSpec | None
+    seed: Seed
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class EventKind(StrEnum):
+    """What `watch` tells. Hints only: the truth is what `observe` says."""
+
+    DOMAIN = "domain"
+    HOST_LOST = "host_lost"
+
+
+Watcher = Callable[[EventKind, str], None]
+"""Called with the kind and the domain's UUID ("" for the host); must return at once."""
+
+
+class Hypervisor(Protocol):
+    """One physical machine. All verbs block; call them from a thread of that host."""
+
+    def prepare(self, setup: HostSetup) -> None:
+        """Connect, and make the storage pool and the network that `setup` names."""
+
+    def facts(self) -> HostFacts:
+        """What the host is, measured now."""
+
+    def observe(self, uuid: str) -> Domain | None:
+        """The instance as the host has it; None where neither a domain nor a volume is left."""
+
+    def observe_all(self) -> Sequence[Domain]:
+        """Every domain (or remnant) that carries Treadle's mark. Foreign ones are not named."""
+
+    def ensure_image(self, image: ImageSpec, content: Path) -> None:
+        """Have the image on the host, whole and checked against its SHA-256, or not at all.
+
+        Errors: `ImageBroken` where `content` is gone or does not hash to `image.sha256`.
+        """
+
+    def remove_image(self, sha256: str) -> None:
+        """Take the image off the host. The caller knows that nothing uses it."""
+
+    def define(self, spec: DomainSpec) -> None:
+        """Make the disk (unless it is there), the seed and the definition. Starts nothing."""
+
+    def start(self, uuid: str) -> None:
+        """Run it; a saved one goes on where it was."""
+
+    def pause(self, uuid: str) -> None:
+        """Stop its virtual processors; memory stays."""
+
+    def resume(self, uuid: str) -> None:
+        """Let a paused one go on."""
+
+    def suspend(self, uuid: str) -> None:
+        """Write its memory to the host's disk and stop it."""
+
+    def shut_down(self, uuid: str) -> None:
+        """Ask the guest to stop (ACPI). Returns at once; the guest may ignore it."""
+
+    def power_off(self, uuid: str) -> None:
+        """Stop it now. A saved memory image is thrown away."""
+
+    def undefine(self, uuid: str) -> None:
+        """Stop it and remove the domain and every volume of its own. Never touches a domain
+        without Treadle's mark."""
+
+    def watch(self, watcher: Watcher) -> None:
+        """Call `watcher` on every change of a domain, and when the host is lost."""
+
+    def close(self) -> None:
+        """Let the connection go."""
+
+
+@runtime_checkable
+class Console(Protocol):
+    """A hypervisor that keeps what guests print on their serial port."""
+
+    def console_log(self, uuid: str, limit: int) -> bytes:
+        """At most the last `limit` bytes that the guest printed since it was started."""
+
+
+@runtime_checkable
+class Probes(Protocol):
+    """A hypervisor on which a probe guest can be booted."""
+
+    def probe(self, virt_type: str, seconds: float) -> bool:
+        """Whether a guest of that type boots and powers itself off within `seconds`."""
+
+
+DriverFactory = Callable[[str], Hypervisor]
+"""Makes the driver of a host from its URI; the composition root picks it. Does not connect."""

@@ -1,0 +1,1 @@
+"""The libvirt driver: any libvirt URI is a host."""

@@ -1,0 +1,1 @@
+"""The capacity ledger: hosts, what they hold, what is free."""

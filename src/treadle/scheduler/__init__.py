@@ -1,0 +1,1 @@
+"""Ranks hosts for a request: filters, weighers, policies. It knows no database."""
