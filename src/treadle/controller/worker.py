@@ -1,0 +1,254 @@
+"""The engine: takes due rows off the queue and has a handler make one pass over each.
+
+    dispatcher thread   waits for the next due row, claims a few, hands each to its lane
+    a lane              the bounded threads of one host (lane 0: work that has no host yet), so a
+                        host that hangs holds up only its own work
+    keeper thread       lengthens the leases of passes under way, and ends the process where it
+                        cannot: an act must never outlive its lease
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from treadle.controller import queue
+from treadle.controller.queue import LeaseLost, Ticket
+from treadle.controller.signals import Key, Signals
+from treadle.db.engine import Database
+from treadle.errors import RetryLater, TreadleError
+
+log = structlog.get_logger("treadle.controller")
+
+CLAIM = 64
+LANE_QUEUE = 16
+EXIT_LEASE_LOST = 70
+
+
+class Handler(Protocol):
+    """Knows one kind of work. A pass is: observe, decide, act once, commit."""
+
+    def run(self, ticket: Ticket) -> Ticket | None:
+        """Make one pass and commit it through `ticket`.
+
+        Returns a ticket from `queue.carry` to go on with at once, or None. Errors: `LeaseLost`
+        (the result is dropped); any other `TreadleError` counts a try and is made again later.
+        """
+
+
+def backoff(tries: int, *, first: float = 0.25, most: float = 30.0) -> float:
+    """Seconds to wait after `tries` failures in a row: doubling, bounded."""
+    return float(min(most, first * 2 ** min(tries, 20)))
+
+
+def end_process(reason: str) -> None:
+    """What the keeper does when a lease is about to end under an act: stop everything now."""
+    log.critical("lease_ends_under_an_act", reason=reason)
+    os._exit(EXIT_LEASE_LOST)
+
+
+class Controller:
+    """Runs handlers over the queue until it is stopped. Many may share one PostgreSQL."""
+
+    def __init__(
+        self,
+        database: Database,
+        handlers: Mapping[str, Handler],
+        signals: Signals,
+        *,
+        lease_s: float = 30.0,
+        poll_s: float = 1.0,
+        threads: int = 4,
+        host_threads: int = 4,
+        on_lease_end: Callable[[str], None] = end_process,
+    ) -> None:
+        self._db = database
+        self._handlers = dict(handlers)
+        self._signals = signals
+        self._lease_s = lease_s
+        self._poll_s = poll_s
+        self._threads = {0: threads}
+        self._host_threads = host_threads
+        self._on_lease_end = on_lease_end
+        self._lanes: dict[int, ThreadPoolExecutor] = {}
+        self._load: Counter[int] = Counter()
+        self._held: dict[Key, Ticket] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._idle = threading.Condition(self._lock)
+        self._own: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start the dispatcher and the keeper (and on PostgreSQL, the listener)."""
+        loops = [("dispatch", self._dispatch), ("keeper", self._keep)]
+        if self._db.dialect == "postgresql":
+            loops.append(("listen", self._listen))
+        for name, loop in loops:
+            thread = threading.Thread(target=loop, name=name, daemon=True)
+            thread.start()
+            self._own.append(thread)
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Claim nothing more and wait up to `seconds` for the passes under way."""
+        self._stop.set()
+        self._signals.due.set()
+        with self._idle:
+            self._idle.wait_for(lambda: not self._held, seconds)
+        for thread in self._own:
+            thread.join(seconds)
+        for lane in self._lanes.values():
+            lane.shutdown(wait=False, cancel_futures=True)
+
+    # -- dispatcher
+
+    def _dispatch(self) -> None:
+        while not self._stop.is_set():
+            try:
+                claimed = self._claim()
+                wait = 0.0 if claimed == CLAIM else self._time_to_wait(claimed)
+            except (DBAPIError, RetryLater) as error:
+                log.warning("queue_unreachable", error=str(error))
+                wait = self._poll_s
+            if wait > 0:
+                self._signals.due.wait(wait)
+
+    def _time_to_wait(self, claimed: int) -> float:
+        due = self._db.read(queue.next_due)
+        if due is None:
+            return self._poll_s
+        if due <= 0:
+            # Due, but not claimed: its lane is full. A pass that ends says so.
+            return 0.0 if claimed else self._poll_s
+        return min(due, self._poll_s)
+
+    def _claim(self) -> int:
+        self._signals.due.clear()
+        with self._lock:
+            full = [lane for lane, load in self._load.items() if load >= LANE_QUEUE]
+        tickets = self._db.write(lambda conn: queue.claim(
+            conn, CLAIM, self._lease_s, busy_lanes=full, kinds=self._handlers,
+        ))
+        for ticket in tickets:
+            self._give(ticket)
+        return len(tickets)
+
+    def _give(self, ticket: Ticket) -> None:
+        with self._lock:
+            self._held[ticket.key] = ticket
+            self._load[ticket.lane] += 1
+            lane = self._lanes.get(ticket.lane)
+            if lane is None:
+                lane = self._lanes[ticket.lane] = ThreadPoolExecutor(
+                    self._threads.get(ticket.lane, self._host_threads),
+                    thread_name_prefix=f"lane-{ticket.lane}",
+                )
+        try:
+            lane.submit(self._work, ticket)
+        except RuntimeError:  # the lane is shut down: the lease runs out and another takes it
+            self._let_go(ticket)
+
+    # -- a pass
+
+    def _work(self, ticket: Ticket) -> None:
+        following: Ticket | None = ticket
+        while following is not None and following.lane == ticket.lane:
+            if self._stop.is_set() and following is not ticket:
+                break
+            ticket = following
+            with self._lock:
+                self._held[ticket.key] = ticket
+            following = self._pass(ticket)
+        self._let_go(ticket)
+        if following is not None:
+            if self._stop.is_set():
+                self._release(following, None)
+            else:
+                self._give(following)
+
+    def _pass(self, ticket: Ticket) -> Ticket | None:
+        try:
+            following = self._handlers[ticket.kind].run(ticket)
+        except LeaseLost as lost:
+            log.info("lease_lost", kind=ticket.kind, id=ticket.id, detail=str(lost))
+            return None
+        except (TreadleError, DBAPIError) as error:
+            self._release(ticket, str(error))
+            return None
+        except Exception as error:
+            log.exception("pass_failed", kind=ticket.kind, id=ticket.id)
+            self._release(ticket, f"{type(error).__name__}: {error}")
+            return None
+        self._signals.changed(ticket.key)
+        return following
+
+    def _release(self, ticket: Ticket, error: str | None) -> None:
+        delay = 0.0 if error is None else backoff(ticket.tries)
+        try:
+            self._db.write(lambda conn: queue.finish(conn, ticket, delay=delay, error=error))
+        except (TreadleError, DBAPIError) as also:
+            # The lease runs out by itself then, and the row is claimed again.
+            log.warning("release_failed", kind=ticket.kind, id=ticket.id, error=str(also))
+        self._signals.changed(ticket.key)
+
+    def _let_go(self, ticket: Ticket) -> None:
+        with self._idle:
+            if self._held.get(ticket.key) is ticket:
+                del self._held[ticket.key]
+            self._load[ticket.lane] -= 1
+            if not self._held:
+                self._idle.notify_all()
+        self._signals.due.set()
+
+    # -- leases
+
+    def _keep(self) -> None:
+        renewed_at_most_every = self._lease_s / 4
+        while not self._stop.wait(min(1.0, renewed_at_most_every)):
+            with self._lock:
+                held = list(self._held.values())
+            ending = [t for t in held if t.lease.time_left() < self._lease_s * 0.7]
+            if ending:
+                self._renew(ending)
+            dying = [t for t in ending if t.lease.time_left() < self._lease_s * 0.1]
+            if dying:
+                with self._lock:
+                    dying = [t for t in dying if self._held.get(t.key) is t]
+            if dying:
+                self._on_lease_end(", ".join(f"{t.kind} {t.id}" for t in dying))
+
+    def _renew(self, tickets: list[Ticket]) -> None:
+        started = time.monotonic()
+        renewal = self._db.submit(lambda conn: queue.renew(conn, tickets, self._lease_s))
+        try:
+            kept = renewal.result(self._lease_s * 0.3)
+        except (TimeoutError, DBAPIError, TreadleError) as error:
+            log.warning("leases_not_renewed", count=len(tickets), error=str(error))
+            return
+        for ticket in tickets:
+            if ticket.key in kept:
+                ticket.lease.expires = started + self._lease_s
+
+    # -- hints from other controllers
+
+    def _listen(self) -> None:
+        import psycopg
+
+        url = self._db.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        while not self._stop.is_set():
+            try:
+                with psycopg.connect(url, autocommit=True, connect_timeout=5) as conn:
+                    conn.execute(f"LISTEN {queue.CHANNEL}")
+                    while not self._stop.is_set():
+                        for _notice in conn.notifies(timeout=1.0, stop_after=1):
+                            self._signals.due.set()
+            except psycopg.Error as error:
+                log.warning("listen_failed", error=str(error))
+                self._stop.wait(self._poll_s)

@@ -1,0 +1,319 @@
+"""One way to read and to write, on SQLite and on PostgreSQL.
+
+A transaction is a function of a connection: `database.write(lambda conn: ...)`. It is short, does no
+I/O of its own, may be run again, and the value it returns is given back once it is durable.
+
+SQLite: one writer thread owns the only writing connection and commits what waits together (a group
+commit, a savepoint each), so one fsync serves many callers. PostgreSQL: a pool; serialization
+failures and deadlocks are run again.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from treadle.errors import Permanent, RetryLater
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+T = TypeVar("T")
+Work = Callable[[sa.Connection], T]
+
+WRITE_DEADLINE_S = 30.0
+GROUP = 64
+SAFE_SQLITE = (3, 51, 3)
+BACKPORTS = {(3, 50): (3, 50, 7), (3, 44): (3, 44, 6)}
+
+_here = threading.local()
+
+
+class DatabaseBusy(RetryLater):
+    """The database did not answer within the deadline; what was asked may still happen."""
+
+
+class DatabaseUnfit(Permanent):
+    """The database cannot be used as it is; the message names the mend."""
+
+
+def in_transaction() -> bool:
+    """Whether this thread is inside a transaction of ours."""
+    return bool(getattr(_here, "depth", 0))
+
+
+def forbid_in_transaction() -> None:
+    """Raise where a transaction is open: nothing that can block on a machine may run in one."""
+    if in_transaction():
+        raise RuntimeError("I/O inside a database transaction: move it before or after")
+
+
+@contextmanager
+def _marked() -> Iterator[None]:
+    if in_transaction():
+        raise RuntimeError("a transaction inside a transaction: pass the connection on instead")
+    _here.depth = 1
+    try:
+        yield
+    finally:
+        _here.depth = 0
+
+
+def sqlite_is_safe(version: tuple[int, ...]) -> bool:
+    """False for versions that can lose commits in WAL mode (sqlite.org/wal.html, section 11)."""
+    return version >= BACKPORTS.get((version[0], version[1]), SAFE_SQLITE)
+
+
+class Database:
+    """Reads, writes and the clock of one database. Close it when done."""
+
+    dialect: str
+    engine: sa.Engine
+
+    def write(self, work: Work[T]) -> T:
+        """Run `work` in a transaction; return its value when it is durable.
+
+        Errors: whatever `work` raises (then nothing of it is kept); `DatabaseBusy`.
+        """
+        raise NotImplementedError
+
+    def submit(self, work: Work[T]) -> Future[T]:
+        """`write` without waiting: what an event loop awaits."""
+        raise NotImplementedError
+
+    def read(self, work: Work[T]) -> T:
+        """Run `work` on one consistent snapshot in this thread."""
+        with _marked(), self._reader().connect() as conn, conn.begin():
+            return work(conn)
+
+    def submit_read(self, work: Work[T]) -> Future[T]:
+        """`read` on one of the few reader threads."""
+        return self._readers.submit(self.read, work)
+
+    def close(self) -> None:
+        """Finish what is queued and let the connections go."""
+        raise NotImplementedError
+
+    _readers: ThreadPoolExecutor
+
+    def _reader(self) -> sa.Engine:
+        return self.engine
+
+
+class _Job:
+    __slots__ = ("future", "work")
+
+    def __init__(self, work: Work[Any]) -> None:
+        self.work = work
+        self.future: Future[Any] = Future()
+
+
+class SqliteDatabase(Database):
+    """SQLite in WAL mode: one writer thread with group commit, a few reader connections."""
+
+    dialect = "sqlite"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        synchronous: str = "FULL",
+        readers: int = 2,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        from pysqlite3 import dbapi2
+
+        if not sqlite_is_safe(dbapi2.sqlite_version_info):
+            raise DatabaseUnfit(
+                f"SQLite {dbapi2.sqlite_version} can lose data in WAL mode: "
+                "install pysqlite3 0.6 or newer"
+            )
+        url = sa.URL.create("sqlite", database=str(path))
+        shared: dict[str, Any] = {
+            "module": dbapi2,
+            "connect_args": {
+                "isolation_level": None, "check_same_thread": False, "timeout": 10.0,
+                "cached_statements": 256,
+            },
+        }
+        self.engine = sa.create_engine(url, poolclass=sa.StaticPool, **shared)
+        self._read_engine = sa.create_engine(
+            url, pool_size=readers, max_overflow=readers, pool_timeout=WRITE_DEADLINE_S, **shared
+        )
+        self._prepare(self.engine, clock, synchronous, "BEGIN IMMEDIATE", read_only=False)
+        self._prepare(self._read_engine, clock, synchronous, "BEGIN", read_only=True)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="db-read")
+        self._writer = threading.Thread(target=self._run, name="db-write", daemon=True)
+        self._writer.start()
+
+    @staticmethod
+    def _prepare(
+        engine: sa.Engine, clock: Callable[[], float], synchronous: str, begin: str, *,
+        read_only: bool,
+    ) -> None:
+        @sa.event.listens_for(engine, "connect")
+        def _connect(raw: Any, _record: Any) -> None:
+            raw.create_function("treadle_now", 0, clock)
+            cursor = raw.cursor()
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute(f"PRAGMA synchronous={'NORMAL' if synchronous == 'NORMAL' else 'FULL'}")
+            cursor.execute("PRAGMA foreign_keys=ON")
+            cursor.execute("PRAGMA busy_timeout=10000")
+            if read_only:
+                cursor.execute("PRAGMA query_only=ON")
+                cursor.execute("PRAGMA wal_autocheckpoint=0")
+            cursor.close()
+
+        @sa.event.listens_for(engine, "begin")
+        def _begin(conn: sa.Connection) -> None:
+            conn.exec_driver_sql(begin)
+
+    def _reader(self) -> sa.Engine:
+        return self._read_engine
+
+    def submit(self, work: Work[T]) -> Future[T]:
+        job = _Job(work)
+        self._jobs.put(job)
+        return job.future
+
+    def write(self, work: Work[T]) -> T:
+        if in_transaction():
+            raise RuntimeError("a transaction inside a transaction: pass the connection on instead")
+        try:
+            return self.submit(work).result(WRITE_DEADLINE_S)
+        except TimeoutError as late:
+            raise DatabaseBusy(f"no answer from the database in {WRITE_DEADLINE_S:g} s") from late
+
+    def close(self) -> None:
+        self._jobs.put(None)
+        self._writer.join(WRITE_DEADLINE_S)
+        self._readers.shutdown()
+        self._read_engine.dispose()
+        self.engine.dispose()
+
+    def _run(self) -> None:
+        while True:
+            first = self._jobs.get()
+            if first is None:
+                return
+            batch = [first]
+            stop = False
+            while len(batch) < GROUP:
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+                if job is None:
+                    stop = True
+                    break
+                batch.append(job)
+            self._commit(batch)
+            if stop:
+                return
+
+    def _commit(self, batch: list[_Job]) -> None:
+        outcomes: list[tuple[_Job, Any, BaseException | None]] = []
+        try:
+            with _marked(), self.engine.connect() as conn, conn.begin():
+                for job in batch:
+                    outcomes.append(self._one(conn, job, alone=len(batch) == 1))
+        except Exception as error:  # noqa: BLE001 - every waiting caller must be told
+            for job in batch:
+                if not job.future.done():
+                    job.future.set_exception(error)
+            return
+        for job, value, failure in outcomes:
+            if failure is None:
+                job.future.set_result(value)
+            else:
+                job.future.set_exception(failure)
+
+    @staticmethod
+    def _one(
+        conn: sa.Connection, job: _Job, *, alone: bool
+    ) -> tuple[_Job, Any, BaseException | None]:
+        if alone:
+            return job, job.work(conn), None
+        conn.exec_driver_sql("SAVEPOINT job")
+        try:
+            value = job.work(conn)
+        except Exception as error:  # noqa: BLE001 - it belongs to this job's caller alone
+            conn.exec_driver_sql("ROLLBACK TO job")
+            conn.exec_driver_sql("RELEASE job")
+            return job, None, error
+        conn.exec_driver_sql("RELEASE job")
+        return job, value, None
+
+
+class PostgresDatabase(Database):
+    """PostgreSQL through psycopg: the pool is the limit, the server groups commits itself."""
+
+    dialect = "postgresql"
+    RETRIES = 5
+    RETRIED = frozenset({"40001", "40P01"})  # serialization failure, deadlock
+
+    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+        self.engine = sa.create_engine(
+            url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True,
+            pool_timeout=WRITE_DEADLINE_S,
+            connect_args={"connect_timeout": 5, "options": "-c statement_timeout=30000"},
+        )
+        self._readers = ThreadPoolExecutor(pool_size, thread_name_prefix="db")
+
+    def submit(self, work: Work[T]) -> Future[T]:
+        return self._readers.submit(self.write, work)
+
+    def write(self, work: Work[T]) -> T:
+        for attempt in range(self.RETRIES):
+            try:
+                with _marked(), self.engine.begin() as conn:
+                    return work(conn)
+            except OperationalError as error:
+                if attempt + 1 == self.RETRIES or not self._retried(error):
+                    raise
+        raise AssertionError("unreachable")
+
+    @classmethod
+    def _retried(cls, error: DBAPIError) -> bool:
+        return getattr(error.orig, "sqlstate", None) in cls.RETRIED
+
+    def close(self) -> None:
+        self._readers.shutdown()
+        self.engine.dispose()
+
+
+def open_database(
+    url: str, folder: Path, *, synchronous: str = "FULL", pool_size: int = 8
+) -> Database:
+    """The database that `url` names; empty: SQLite in `folder`. Does not migrate it.
+
+    Errors: `DatabaseUnfit` for a URL of another kind or a driver that is not installed.
+    """
+    if not url:
+        return SqliteDatabase(folder / "treadle.sqlite", synchronous=synchronous)
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise DatabaseUnfit("database.url cannot be read: use postgresql://USER@HOST/NAME") from error
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        return SqliteDatabase(Path(parsed.database), synchronous=synchronous)
+    if parsed.get_backend_name() == "postgresql":
+        try:
+            import psycopg  # noqa: F401
+        except ImportError as error:
+            raise DatabaseUnfit("PostgreSQL needs an extra: pip install treadle[postgres]") from error
+        return PostgresDatabase(
+            parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False),
+            pool_size=pool_size,
+        )
+    raise DatabaseUnfit("database.url is neither sqlite:/// nor postgresql://")

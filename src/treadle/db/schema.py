@@ -1,0 +1,219 @@
+"""Every table. The Alembic lineage in `migrations/` makes exactly this; a test compares them.
+
+Times are seconds since 1970 (UTC) of the database's clock. Memory and disk are in MiB unless the
+name says otherwise.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+BigId = BigInteger().with_variant(Integer, "sqlite")
+
+meta = Table(
+    "meta", metadata,
+    Column("key", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+work = Table(
+    "work", metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("id", String(100), primary_key=True),
+    Column("lane", Integer, nullable=False, server_default="0"),
+    Column("due_at", Float, nullable=False),
+    Column("wake", Integer, nullable=False, server_default="0"),
+    Column("lease_until", Float, nullable=False, server_default="0"),
+    Column("token", Integer, nullable=False, server_default="0"),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("last_error", Text),
+    Index("ix_work_due_at", "due_at"),
+)
+
+host = Table(
+    "host", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("uri", Text, nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    Column("status", String(8), nullable=False, server_default="new"),
+    Column("enabled", Boolean, nullable=False, server_default=text("true")),
+    Column("note", Text),
+    Column("error", Text),
+    Column("virt_type", String(16), nullable=False, server_default="auto"),
+    Column("facts", Text),
+    Column("cpu_ratio", Float, nullable=False),
+    Column("memory_ratio", Float, nullable=False),
+    Column("disk_ratio", Float, nullable=False),
+    Column("reserved_memory_mib", Integer, nullable=False),
+    Column("vcpus_limit", BigInteger, nullable=False, server_default="0"),
+    Column("memory_limit_mib", BigInteger, nullable=False, server_default="0"),
+    Column("disk_limit_mib", BigInteger, nullable=False, server_default="0"),
+    Column("vcpus_used", BigInteger, nullable=False, server_default="0"),
+    Column("memory_used_mib", BigInteger, nullable=False, server_default="0"),
+    Column("disk_used_mib", BigInteger, nullable=False, server_default="0"),
+    Column("instances", Integer, nullable=False, server_default="0"),
+    Column("added_at", Float, nullable=False),
+    Column("seen_at", Float),
+    CheckConstraint("vcpus_used >= 0 AND vcpus_used <= vcpus_limit", name="vcpus"),
+    CheckConstraint("memory_used_mib >= 0 AND memory_used_mib <= memory_limit_mib", name="memory"),
+    CheckConstraint("disk_used_mib >= 0 AND disk_used_mib <= disk_limit_mib", name="disk"),
+    CheckConstraint("instances >= 0", name="instances"),
+    sqlite_autoincrement=True,
+)
+
+image = Table(
+    "image", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("source", Text, nullable=False, unique=True),
+    Column("state", String(8), nullable=False, server_default="new"),
+    Column("path", Text),
+    Column("sha256", String(64)),
+    Column("format", String(8)),
+    Column("size_bytes", BigInteger),
+    Column("virtual_bytes", BigInteger),
+    Column("error", Text),
+    Column("added_at", Float, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+host_image = Table(
+    "host_image", metadata,
+    Column("host_id", Integer, ForeignKey("host.id"), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("state", String(8), nullable=False),
+    Column("size_mib", BigInteger, nullable=False),
+    Column("used_at", Float, nullable=False),
+    Column("error", Text),
+)
+
+flavor = Table(
+    "flavor", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("vcpus", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("disk_gib", Integer, nullable=False),
+    Column("active", Boolean, nullable=False, server_default=text("true")),
+    sqlite_autoincrement=True,
+)
+
+instance = Table(
+    "instance", metadata,
+    Column("id", BigId, primary_key=True),
+    Column("uuid", String(36), nullable=False, unique=True),
+    Column("name", String(255), nullable=False),
+    Column("flavor_id", Integer, nullable=False),
+    Column("vcpus", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("disk_gib", Integer, nullable=False),
+    Column("image_id", Integer, ForeignKey("image.id"), nullable=False),
+    Column("mac", String(17), nullable=False),
+    Column("user_data", Text, nullable=False, server_default=""),
+    Column("ssh_keys", Text, nullable=False, server_default=""),
+    Column("goal", String(12), nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("phase", String(8), nullable=False),
+    Column("revision", Integer, nullable=False, server_default="1"),
+    Column("generation", Integer, nullable=False, server_default="1"),
+    Column("settled_generation", Integer, nullable=False, server_default="0"),
+    Column("graceful", Boolean, nullable=False, server_default=text("false")),
+    Column("deadline", Float, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("excluded", Text, nullable=False, server_default=""),
+    Column("batch", String(36), nullable=False),
+    Column("rollback", Boolean, nullable=False, server_default=text("false")),
+    Column("host_id", Integer, ForeignKey("host.id")),
+    Column("address", Text),
+    Column("fault", Text),
+    Column("created_at", Float, nullable=False),
+    Column("launched_at", Float),
+    Column("deleted_at", Float),
+    Index("ix_instance_host_id", "host_id"),
+    Index("ix_instance_batch", "batch"),
+    Index("ix_instance_live", "id", sqlite_where=text("state != 'deleted'"),
+          postgresql_where=text("state != 'deleted'")),
+    sqlite_autoincrement=True,
+)
+
+allocation = Table(
+    "allocation", metadata,
+    Column("instance_id", BigId, ForeignKey("instance.id"), primary_key=True),
+    Column("host_id", Integer, ForeignKey("host.id"), nullable=False),
+    Column("vcpus", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("disk_mib", BigInteger, nullable=False),
+    Index("ix_allocation_host_id", "host_id"),
+)
+
+action = Table(
+    "action", metadata,
+    Column("id", BigId, primary_key=True),
+    Column("instance_id", BigId, ForeignKey("instance.id"), nullable=False),
+    Column("request_id", String(40), nullable=False),
+    Column("name", String(32), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("finished_at", Float),
+    Column("outcome", String(8)),
+    Column("message", Text),
+    Index("ix_action_instance_id", "instance_id"),
+    sqlite_autoincrement=True,
+)
+
+action_step = Table(
+    "action_step", metadata,
+    Column("id", BigId, primary_key=True),
+    Column("instance_id", BigId, ForeignKey("instance.id"), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("name", String(32), nullable=False),
+    Column("host_id", Integer),
+    Column("started_at", Float, nullable=False),
+    Column("finished_at", Float, nullable=False),
+    Column("outcome", String(8), nullable=False),
+    Column("message", Text),
+    Index("ix_action_step_instance_id", "instance_id"),
+    sqlite_autoincrement=True,
+)
+
+decision = Table(
+    "decision", metadata,
+    Column("id", BigId, primary_key=True),
+    Column("instance_id", BigId, ForeignKey("instance.id"), nullable=False),
+    Column("made_at", Float, nullable=False),
+    Column("host_id", Integer),
+    Column("record", Text, nullable=False),
+    Index("ix_decision_instance_id", "instance_id"),
+    sqlite_autoincrement=True,
+)
+
+orphan = Table(
+    "orphan", metadata,
+    Column("host_id", Integer, ForeignKey("host.id"), primary_key=True),
+    Column("uuid", String(36), primary_key=True),
+    Column("power", String(12), nullable=False),
+    Column("seen_at", Float, nullable=False),
+)
