@@ -2,10 +2,10 @@
 
     work(kind, id, lane, due_at, wake, lease_until, token, tries, last_error)
 
-A row is never taken off a list and lost: it is *leased*. `claim` takes due rows whose lease has run
-out and gives each a new token; only the holder of the newest token can commit (`finish`, `carry`).
-A wake-up carries no data: it moves `due_at` forward and counts `wake`, and a pass that was under way
-then is followed by another at once.
+A row is never taken off a list and lost: it is *leased*. `claim` takes due rows whose lease has
+run out and gives each a new token; only the holder of the newest token can commit (`finish`,
+`carry`). A wake-up carries no data: it moves `due_at` forward and counts `wake`, and a pass that
+was under way then is followed by another at once.
 
 Every function takes an open connection and belongs to the caller's transaction, so a change of
 state and the record of what is left to do commit together.

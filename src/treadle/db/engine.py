@@ -1,7 +1,7 @@
 """One way to read and to write, on SQLite and on PostgreSQL.
 
-A transaction is a function of a connection: `database.write(lambda conn: ...)`. It is short, does no
-I/O of its own, may be run again, and the value it returns is given back once it is durable.
+A transaction is a function of a connection: `database.write(lambda conn: ...)`. It is short, does
+no I/O of its own, may be run again, and the value it returns is given back once it is durable.
 
 SQLite: one writer thread owns the only writing connection and commits what waits together (a group
 commit, a savepoint each), so one fsync serves many callers. PostgreSQL: a pool; serialization
@@ -304,14 +304,14 @@ def open_database(
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError as error:
-        raise DatabaseUnfit("database.url cannot be read: use postgresql://USER@HOST/NAME") from error
+        raise DatabaseUnfit("database.url is not a URL: use postgresql://USER@HOST/NAME") from error
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         return SqliteDatabase(Path(parsed.database), synchronous=synchronous)
     if parsed.get_backend_name() == "postgresql":
         try:
             import psycopg  # noqa: F401
         except ImportError as error:
-            raise DatabaseUnfit("PostgreSQL needs an extra: pip install treadle[postgres]") from error
+            raise DatabaseUnfit("no driver for it: pip install treadle[postgres]") from error
         return PostgresDatabase(
             parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False),
             pool_size=pool_size,

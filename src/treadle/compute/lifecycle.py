@@ -1,0 +1,254 @@
+"""The life of an instance, as one pure function: show this file to a newcomer first.
+
+`plan(instance, seen, ...)` says what to do next, given what is wanted (the instance) and what its
+host shows (`seen`). It has no clock, no database, no libvirt: the pass in `reconciler.py` observes
+before it and acts and commits after it, and then asks again, until the answer is `Settle`.
+
+Whatever happens in between (a crash, a lost connection, a user's other wish, a host's reboot), the
+next call starts from what is observed then; so each answer must be right from *any* combination of
+wanted and seen, and each act must be harmless when it is done twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from treadle.compute.model import Goal, Instance, Phase, State
+from treadle.errors import RetryLater
+from treadle.hypervisor.base import Domain, HostRefused, Power, StopCause
+
+
+class Lost(Enum):
+    """In place of a domain: its host does not answer."""
+
+    HOST = "host"
+
+
+class ImageOnHost(Enum):
+    """Where the instance's image stands on its host."""
+
+    READY = "ready"
+    PENDING = "pending"
+    REFUSED = "refused"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Choose a host and claim room on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitImage:
+    """The image is on its way to the host; look again when it is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One verb of the hypervisor, idempotent, keyed by the instance's UUID."""
+
+    verb: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the room on the host back. `again`: then choose another host."""
+
+    again: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """It is as wanted."""
+
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Take what is seen as what is wanted from now on, and say why."""
+
+    state: State
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rehome:
+    """This host will not do: clean up there, and choose another."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Give it up: clean up, and keep the reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Nothing can be done now; look again, later each time."""
+
+    reason: str
+
+
+Action = Place | AwaitImage | Call | Release | Settle | Adopt | Rehome | Fail | Retry
+
+POWER_OF = {
+    Goal.RUNNING: Power.RUNNING,
+    Goal.STOPPED: Power.OFF,
+    Goal.PAUSED: Power.PAUSED,
+    Goal.SUSPENDED: Power.SAVED,
+}
+STATE_OF = {
+    Power.RUNNING: State.RUNNING,
+    Power.OFF: State.STOPPED,
+    Power.PAUSED: State.PAUSED,
+    Power.SAVED: State.SUSPENDED,
+}
+LOST_TRIES = 4
+"""How many passes in a row may find the host silent before a build on it is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a plan needs to know besides the instance and its domain.
+
+    `late`: the deadline has passed. `tries`: how many passes in a row have failed.
+    `max_attempts`: how many hosts may be tried. `last_error`: what the last failure said.
+    """
+
+    image: ImageOnHost = ImageOnHost.READY
+    late: bool = False
+    tries: int = 0
+    max_attempts: int = 3
+    last_error: str = ""
+
+
+def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Action:
+    """What to do next. `seen` is None where the host has neither a domain nor a volume of it."""
+    if instance.goal in (Goal.DELETED, Goal.FAILED):
+        return _remove(instance, seen)
+    if instance.host_id is None:
+        return Fail(_too_late("not placed", context)) if context.late else Place()
+    if seen is Lost.HOST:
+        return _host_lost(instance, context)
+    assert not isinstance(seen, Lost)
+    if instance.phase is Phase.LEAVING:
+        return Release(again=True) if seen is None else Call("undefine")
+    if seen is None or seen.power is Power.REMNANT:
+        return _define(instance, seen, context)
+    if instance.state is State.BUILDING and context.late:
+        return Fail(_too_late("not running", context))
+    if seen.generation < instance.generation:
+        return _next_generation(instance, seen, context)
+    if seen.power is POWER_OF[instance.goal]:
+        return Settle(STATE_OF[seen.power])
+    if context.late and instance.goal is not Goal.STOPPED:
+        return Adopt(STATE_OF[seen.power], _too_late(f"not {instance.goal}", context))
+    return _move(instance, seen, context)
+
+
+def after_error(instance: Instance, error: Exception, context: Context) -> Action:
+    """What a failed act means. `error` is a `TreadleError`; its family decides."""
+    if isinstance(error, RetryLater):
+        return Retry(str(error))
+    if instance.goal in (Goal.DELETED, Goal.FAILED):
+        return Retry(str(error))
+    if instance.state is State.BUILDING and isinstance(error, HostRefused):
+        if instance.attempts >= context.max_attempts:
+            return Fail(f"{error} (tried {instance.attempts} hosts)")
+        return Rehome(str(error))
+    if instance.state is State.BUILDING:
+        return Fail(str(error))
+    return Adopt(instance.state, str(error))
+
+
+def _remove(instance: Instance, seen: Domain | Lost | None) -> Action:
+    """Delete is legal from every state."""
+    if instance.host_id is None:
+        return Settle(State.DELETED if instance.goal is Goal.DELETED else State.ERROR)
+    if seen is Lost.HOST:
+        if instance.phase is Phase.PLACED:
+            return Release(again=False)
+        return Retry("its host does not answer; it is removed when the host is back")
+    return Release(again=False) if seen is None else Call("undefine")
+
+
+def _host_lost(instance: Instance, context: Context) -> Action:
+    if instance.state is not State.BUILDING:
+        return Retry("its host does not answer")
+    if instance.phase in (Phase.PLACED, Phase.LEAVING) and context.tries >= 1:
+        # Nothing was ever started there: what may be left is found by the sweep.
+        if instance.attempts >= context.max_attempts:
+            return Fail(context.last_error or "its host does not answer")
+        return Release(again=True)
+    if context.late or context.tries >= LOST_TRIES:
+        return Fail("its host stopped answering while it was being started")
+    return Retry("its host does not answer")
+
+
+def _define(instance: Instance, seen: Domain | None, context: Context) -> Action:
+    building = instance.state is State.BUILDING
+    if building and context.late:
+        return Fail(_too_late("not running", context))
+    if not building and seen is None:
+        return Fail("its domain and its disk are gone from the host")
+    if not building and context.image is not ImageOnHost.READY:
+        # Its disk is there and is the user's: never given up, however long the image takes.
+        return Retry(context.last_error or "its image is not on the host")
+    if context.image is ImageOnHost.BROKEN:
+        return Fail(context.last_error or "the image cannot be used")
+    if context.image is ImageOnHost.REFUSED:
+        if instance.attempts >= context.max_attempts:
+            return Fail(context.last_error or "no host could take the image")
+        return Rehome(context.last_error or "the host could not take the image")
+    if context.image is ImageOnHost.PENDING:
+        return AwaitImage()
+    return Call("define")
+
+
+def _next_generation(instance: Instance, seen: Domain, context: Context) -> Action:
+    """A reboot: what runs was started with an older generation, so stop it and define the new."""
+    if seen.power is Power.RUNNING and instance.graceful and not context.late:
+        return Call("shut_down")
+    if seen.power in (Power.RUNNING, Power.PAUSED, Power.SAVED):
+        return Call("power_off")
+    return Call("define")
+
+
+def _move(instance: Instance, seen: Domain, context: Context) -> Action:
+    """One step from what is seen towards the goal; they differ."""
+    match instance.goal:
+        case Goal.RUNNING if seen.power is Power.PAUSED:
+            return Call("resume")
+        case Goal.RUNNING if _stopped_itself(instance, seen):
+            return Adopt(State.STOPPED, "the guest shut itself down")
+        case Goal.STOPPED if seen.power is Power.RUNNING and not context.late:
+            return Call("shut_down")
+        case Goal.STOPPED:
+            return Call("power_off")
+        case Goal.PAUSED if seen.power is Power.RUNNING:
+            return Call("pause")
+        case Goal.SUSPENDED if seen.power in (Power.RUNNING, Power.PAUSED):
+            return Call("suspend")
+        case Goal.SUSPENDED:
+            return Adopt(State.STOPPED, "it is off and its saved memory is not there")
+        case _:
+            return Call("start")
+
+
+def _stopped_itself(instance: Instance, seen: Domain) -> bool:
+    """Off by the guest's own will: it was settled as running in this very generation."""
+    return (
+        seen.power is Power.OFF
+        and seen.cause is StopCause.GUEST
+        and instance.state is State.RUNNING
+        and instance.settled_generation == instance.generation
+    )
+
+
+def _too_late(what: str, context: Context) -> str:
+    return f"{what} by its deadline" + (f": {context.last_error}" if context.last_error else "")

@@ -1,0 +1,402 @@
+"""A simulated physical machine, held to the same contract suite as the real ones.
+
+`FakeHost` is the machine: what it holds survives its driver. `FakeHypervisor` is a driver's
+connection to it. A `FaultPlan` makes chosen calls fail in chosen ways.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import ip_network
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+from treadle.errors import InvalidInput
+from treadle.hypervisor.base import (
+    Domain,
+    DomainSpec,
+    EventKind,
+    HostFacts,
+    HostFull,
+    HostRefused,
+    HostSetup,
+    HostUnreachable,
+    ImageBroken,
+    ImageSpec,
+    Power,
+    StopCause,
+    VerbTimeout,
+    Watcher,
+)
+
+MIB = 1 << 20
+T = TypeVar("T")
+
+
+class FaultKind(StrEnum):
+    """How a call goes wrong."""
+
+    REFUSE = "refuse"
+    FULL = "full"
+    HANG = "hang"
+    LATE = "late"
+    LOSE_BEFORE = "lose_before"
+    LOSE_AFTER = "lose_after"
+    DIE_BEFORE = "die_before"
+    DIE_AFTER = "die_after"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The `nth` call (from 1) of `verb` goes wrong; `times` calls in a row from there.
+
+    REFUSE and FULL: the host says no, nothing is done. HANG: nothing is done and the deadline
+    passes. LATE: it is done, but the deadline passes. LOSE_*: the connection breaks before or
+    after it is done. DIE_*: the machine loses power before or after it.
+    """
+
+    verb: str
+    nth: int
+    kind: FaultKind
+    times: int = 1
+
+
+@dataclass(slots=True)
+class _Guest:
+    spec: DomainSpec
+    running_generation: int = 0
+    power: Power = Power.OFF
+    cause: StopCause = StopCause.NONE
+    defined: bool = True
+    console: bytes = b""
+    ignores_acpi: bool = False
+
+
+@dataclass
+class FakeHost:
+    """The machine. Memory and disk in MiB. `verb_s` seconds pass in each verb that changes it."""
+
+    name: str
+    vcpus: int = 16
+    memory_mib: int = 65536
+    disk_mib: int = 1 << 20
+    arch: str = "x86_64"
+    verb_s: float = 0.0
+    up: bool = True
+    faults: list[Fault] = field(default_factory=list)
+    trap: Callable[[str, str, str], None] | None = None
+    """Called with ("before" or "after", verb, uuid) around each call: a test's seam."""
+    guests: dict[str, _Guest] = field(default_factory=dict)
+    images: set[str] = field(default_factory=set)
+    foreign: dict[str, Power] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+    uploads: Counter[str] = field(default_factory=Counter)
+    starts: Counter[str] = field(default_factory=Counter)
+    subnet: str = "10.64.0.0/24"
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    watchers: list[Watcher] = field(default_factory=list)
+
+    def power_failure(self) -> None:
+        """Everything that ran stops; disks and saved memory stay. The host does not answer."""
+        with self.lock:
+            self.up = False
+            for guest in self.guests.values():
+                if guest.power in (Power.RUNNING, Power.PAUSED):
+                    guest.power, guest.cause = Power.OFF, StopCause.UNKNOWN
+            watchers, self.watchers = self.watchers, []
+        for watcher in watchers:
+            watcher(EventKind.HOST_LOST, "")
+
+    def boot(self) -> None:
+        """It answers again."""
+        self.up = True
+
+    def guest_powers_off(self, uuid: str) -> None:
+        """The guest shuts itself down."""
+        with self.lock:
+            guest = self.guests[uuid]
+            guest.power, guest.cause = Power.OFF, StopCause.GUEST
+        self.tell(uuid)
+
+    def running(self) -> set[str]:
+        """UUIDs of the guests that have a live process."""
+        with self.lock:
+            live = (Power.RUNNING, Power.PAUSED)
+            return {u for u, g in self.guests.items() if g.defined and g.power in live}
+
+    def tell(self, uuid: str) -> None:
+        """Let the watchers know that a domain has changed."""
+        for watcher in list(self.watchers):
+            watcher(EventKind.DOMAIN, uuid)
+
+
+class FakeHypervisor:
+    """A driver on one `FakeHost`."""
+
+    def __init__(self, host: FakeHost) -> None:
+        self.host = host
+        self._watcher: Watcher | None = None
+
+    # -- the machine
+
+    def prepare(self, setup: HostSetup) -> None:
+        def act() -> None:
+            if setup.subnet:
+                self.host.subnet = setup.subnet
+            if self._watcher is not None and self._watcher not in self.host.watchers:
+                self.host.watchers.append(self._watcher)
+
+        self._call("prepare", "", act)
+
+    def facts(self) -> HostFacts:
+        host = self.host
+        facts = HostFacts(
+            hostname=host.name,
+            host_uuid=hashlib.sha256(host.name.encode()).hexdigest()[:32],
+            vcpus=host.vcpus, memory_mib=host.memory_mib, disk_mib=host.disk_mib,
+            arch=host.arch, virt_types=("fake",), libvirt_version="none",
+            hypervisor="fake", hypervisor_version="1.0.0",
+            capabilities=frozenset(
+                {"pause", "suspend", "graceful_stop", "console", "images", "network"}
+            ),
+        )
+        return self._call("facts", "", lambda: facts)
+
+    def watch(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        with self.host.lock:
+            if self.host.up and watcher not in self.host.watchers:
+                self.host.watchers.append(watcher)
+
+    def close(self) -> None:
+        with self.host.lock:
+            if self._watcher in self.host.watchers:
+                self.host.watchers.remove(self._watcher)
+
+    # -- looking
+
+    def observe(self, uuid: str) -> Domain | None:
+        return self._call("observe", uuid, lambda: self._domain(uuid))
+
+    def observe_all(self) -> Sequence[Domain]:
+        def act() -> list[Domain]:
+            found = [self._domain(uuid) for uuid in sorted(self.host.guests)]
+            return [domain for domain in found if domain is not None]
+
+        return self._call("observe_all", "", act)
+
+    def console_log(self, uuid: str, limit: int) -> bytes:
+        return self._call("console_log", uuid, lambda: self._guest(uuid).console[-limit:])
+
+    def _domain(self, uuid: str) -> Domain | None:
+        guest = self.host.guests.get(uuid)
+        if guest is None:
+            return None
+        if not guest.defined:
+            return Domain(uuid, Power.REMNANT)
+        live = guest.power in (Power.RUNNING, Power.PAUSED, Power.SAVED)
+        addresses: tuple[str, ...] = ()
+        if guest.power is Power.RUNNING:
+            network = ip_network(self.host.subnet)
+            low = 2 + int(hashlib.sha256(uuid.encode()).hexdigest(), 16) % (
+                max(1, network.num_addresses - 4))
+            addresses = (str(network[low]),)
+        return Domain(
+            uuid, guest.power,
+            generation=guest.running_generation if live else guest.spec.generation,
+            cause=guest.cause if guest.power is Power.OFF else StopCause.NONE,
+            addresses=addresses,
+        )
+
+    # -- images
+
+    def ensure_image(self, image: ImageSpec, content: Path) -> None:
+        def act() -> None:
+            if image.sha256 in self.host.images:
+                return
+            try:
+                found = hashlib.sha256(content.read_bytes()).hexdigest()
+            except OSError as error:
+                raise ImageBroken(f"the image file cannot be read: {error.strerror}") from error
+            if found != image.sha256:
+                raise ImageBroken("the image file has changed since it was added: add it again")
+            if image.size_bytes > self.host.disk_mib * MIB:
+                raise HostFull("no room for the image")
+            self.host.uploads[image.sha256] += 1
+            self.host.images.add(image.sha256)
+
+        self._call("ensure_image", image.sha256, act)
+
+    def remove_image(self, sha256: str) -> None:
+        self._call("remove_image", sha256, lambda: self.host.images.discard(sha256))
+
+    # -- one instance
+
+    def define(self, spec: DomainSpec) -> None:
+        def act() -> None:
+            if spec.uuid in self.host.foreign:
+                raise HostRefused("a domain with this UUID is there and is not Treadle's")
+            if spec.image is not None and spec.image.sha256 not in self.host.images:
+                raise HostRefused("its image is not on the host")
+            guest = self.host.guests.get(spec.uuid)
+            if guest is None:
+                self.host.guests[spec.uuid] = _Guest(spec)
+            else:
+                guest.spec, guest.defined = spec, True
+
+        self._call("define", spec.uuid, act)
+
+    def start(self, uuid: str) -> None:
+        def act() -> None:
+            guest = self._guest(uuid)
+            if guest.power in (Power.RUNNING, Power.PAUSED):
+                return
+            if guest.power is Power.OFF:
+                guest.running_generation = guest.spec.generation
+                guest.console = (
+                    f"booting\r\nTREADLE-GUEST-UP hostname={guest.spec.seed.hostname}\r\n".encode()
+                )
+            guest.power, guest.cause = Power.RUNNING, StopCause.NONE
+            self.host.starts[uuid] += 1
+
+        self._changing("start", uuid, act)
+
+    def pause(self, uuid: str) -> None:
+        self._changing("pause", uuid, lambda: self._turn(uuid, Power.RUNNING, Power.PAUSED))
+
+    def resume(self, uuid: str) -> None:
+        self._changing("resume", uuid, lambda: self._turn(uuid, Power.PAUSED, Power.RUNNING))
+
+    def suspend(self, uuid: str) -> None:
+        def act() -> None:
+            guest = self._guest(uuid)
+            if guest.power is Power.OFF:
+                raise HostRefused("it is not running")
+            guest.power = Power.SAVED
+
+        self._changing("suspend", uuid, act)
+
+    def shut_down(self, uuid: str) -> None:
+        def act() -> None:
+            guest = self._guest(uuid)
+            if guest.power is Power.RUNNING and not guest.ignores_acpi:
+                guest.power, guest.cause = Power.OFF, StopCause.GUEST
+
+        self._changing("shut_down", uuid, act)
+
+    def power_off(self, uuid: str) -> None:
+        def act() -> None:
+            guest = self.host.guests.get(uuid)
+            if guest is not None and guest.power is not Power.OFF:
+                guest.power, guest.cause = Power.OFF, StopCause.FORCED
+
+        self._changing("power_off", uuid, act)
+
+    def undefine(self, uuid: str) -> None:
+        def act() -> None:
+            self.host.guests.pop(uuid, None)
+
+        self._changing("undefine", uuid, act)
+
+    # -- how a call goes
+
+    def _guest(self, uuid: str) -> _Guest:
+        guest = self.host.guests.get(uuid)
+        if guest is None or not guest.defined:
+            raise HostRefused("there is no such domain on the host")
+        return guest
+
+    def _turn(self, uuid: str, wanted: Power, result: Power) -> None:
+        guest = self._guest(uuid)
+        if guest.power is result:
+            return
+        if guest.power is not wanted:
+            raise HostRefused(f"it is {guest.power}, not {wanted}")
+        guest.power = result
+
+    def _changing(self, verb: str, uuid: str, act: Callable[[], T]) -> T:
+        if uuid in self.host.foreign:
+            raise HostRefused("this domain is not Treadle's")
+        value = self._call(verb, uuid, act)
+        self.host.tell(uuid)
+        return value
+
+    def _call(self, verb: str, uuid: str, act: Callable[[], T]) -> T:
+        host = self.host
+        if host.trap is not None:
+            host.trap("before", verb, uuid)
+        with host.lock:
+            host.calls[verb] += 1
+            count = host.calls[verb]
+            fault = next(
+                (f for f in host.faults
+                 if f.verb == verb and f.nth <= count < f.nth + f.times), None
+            )
+            value = self._outcome(verb, fault, act)
+        if host.verb_s and verb in ("define", "start", "undefine", "ensure_image"):
+            time.sleep(host.verb_s)
+        if host.trap is not None:
+            host.trap("after", verb, uuid)
+        return value
+
+    def _outcome(self, verb: str, fault: Fault | None, act: Callable[[], T]) -> T:
+        host = self.host
+        if not host.up:
+            raise HostUnreachable(f"{host.name} does not answer")
+        kind = fault.kind if fault else None
+        match kind:
+            case FaultKind.REFUSE:
+                raise HostRefused(f"{host.name} refuses to {verb}")
+            case FaultKind.FULL:
+                raise HostFull(f"{host.name} has no disk left")
+            case FaultKind.HANG:
+                raise VerbTimeout(f"{verb} on {host.name} did not end in time")
+            case FaultKind.LOSE_BEFORE:
+                raise HostUnreachable(f"the connection to {host.name} broke")
+            case FaultKind.DIE_BEFORE:
+                host.power_failure()
+                raise HostUnreachable(f"{host.name} died")
+        value = act()
+        match kind:
+            case FaultKind.LATE:
+                raise VerbTimeout(f"{verb} on {host.name} did not end in time")
+            case FaultKind.LOSE_AFTER:
+                raise HostUnreachable(f"the connection to {host.name} broke")
+            case FaultKind.DIE_AFTER:
+                host.power_failure()
+                raise HostUnreachable(f"{host.name} died")
+        return value
+
+
+class FakeFleet:
+    """Fake hosts by URI, so that a driver made again finds the machine as it left it.
+
+    `fake://NAME?vcpus=16&memory_mib=65536&disk_mib=1048576`
+    """
+
+    LIMITS = ("vcpus", "memory_mib", "disk_mib")
+
+    def __init__(self) -> None:
+        self.hosts: dict[str, FakeHost] = {}
+
+    def driver(self, uri: str) -> FakeHypervisor:
+        """The driver of the host that the URI names. Errors: `InvalidInput`."""
+        parts = urlsplit(uri)
+        name = parts.hostname or "fake"
+        host = self.hosts.get(name)
+        if host is None:
+            host = FakeHost(name)
+            for key, values in parse_qs(parts.query).items():
+                if key not in self.LIMITS or not values[-1].isdecimal():
+                    known = ", ".join(self.LIMITS)
+                    raise InvalidInput("uri", uri, f"a fake host takes {known} as whole numbers")
+                setattr(host, key, int(values[-1]))
+            self.hosts[name] = host
+        return FakeHypervisor(host)
