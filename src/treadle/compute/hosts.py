@@ -1,0 +1,302 @@
+"""One pass over a host, and over an image on a host.
+
+The host's pass is the periodic comparison that events only hasten: does it answer, what is it,
+does it hold what the rows say, and does it hold anything that it should not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+
+from treadle.compute import store
+from treadle.compute.fleet import Fleet, call
+from treadle.compute.model import Instance, State
+from treadle.compute.reconciler import (
+    HOST_KIND,
+    IMAGE_KIND,
+    KIND,
+    MARGIN_S,
+    expected_power,
+    image_work_id,
+)
+from treadle.controller import queue
+from treadle.controller.queue import LeaseLost, Ticket
+from treadle.controller.signals import Signals
+from treadle.controller.worker import backoff
+from treadle.db.clock import now
+from treadle.db.engine import Database
+from treadle.db.schema import image, instance, orphan
+from treadle.errors import TreadleError
+from treadle.hypervisor.base import (
+    Domain,
+    EventKind,
+    HostFacts,
+    HostRefused,
+    HostSetup,
+    Hypervisor,
+    ImageBroken,
+    ImageSpec,
+    Probes,
+)
+from treadle.placement import ledger
+from treadle.placement.ledger import Host, HostStatus, ImageState
+
+log = structlog.get_logger("treadle.hosts")
+
+DOWN_POLL_S = 15.0
+PROBE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostPolicy:
+    """What every host is set up with; `setup.virt_type` "auto" means: find out by booting.
+
+    `guest_pool` is a network in CIDR form; host N has the Nth /24 of it.
+    """
+
+    setup: HostSetup
+    guest_pool: str = "10.64.0.0/12"
+    resync_s: float = 30.0
+    image_share: float = 0.25
+
+
+def subnet_of(pool: str, host_id: int) -> str:
+    """The host's own /24 of the guests' network. Errors: `HostRefused` where there is none left."""
+    network = ip_network(pool)
+    count = network.num_addresses // 256
+    if host_id >= count:
+        raise HostRefused(f"the guest network {pool} has room for {count - 1} hosts: set a larger")
+    return f"{network.network_address + 256 * host_id}/24"
+
+
+class HostHandler:
+    """Makes passes over hosts."""
+
+    def __init__(
+        self, database: Database, fleet: Fleet, signals: Signals, policy: HostPolicy
+    ) -> None:
+        self._db = database
+        self._fleet = fleet
+        self._signals = signals
+        self._policy = policy
+        self._prepared: dict[int, str] = {}
+
+    def run(self, ticket: Ticket) -> Ticket | None:
+        """Ask the host, compare, and put in order."""
+        host_id = int(ticket.id)
+        host = self._db.read(lambda conn: ledger.get_host(conn, host_id))
+        if host is None:
+            self._db.write(lambda conn: queue.remove(conn, ticket))
+            self._fleet.drop(host_id)
+            return None
+        try:
+            driver = self._fleet.driver(host.id, host.uri)
+            virt_type = self._prepare(host, driver)
+            facts: HostFacts = call(driver, "facts")
+            domains: Sequence[Domain] = call(driver, "observe_all")
+        except TreadleError as error:
+            self._down(ticket, host, error)
+            return None
+        leftovers = self._up(ticket, host, facts, virt_type, domains)
+        self._sweep(ticket, driver, host, leftovers)
+        return None
+
+    # -- reaching it
+
+    def _prepare(self, host: Host, driver: Hypervisor) -> str:
+        if host.status is HostStatus.UP and self._prepared.get(host.id) == host.uri:
+            return host.virt_type
+        self._prepared.pop(host.id, None)
+        wanted = self._policy.setup.virt_type
+        virt_type = host.virt_type if wanted == "auto" else wanted
+        setup = replace(
+            self._policy.setup, subnet=subnet_of(self._policy.guest_pool, host.id),
+            virt_type=virt_type,
+        )
+        driver.watch(self._watcher(host.id))
+        call(driver, "prepare", setup)
+        if virt_type == "auto":
+            virt_type = self._probe(driver, host)
+            call(driver, "prepare", replace(setup, virt_type=virt_type))
+        self._prepared[host.id] = host.uri
+        return virt_type
+
+    @staticmethod
+    def _probe(driver: Hypervisor, host: Host) -> str:
+        """The best type of guest that boots: a host may offer kvm under which guests hang."""
+        offered = call(driver, "facts").virt_types
+        best: str = offered[0] if offered else "qemu"
+        if best != "kvm" or not isinstance(driver, Probes):
+            return best
+        if call(driver, "probe", "kvm", PROBE_S):
+            return "kvm"
+        log.warning("kvm_does_not_boot", host=host.name, using="qemu")
+        return "qemu" if "qemu" in offered else best
+
+    def _watcher(self, host_id: int) -> Any:
+        def watcher(kind: EventKind, uuid: str) -> None:
+            def hint(conn: sa.Connection) -> None:
+                if kind is EventKind.DOMAIN:
+                    queue.wake(conn, KIND, [uuid])
+                else:
+                    queue.wake(conn, HOST_KIND, [str(host_id)])
+
+            self._db.submit(hint).add_done_callback(lambda _done: self._signals.work_is_due())
+
+        return watcher
+
+    # -- what the pass found
+
+    def _down(self, ticket: Ticket, host: Host, error: TreadleError) -> None:
+        self._prepared.pop(host.id, None)
+
+        def commit(conn: sa.Connection) -> bool:
+            delay = min(DOWN_POLL_S, backoff(ticket.tries, first=0.5))
+            queue.finish(conn, ticket, delay=delay, error=str(error))
+            fresh = ledger.set_down(conn, host.id, str(error))
+            if fresh:
+                building = conn.execute(sa.select(instance.c.uuid).where(
+                    instance.c.host_id == host.id, instance.c.state == State.BUILDING
+                )).scalars()
+                queue.wake(conn, KIND, list(building))
+            return fresh
+
+        if self._db.write(commit):
+            log.warning("host_down", host=host.name, reason=str(error))
+
+    def _up(
+        self, ticket: Ticket, host: Host, facts: HostFacts, virt_type: str,
+        domains: Sequence[Domain],
+    ) -> list[str]:
+        def commit(conn: sa.Connection) -> list[str]:
+            queue.finish(conn, ticket, delay=self._policy.resync_s)
+            ledger.set_up(conn, host.id, facts, virt_type)
+            rows = {row.uuid: row for row in store.on_host(conn, host.id)}
+            if host.status is HostStatus.UP:
+                queue.wake(conn, KIND, drifted(rows, domains))
+            else:
+                queue.wake(conn, KIND, list(rows))
+            strangers = [domain for domain in domains if domain.uuid not in rows]
+            elsewhere = store.by_uuids(conn, [domain.uuid for domain in strangers])
+            leftovers = [uuid for uuid, row in elsewhere.items() if is_leftover(row)]
+            orphans = [domain for domain in strangers if domain.uuid not in leftovers]
+            conn.execute(sa.delete(orphan).where(orphan.c.host_id == host.id))
+            for domain in orphans:
+                conn.execute(sa.insert(orphan).values(
+                    host_id=host.id, uuid=domain.uuid, power=domain.power, seen_at=now(),
+                ))
+            return leftovers
+
+        leftovers = self._db.write(commit)
+        self._signals.work_is_due()
+        if host.status is not HostStatus.UP:
+            log.info("host_up", host=host.name, virt_type=virt_type)
+        return leftovers
+
+    def _sweep(
+        self, ticket: Ticket, driver: Hypervisor, host: Host, leftovers: Sequence[str]
+    ) -> None:
+        """Remove what an instance left behind here when it was placed elsewhere or deleted."""
+        for uuid in leftovers:
+            if ticket.lease.time_left() < MARGIN_S:
+                return
+            try:
+                call(driver, "undefine", uuid)
+            except TreadleError as error:
+                log.warning("sweep_failed", host=host.name, uuid=uuid, reason=str(error))
+                return
+            log.info("swept", host=host.name, uuid=uuid)
+
+
+def drifted(rows: dict[str, Instance], domains: Sequence[Domain]) -> list[str]:
+    """UUIDs of the settled instances that the host does not show as they should be."""
+    seen = {domain.uuid: domain for domain in domains}
+    found = []
+    for uuid, row in rows.items():
+        expected = expected_power(row)
+        if expected is None:
+            continue
+        domain = seen.get(uuid)
+        if domain is None or domain.power is not expected or domain.generation < row.generation:
+            found.append(uuid)
+    return found
+
+
+def is_leftover(row: Instance) -> bool:
+    """Whether a domain of this instance may be removed from a host that the row does not name.
+
+    Not where the instance ran once and was then given up as lost: its disk may be the last copy.
+    """
+    return row.state is State.DELETED or row.host_id is not None or row.launched_at is None
+
+
+class HostImageHandler:
+    """Makes passes over images on hosts: brings them there, or takes them off."""
+
+    def __init__(
+        self, database: Database, fleet: Fleet, signals: Signals, policy: HostPolicy
+    ) -> None:
+        self._db = database
+        self._fleet = fleet
+        self._signals = signals
+        self._policy = policy
+
+    def run(self, ticket: Ticket) -> Ticket | None:
+        """Bring the image to the host, or remove it there, as its row says."""
+        host_text, _, sha256 = ticket.id.partition(":")
+        host_id = int(host_text)
+
+        def read(conn: sa.Connection) -> tuple[Host | None, ImageState | None, Any]:
+            found = conn.execute(
+                sa.select(image).where(image.c.sha256 == sha256).order_by(image.c.id).limit(1)
+            ).one_or_none()
+            return ledger.get_host(conn, host_id), ledger.image_state(conn, host_id, sha256), found
+
+        host, state, row = self._db.read(read)
+        if host is None or row is None or state not in (ImageState.WANTED, ImageState.EVICTING):
+            self._db.write(lambda conn: queue.remove(conn, ticket))
+            return None
+        if ticket.lease.time_left() < MARGIN_S:
+            raise LeaseLost("too little of the lease is left to begin an act")
+        driver = self._fleet.driver(host.id, host.uri)
+        if state is ImageState.EVICTING:
+            call(driver, "remove_image", sha256)
+            self._db.write(lambda conn: self._evicted(conn, ticket, host_id, sha256))
+            return None
+        spec = ImageSpec(sha256, row.format, row.size_bytes, row.virtual_bytes)
+        outcome, reason = ImageState.READY, None
+        try:
+            call(driver, "ensure_image", spec, Path(row.path))
+        except ImageBroken as error:
+            outcome, reason = ImageState.BROKEN, str(error)
+        except HostRefused as error:
+            outcome, reason = ImageState.REFUSED, str(error)
+        self._db.write(lambda conn: self._brought(conn, ticket, host_id, sha256, outcome, reason))
+        self._signals.work_is_due()
+        return None
+
+    def _brought(
+        self, conn: sa.Connection, ticket: Ticket, host_id: int, sha256: str, state: ImageState,
+        reason: str | None,
+    ) -> None:
+        queue.remove(conn, ticket)
+        ledger.set_image(conn, host_id, sha256, state, reason)
+        queue.wake(conn, KIND, store.waiting_for_image(conn, host_id, sha256))
+        for old in ledger.evict(conn, host_id, self._policy.image_share):
+            queue.enqueue(conn, IMAGE_KIND, image_work_id(host_id, old), lane=host_id)
+
+    @staticmethod
+    def _evicted(conn: sa.Connection, ticket: Ticket, host_id: int, sha256: str) -> None:
+        if ledger.image_state(conn, host_id, sha256) is ImageState.EVICTING:
+            queue.remove(conn, ticket)
+            ledger.forget_image(conn, host_id, sha256)
+        else:
+            # Wanted again meanwhile: the next pass brings it back.
+            queue.finish(conn, ticket, delay=0.0)

@@ -1,0 +1,486 @@
+"""One pass over an instance: observe, ask `plan`, act once, commit. The glue, and nothing else.
+
+The transactions are short and lie before and after the I/O, never around it. Every commit goes
+through the ticket first: where the lease was lost, nothing of the pass is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from treadle.compute import lifecycle, store
+from treadle.compute.fleet import Fleet, call
+from treadle.compute.lifecycle import (
+    Action,
+    Adopt,
+    AwaitImage,
+    Call,
+    Context,
+    Fail,
+    ImageOnHost,
+    Lost,
+    Place,
+    Rehome,
+    Release,
+    Retry,
+    Settle,
+)
+from treadle.compute.model import SETTLED, Goal, Instance, Phase, State
+from treadle.compute.store import Loaded, Step
+from treadle.controller import queue
+from treadle.controller.queue import FAR_S, LeaseLost, Ticket
+from treadle.controller.worker import backoff
+from treadle.db.engine import Database
+from treadle.errors import TreadleError
+from treadle.hypervisor.base import Domain, DomainSpec, HostUnreachable, Power, Seed
+from treadle.placement import ledger
+from treadle.placement.ledger import HostStatus, ImageState
+from treadle.scheduler.engine import Scheduler
+from treadle.scheduler.model import HostColumns, PlacementRequest, PluginError
+
+KIND = "instance"
+IMAGE_KIND = "host_image"
+HOST_KIND = "host"
+
+MARGIN_S = 1.0
+"""An act is begun only with this much of the lease left; the keeper lengthens it meanwhile."""
+SHUT_DOWN_POLL_S = 1.0
+IMAGE_POLL_S = 5.0
+ADDRESS_POLL_S = 0.5
+ADDRESS_PATIENCE_S = 120.0
+PLACE_TRIES = 3
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long things may take, in seconds, and how many hosts a build may try."""
+
+    lease_s: float = 30.0
+    build_deadline_s: float = 300.0
+    max_attempts: int = 3
+
+
+def image_work_id(host_id: int, sha256: str) -> str:
+    """The queue's name for one image on one host."""
+    return f"{host_id}:{sha256}"
+
+
+def room_of(loaded: Loaded) -> ledger.Room:
+    """What the instance takes of a host."""
+    instance = loaded.instance
+    return ledger.Room(
+        instance.vcpus, instance.memory_mib, instance.disk_gib * 1024, loaded.image.sha256,
+        -(-loaded.image.size_bytes // MIB),
+    )
+
+
+class InstanceHandler:
+    """Makes passes over instances."""
+
+    def __init__(
+        self, database: Database, fleet: Fleet, scheduler: Scheduler, timing: Timing, cloud_id: str
+    ) -> None:
+        self._db = database
+        self._fleet = fleet
+        self._scheduler = scheduler
+        self._timing = timing
+        self._cloud_id = cloud_id
+
+    def run(self, ticket: Ticket) -> Ticket | None:
+        """Make passes while the next one follows at once and stays on the same lane."""
+        lane = ticket.lane
+        following: Ticket | None = ticket
+        while following is not None and following.lane == lane:
+            following = self._pass(following)
+        return following
+
+    def _pass(self, ticket: Ticket) -> Ticket | None:
+        loaded = self._db.read(lambda conn: store.load(conn, ticket.id))
+        if loaded is None:
+            self._db.write(lambda conn: queue.remove(conn, ticket))
+            return None
+        context = self._context(loaded, ticket)
+        seen, trouble = self._observe(loaded)
+        if trouble:
+            context = replace(context, last_error=trouble)
+        action = lifecycle.plan(loaded.instance, seen, context)
+        return self._carry_out(ticket, loaded, action, seen, context)
+
+    def _context(self, loaded: Loaded, ticket: Ticket) -> Context:
+        on_host = {
+            ImageState.READY: ImageOnHost.READY,
+            ImageState.REFUSED: ImageOnHost.REFUSED,
+            ImageState.BROKEN: ImageOnHost.BROKEN,
+        }.get(loaded.image_on_host or ImageState.WANTED, ImageOnHost.PENDING)
+        return Context(
+            image=on_host,
+            late=loaded.now > loaded.instance.deadline,
+            tries=ticket.tries,
+            max_attempts=self._timing.max_attempts,
+            last_error=loaded.image_error or loaded.instance.fault or "",
+        )
+
+    def _observe(self, loaded: Loaded) -> tuple[Domain | Lost | None, str]:
+        """What the host shows, and what went wrong in asking it."""
+        host_id, uri = loaded.instance.host_id, loaded.host_uri
+        if host_id is None or uri is None:
+            return None, ""
+        if loaded.host_status is HostStatus.DOWN:
+            # Known not to answer: its own pass asks it again, so this lane is not held up.
+            return Lost.HOST, f"{loaded.host_name} is down"
+        try:
+            seen: Domain | None = call(
+                self._fleet.driver(host_id, uri), "observe", loaded.instance.uuid
+            )
+        except HostUnreachable as error:
+            self._db.write(lambda conn: queue.wake(conn, HOST_KIND, [str(host_id)]))
+            return Lost.HOST, str(error)
+        return seen, ""
+
+    # -- what the plan says
+
+    def _carry_out(
+        self, ticket: Ticket, loaded: Loaded, action: Action, seen: Domain | Lost | None,
+        context: Context,
+    ) -> Ticket | None:
+        match action:
+            case Place():
+                return self._place(ticket, loaded, context)
+            case Call(verb):
+                return self._call(ticket, loaded, verb, context)
+            case AwaitImage():
+                return self._await_image(ticket, loaded)
+            case Release(again):
+                return self._release(ticket, loaded, again)
+            case Settle(state):
+                return self._settle(ticket, loaded, state, seen)
+            case Adopt(state, reason):
+                return self._adopt(ticket, loaded, state, reason)
+            case Rehome(reason):
+                return self._rehome(ticket, loaded, reason)
+            case Fail(reason):
+                return self._fail(ticket, loaded, reason)
+            case Retry(reason):
+                return self._retry(ticket, reason)
+
+    def _commit(
+        self, ticket: Ticket, change: Callable[[sa.Connection], None] | None = None, *,
+        delay: float = 0.0, error: str | None = None, lane: int | None = None,
+    ) -> None:
+        def commit(conn: sa.Connection) -> None:
+            queue.finish(conn, ticket, delay=delay, error=error, lane=lane)
+            if change is not None:
+                change(conn)
+
+        self._db.write(commit)
+
+    def _go_on(
+        self, ticket: Ticket, change: Callable[[sa.Connection], None], *, lane: int | None = None
+    ) -> Ticket:
+        def commit(conn: sa.Connection) -> Ticket:
+            following = queue.carry(
+                conn, ticket, self._timing.lease_s, lane=ticket.lane if lane is None else lane
+            )
+            change(conn)
+            return following
+
+        return self._db.write(commit)
+
+    # -- placing
+
+    def _place(self, ticket: Ticket, loaded: Loaded, context: Context) -> Ticket | None:
+        instance = loaded.instance
+        started = time.time()
+        room = room_of(loaded)
+        request = PlacementRequest(
+            instance_id=instance.uuid, vcpus=room.vcpus, memory_mib=room.memory_mib,
+            disk_mib=room.disk_mib, image=room.sha256, image_mib=room.image_mib,
+            excluded_hosts=instance.excluded, seed=int(instance.uuid[:8], 16),
+        )
+        for _ in range(PLACE_TRIES):
+            views = self._db.read(ledger.snapshot)
+            columns = HostColumns.from_views(views, int(started * 1000))
+            try:
+                ranking, record = self._scheduler.rank(columns, request)
+            except PluginError as error:
+                return self._fail(ticket, loaded, str(error))
+            if not len(ranking):
+                break
+
+            def take(
+                conn: sa.Connection, ranking: Any = ranking, record: Any = record
+            ) -> Ticket | None:
+                for host_id in map(int, ranking):
+                    if ledger.claim(conn, host_id, instance.id, room):
+                        record.won(host_id)
+                        return self._placed(conn, ticket, loaded, host_id, record, started)
+                    record.lost(host_id)
+                return None
+
+            following = self._db.write(take)
+            if following is not None:
+                return following
+        else:
+            return self._retry(ticket, "the room was taken by others meanwhile")
+        if any(view.state == HostStatus.NEW for view in views) and not context.late:
+            return self._retry(ticket, "some hosts have not been reached yet")
+        refusal = record.error()
+        reason = str(refusal)
+        if refusal.reasons:
+            reason += ": " + "; ".join(f"{name}: {why}" for name, why in refusal.reasons.items())
+        if instance.fault:
+            reason += f" (before that: {instance.fault})"
+        return self._fail(ticket, loaded, reason, record.to_dict())
+
+    def _placed(
+        self, conn: sa.Connection, ticket: Ticket, loaded: Loaded, host_id: int, record: Any,
+        started: float,
+    ) -> Ticket:
+        instance = loaded.instance
+        following = queue.carry(conn, ticket, self._timing.lease_s, lane=host_id)
+        store.update(
+            conn, instance.id, host_id=host_id, phase=Phase.PLACED,
+            attempts=instance.attempts + 1,
+        )
+        sha256 = loaded.image.sha256
+        if ledger.image_state(conn, host_id, sha256) is ImageState.WANTED:
+            queue.enqueue(conn, IMAGE_KIND, image_work_id(host_id, sha256), lane=host_id)
+        store.record_decision(conn, instance.id, host_id, record.to_dict())
+        store.log_step(conn, instance.id, instance.revision, Step(
+            "place", host_id, started, time.time(), "ok",
+        ))
+        return following
+
+    # -- acting
+
+    def _call(self, ticket: Ticket, loaded: Loaded, verb: str, context: Context) -> Ticket | None:
+        instance = loaded.instance
+        assert instance.host_id is not None
+        assert loaded.host_uri is not None
+        if ticket.lease.time_left() < MARGIN_S:
+            raise LeaseLost("too little of the lease is left to begin an act")
+        started = time.time()
+        try:
+            driver = self._fleet.driver(instance.host_id, loaded.host_uri)
+            if verb == "define":
+                call(driver, verb, self._spec(loaded))
+            else:
+                call(driver, verb, instance.uuid)
+        except TreadleError as error:
+            step = Step(verb, instance.host_id, started, time.time(), "error", str(error))
+            after = lifecycle.after_error(instance, error, context)
+            return self._after_error(ticket, loaded, after, step, context)
+        step = Step(verb, instance.host_id, started, time.time(), "ok")
+
+        def change(conn: sa.Connection) -> None:
+            store.log_step(conn, instance.id, instance.revision, step)
+            changed = self._effect(instance, verb, loaded.now)
+            if changed:
+                store.update(conn, instance.id, **changed)
+
+        if verb == "shut_down":
+            self._commit(ticket, change, delay=SHUT_DOWN_POLL_S)
+            return None
+        return self._go_on(ticket, change)
+
+    def _effect(self, instance: Instance, verb: str, now: float) -> Mapping[str, Any]:
+        """What a verb that has succeeded changes in the row."""
+        if verb == "define" and instance.phase is not Phase.DEFINED:
+            return {"phase": Phase.DEFINED}
+        if verb == "power_off" and instance.graceful:
+            # The patience was for the guest's own shutdown; starting it again has its own.
+            return {"graceful": False, "deadline": now + self._timing.build_deadline_s}
+        return {}
+
+    def _after_error(
+        self, ticket: Ticket, loaded: Loaded, after: Action, step: Step, context: Context
+    ) -> Ticket | None:
+        instance = loaded.instance
+        message = step.message or ""
+        if isinstance(after, Retry):
+            def note(conn: sa.Connection) -> None:
+                if ticket.tries == 0:
+                    store.log_step(conn, instance.id, instance.revision, step)
+                queue.wake(conn, HOST_KIND, [str(instance.host_id)])
+
+            self._commit(ticket, note, delay=backoff(ticket.tries), error=message)
+            return None
+        following = self._go_on(
+            ticket, lambda conn: store.log_step(conn, instance.id, instance.revision, step)
+        )
+        return self._carry_out(following, loaded, after, None, context)
+
+    def _spec(self, loaded: Loaded) -> DomainSpec:
+        instance = loaded.instance
+        return DomainSpec(
+            uuid=instance.uuid, name=instance.name, generation=instance.generation,
+            vcpus=instance.vcpus, memory_mib=instance.memory_mib, disk_gib=instance.disk_gib,
+            mac=instance.mac, image=loaded.image,
+            seed=Seed(instance.name, instance.user_data, instance.ssh_keys),
+            metadata={"cloud": self._cloud_id, "id": str(instance.id), "name": instance.name},
+        )
+
+    def _await_image(self, ticket: Ticket, loaded: Loaded) -> Ticket | None:
+        instance = loaded.instance
+
+        def change(conn: sa.Connection) -> None:
+            if loaded.image_on_host is None or loaded.image_on_host is ImageState.EVICTING:
+                assert instance.host_id is not None
+                room = room_of(loaded)
+                ledger.want_image(conn, instance.host_id, room.sha256, room.image_mib)
+                queue.enqueue(
+                    conn, IMAGE_KIND, image_work_id(instance.host_id, room.sha256),
+                    lane=instance.host_id,
+                )
+
+        self._commit(ticket, change, delay=IMAGE_POLL_S)
+        return None
+
+    # -- ends
+
+    def _release(self, ticket: Ticket, loaded: Loaded, again: bool) -> Ticket:
+        instance = loaded.instance
+
+        def change(conn: sa.Connection) -> None:
+            ledger.release(conn, instance.id)
+            excluded = {*instance.excluded, instance.host_id} if again else instance.excluded
+            store.update(
+                conn, instance.id, host_id=None, phase=Phase.QUEUED, address=None,
+                excluded=",".join(str(n) for n in sorted(n for n in excluded if n is not None)),
+            )
+
+        return self._go_on(ticket, change, lane=0)
+
+    def _settle(
+        self, ticket: Ticket, loaded: Loaded, state: State, seen: Domain | Lost | None
+    ) -> Ticket | None:
+        instance = loaded.instance
+        values: dict[str, Any] = {}
+        if instance.state is not state:
+            values["state"] = state
+        if state is State.RUNNING:
+            if instance.launched_at is None:
+                values["launched_at"] = loaded.now
+            if instance.settled_generation != instance.generation:
+                values |= {"settled_generation": instance.generation, "graceful": False}
+            if instance.fault is not None:
+                values["fault"] = None
+        address = instance.address
+        if isinstance(seen, Domain) and seen.addresses:
+            address = seen.addresses[0]
+        if address != instance.address:
+            values["address"] = address
+        if state is State.DELETED:
+            values |= {"deleted_at": loaded.now, "address": None}
+
+        def change(conn: sa.Connection) -> None:
+            if values:
+                store.update(conn, instance.id, **values)
+            store.end_actions(
+                conn, instance.id, instance.revision,
+                "error" if state is State.ERROR else "ok",
+                instance.fault if state is State.ERROR else None,
+            )
+
+        if state in (State.DELETED, State.ERROR):
+            def end(conn: sa.Connection) -> None:
+                # A wish that came meanwhile (delete, after an error) woke the row: keep it then.
+                if state is State.DELETED:
+                    queue.remove(conn, ticket)
+                else:
+                    queue.finish(conn, ticket, delay=FAR_S)
+                change(conn)
+
+            self._db.write(end)
+            return None
+        self._commit(ticket, change if values or self._open(instance) else None,
+                     delay=self._look_again(loaded, state, address))
+        return None
+
+    @staticmethod
+    def _open(instance: Instance) -> bool:
+        """Whether an entry of the action log may still be open."""
+        return SETTLED.get(instance.state) is not instance.goal or instance.revision > 1
+
+    @staticmethod
+    def _look_again(loaded: Loaded, state: State, address: str | None) -> float:
+        if state is State.RUNNING and address is None:
+            age = loaded.now - (loaded.instance.launched_at or loaded.now)
+            if age < ADDRESS_PATIENCE_S:
+                return max(ADDRESS_POLL_S, age / 8)
+        return FAR_S
+
+    def _adopt(self, ticket: Ticket, loaded: Loaded, state: State, reason: str) -> Ticket | None:
+        instance = loaded.instance
+
+        def change(conn: sa.Connection) -> None:
+            current = store.get(conn, instance.id)
+            if current is None or current.revision != instance.revision:
+                return
+            store.update(
+                conn, instance.id, goal=SETTLED[state], state=state, graceful=False,
+                settled_generation=instance.generation, fault=reason,
+            )
+            store.end_actions(conn, instance.id, instance.revision, "error", reason)
+
+        self._commit(ticket, change, delay=FAR_S)
+        return None
+
+    def _rehome(self, ticket: Ticket, loaded: Loaded, reason: str) -> Ticket:
+        instance = loaded.instance
+        return self._go_on(ticket, lambda conn: store.update(
+            conn, instance.id, phase=Phase.LEAVING, fault=reason,
+        ))
+
+    def _fail(
+        self, ticket: Ticket, loaded: Loaded, reason: str,
+        record: Mapping[str, Any] | None = None,
+    ) -> Ticket:
+        """Give the instance up, and those that were asked for together with it, all or none."""
+        instance = loaded.instance
+
+        def change(conn: sa.Connection) -> None:
+            if record is not None:
+                store.record_decision(conn, instance.id, None, record)
+            current = store.get(conn, instance.id)
+            if current is None or current.revision != instance.revision:
+                return
+            goal = Goal.DELETED if instance.rollback else Goal.FAILED
+            store.update(conn, instance.id, goal=goal, state=State.ERROR, fault=reason)
+            store.end_actions(conn, instance.id, instance.revision, "error", reason)
+            if instance.rollback:
+                give_up_batch(conn, instance, reason)
+
+        return self._go_on(ticket, change)
+
+    def _retry(self, ticket: Ticket, reason: str) -> Ticket | None:
+        self._commit(ticket, delay=backoff(ticket.tries), error=reason)
+        return None
+
+
+def give_up_batch(conn: sa.Connection, failed: Instance, reason: str) -> None:
+    """Delete what was asked for together with `failed`: all of them or none."""
+    others = [
+        other for other in store.of_batch(conn, failed.batch)
+        if other.id != failed.id and other.goal is not Goal.DELETED
+    ]
+    for other in others:
+        fault = f"asked for together with {failed.name}, which failed: {reason}"
+        store.update(
+            conn, other.id, goal=Goal.DELETED, revision=other.revision + 1, fault=fault,
+        )
+        store.end_actions(conn, other.id, other.revision, "error", fault)
+    queue.wake(conn, KIND, [other.uuid for other in others])
+
+
+def expected_power(instance: Instance) -> Power | None:
+    """What the host should show of a settled instance; None where a pass is under way anyway."""
+    if SETTLED.get(instance.state) is not instance.goal:
+        return None
+    return lifecycle.POWER_OF.get(instance.goal)

@@ -1,0 +1,301 @@
+"""The SQL of instances. Every function takes an open connection of the caller's transaction."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from treadle.compute.model import Goal, Instance, Phase, State
+from treadle.db.clock import now
+from treadle.db.schema import action, action_step, decision, flavor, host, host_image, image
+from treadle.db.schema import instance as table
+from treadle.hypervisor.base import ImageSpec
+from treadle.placement.ledger import HostStatus, ImageState
+
+
+@dataclass(frozen=True, slots=True)
+class Flavor:
+    """A size on offer. Memory in MiB, disk in GiB."""
+
+    id: int
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An instance with what one pass needs to know of its host and its image."""
+
+    instance: Instance
+    image: ImageSpec
+    image_path: str
+    host_uri: str | None
+    host_name: str | None
+    host_status: HostStatus | None
+    image_on_host: ImageState | None
+    image_error: str | None
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One act of a pass, for the action log. Times are seconds since 1970."""
+
+    name: str
+    host_id: int | None
+    started_at: float
+    finished_at: float
+    outcome: str
+    message: str | None = None
+
+
+# -- reading
+
+
+def load(conn: sa.Connection, uuid: str) -> Loaded | None:
+    """The instance and its surroundings; None where there is no such row."""
+    row = conn.execute(_LOAD, {"u": uuid}).one_or_none()
+    if row is None:
+        return None
+    return Loaded(
+        _instance(row),
+        ImageSpec(row.sha256, row.format, row.size_bytes, row.virtual_bytes),
+        row.path, row.uri, row.host_name,
+        HostStatus(row.status) if row.status else None,
+        ImageState(row.image_state) if row.image_state else None,
+        row.image_error, row.now,
+    )
+
+
+def get(conn: sa.Connection, id: int) -> Instance | None:
+    """The instance by its small number, deleted ones too; None where there never was one."""
+    row = conn.execute(_GET, {"i": id}).one_or_none()
+    return None if row is None else _instance(row)
+
+
+def by_uuid(conn: sa.Connection, uuid: str) -> Instance | None:
+    """The instance by its UUID, deleted ones too."""
+    row = conn.execute(_GET_UUID, {"u": uuid}).one_or_none()
+    return None if row is None else _instance(row)
+
+
+def live_ids(conn: sa.Connection) -> list[int]:
+    """The small numbers of all that are not deleted, in order."""
+    return list(conn.execute(_LIVE).scalars())
+
+
+def ids_on_host(conn: sa.Connection, host_id: int) -> list[int]:
+    """The small numbers of all that are on the host, in order."""
+    return list(conn.execute(
+        sa.select(table.c.id).where(table.c.host_id == host_id).order_by(table.c.id)
+    ).scalars())
+
+
+def on_host(conn: sa.Connection, host_id: int) -> list[Instance]:
+    """All that are on the host."""
+    rows = conn.execute(sa.select(table).where(table.c.host_id == host_id).order_by(table.c.id))
+    return [_instance(row) for row in rows]
+
+
+def of_batch(conn: sa.Connection, batch: str) -> list[Instance]:
+    """All that were asked for in one request, in order."""
+    rows = conn.execute(sa.select(table).where(table.c.batch == batch).order_by(table.c.id))
+    return [_instance(row) for row in rows]
+
+
+def by_uuids(conn: sa.Connection, uuids: Sequence[str]) -> dict[str, Instance]:
+    """Those of the UUIDs that have a row, deleted ones too."""
+    if not uuids:
+        return {}
+    rows = conn.execute(sa.select(table).where(table.c.uuid.in_(uuids)))
+    return {row.uuid: _instance(row) for row in rows}
+
+
+def waiting_for_image(conn: sa.Connection, host_id: int, sha256: str) -> list[str]:
+    """UUIDs of the instances on the host that cannot be defined until the image is there."""
+    return list(conn.execute(
+        sa.select(table.c.uuid).join(image, image.c.id == table.c.image_id)
+        .where(table.c.host_id == host_id, image.c.sha256 == sha256,
+               table.c.phase == Phase.PLACED)
+    ).scalars())
+
+
+# -- writing
+
+
+def insert(conn: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """New instances; returns their ids in the same order. `created_at` is set here."""
+    inserted = sa.insert(table).values(created_at=now()).returning(table.c.id)
+    return [int(conn.execute(inserted, dict(row)).scalar_one()) for row in rows]
+
+
+def update(conn: sa.Connection, id: int, **values: Any) -> None:
+    """Set columns of one instance."""
+    conn.execute(sa.update(table).where(table.c.id == sa.bindparam("x_id")).values(
+        {name: sa.bindparam(f"x_{name}", type_=table.c[name].type) for name in sorted(values)}
+    ), {"x_id": id, **{f"x_{name}": value for name, value in values.items()}})
+
+
+def begin_action(
+    conn: sa.Connection, id: int, request_id: str, name: str, revision: int
+) -> None:
+    """Open an entry of the action log."""
+    conn.execute(_BEGIN, {"i": id, "q": request_id, "n": name, "r": revision})
+
+
+def end_actions(
+    conn: sa.Connection, id: int, revision: int, outcome: str, message: str | None = None
+) -> None:
+    """Close the entries up to `revision` that are still open."""
+    conn.execute(_END, {"i": id, "r": revision, "x_outcome": outcome, "x_message": message})
+
+
+def log_step(conn: sa.Connection, id: int, revision: int, step: Step) -> None:
+    """Add a step to the action log."""
+    conn.execute(_STEP, {
+        "i": id, "r": revision, "n": step.name, "h": step.host_id, "s": step.started_at,
+        "f": step.finished_at, "o": step.outcome, "m": step.message,
+    })
+
+
+def record_decision(
+    conn: sa.Connection, id: int, host_id: int | None, record: Mapping[str, Any]
+) -> None:
+    """Keep the record of a placement."""
+    conn.execute(_DECISION, {
+        "i": id, "h": host_id, "d": json.dumps(record, separators=(",", ":")),
+    })
+
+
+def last_decision(conn: sa.Connection, id: int) -> dict[str, Any] | None:
+    """The newest placement record of the instance."""
+    body = conn.execute(
+        sa.select(decision.c.record).where(decision.c.instance_id == id)
+        .order_by(decision.c.id.desc()).limit(1)
+    ).scalar()
+    found: dict[str, Any] | None = None if body is None else json.loads(body)
+    return found
+
+
+def actions(conn: sa.Connection, id: int) -> list[dict[str, Any]]:
+    """The action log of an instance, oldest first, each with its steps. Times since 1970."""
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for row in conn.execute(
+        sa.select(action_step).where(action_step.c.instance_id == id).order_by(action_step.c.id)
+    ):
+        steps.setdefault(row.revision, []).append({
+            "name": row.name, "host": row.host_id, "started_at": row.started_at,
+            "finished_at": row.finished_at, "outcome": row.outcome, "message": row.message,
+        })
+    return [
+        {
+            "request_id": row.request_id, "action": row.name, "started_at": row.started_at,
+            "finished_at": row.finished_at, "outcome": row.outcome, "message": row.message,
+            "steps": steps.get(row.revision, []),
+        }
+        for row in conn.execute(
+            sa.select(action).where(action.c.instance_id == id).order_by(action.c.id)
+        )
+    ]
+
+
+# -- flavors
+
+
+def list_flavors(conn: sa.Connection) -> list[Flavor]:
+    """Those on offer, by id."""
+    rows = conn.execute(sa.select(flavor).where(flavor.c.active).order_by(flavor.c.id))
+    return [Flavor(r.id, r.vcpus, r.memory_mib, r.disk_gib) for r in rows]
+
+
+def get_flavor(conn: sa.Connection, id: int) -> Flavor | None:
+    """One on offer, or None."""
+    row = conn.execute(_FLAVOR, {"i": id}).one_or_none()
+    return None if row is None else Flavor(row.id, row.vcpus, row.memory_mib, row.disk_gib)
+
+
+def put_flavor(conn: sa.Connection, one: Flavor) -> None:
+    """Offer a flavor under its id, in place of what had that id. Instances keep their sizes."""
+    values = {
+        "vcpus": one.vcpus, "memory_mib": one.memory_mib, "disk_gib": one.disk_gib, "active": True,
+    }
+    if conn.execute(sa.update(flavor).where(flavor.c.id == one.id).values(values)).rowcount == 0:
+        conn.execute(sa.insert(flavor).values(id=one.id, **values))
+
+
+def next_flavor_id(conn: sa.Connection) -> int:
+    """The number after the highest ever used."""
+    return int(conn.execute(sa.select(sa.func.max(flavor.c.id))).scalar() or 0) + 1
+
+
+def retire_flavors(conn: sa.Connection, keep: Sequence[int]) -> None:
+    """Offer no others than these."""
+    conn.execute(sa.update(flavor).where(flavor.c.id.not_in(keep)).values(active=False))
+
+
+# -- statements
+
+_COLUMNS = tuple(Instance.__dataclass_fields__)
+
+
+def _instance(row: Any) -> Instance:
+    return Instance(
+        row.id, row.uuid, row.name, row.flavor_id, row.vcpus, row.memory_mib, row.disk_gib,
+        row.image_id, row.mac, row.user_data,
+        tuple(row.ssh_keys.splitlines()) if row.ssh_keys else (),
+        Goal(row.goal), State(row.state), Phase(row.phase), row.revision, row.generation,
+        row.settled_generation, row.graceful, row.deadline, row.attempts,
+        frozenset(int(n) for n in re.findall(r"\d+", row.excluded)) if row.excluded
+        else frozenset(),
+        row.batch, row.rollback, row.host_id, row.address, row.fault, row.created_at,
+        row.launched_at, row.deleted_at,
+    )
+
+
+_SELECTED = [table.c[name] for name in _COLUMNS]
+_GET = sa.select(*_SELECTED).where(table.c.id == sa.bindparam("i"))
+_GET_UUID = sa.select(*_SELECTED).where(table.c.uuid == sa.bindparam("u"))
+_LIVE = sa.select(table.c.id).where(table.c.state != State.DELETED.value).order_by(table.c.id)
+_LOAD = (
+    sa.select(
+        *_SELECTED, image.c.sha256, image.c.format, image.c.size_bytes, image.c.virtual_bytes,
+        image.c.path, host.c.uri, host.c.name.label("host_name"), host.c.status,
+        host_image.c.state.label("image_state"), host_image.c.error.label("image_error"),
+        now().label("now"),
+    )
+    .select_from(
+        table.join(image, image.c.id == table.c.image_id)
+        .outerjoin(host, host.c.id == table.c.host_id)
+        .outerjoin(host_image, sa.and_(
+            host_image.c.host_id == table.c.host_id, host_image.c.sha256 == image.c.sha256,
+        ))
+    )
+    .where(table.c.uuid == sa.bindparam("u"))
+)
+_BEGIN = sa.insert(action).values(
+    instance_id=sa.bindparam("i"), request_id=sa.bindparam("q"), name=sa.bindparam("n"),
+    revision=sa.bindparam("r"), started_at=now(),
+)
+_END = sa.update(action).where(
+    action.c.instance_id == sa.bindparam("i"), action.c.revision <= sa.bindparam("r"),
+    action.c.finished_at.is_(None),
+).values(
+    finished_at=now(), outcome=sa.bindparam("x_outcome", type_=sa.String),
+    message=sa.bindparam("x_message", type_=sa.Text),
+)
+_STEP = sa.insert(action_step).values(
+    instance_id=sa.bindparam("i"), revision=sa.bindparam("r"), name=sa.bindparam("n"),
+    host_id=sa.bindparam("h"), started_at=sa.bindparam("s"), finished_at=sa.bindparam("f"),
+    outcome=sa.bindparam("o"), message=sa.bindparam("m"),
+)
+_DECISION = sa.insert(decision).values(
+    instance_id=sa.bindparam("i"), made_at=now(), host_id=sa.bindparam("h"),
+    record=sa.bindparam("d"),
+)
+_FLAVOR = sa.select(flavor).where(flavor.c.id == sa.bindparam("i"), flavor.c.active)

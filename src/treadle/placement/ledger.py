@@ -1,0 +1,407 @@
+"""The capacity ledger: what each host has, what is taken of it, and the one place that takes it.
+
+A claim is a guarded UPDATE: it changes a row only where the room is there, so two claims can never
+take the same room, whatever snapshot they were ranked on. The table's CHECK constraints stand
+behind it. The functions take an open connection and belong to the caller's transaction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+
+from treadle.db.clock import now
+from treadle.db.schema import allocation, host, host_image, image, instance, orphan
+from treadle.hypervisor.base import HostFacts
+from treadle.scheduler.model import HostView
+
+
+class HostStatus(StrEnum):
+    """Whether a host answers. `NEW`: it has not been asked yet."""
+
+    NEW = "new"
+    UP = "up"
+    DOWN = "down"
+
+
+class ImageState(StrEnum):
+    """Where an image stands on one host. `REFUSED`: the host's fault; `BROKEN`: the image's."""
+
+    WANTED = "wanted"
+    READY = "ready"
+    EVICTING = "evicting"
+    REFUSED = "refused"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Ratios:
+    """Overcommit: how many times a host's cores, memory and disk are given out."""
+
+    cpu: float = 4.0
+    memory: float = 1.0
+    disk: float = 1.0
+    reserved_memory_mib: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One row of the host table. Memory and disk in MiB; limits have overcommit applied."""
+
+    id: int
+    uri: str
+    name: str
+    status: HostStatus
+    enabled: bool
+    note: str | None
+    error: str | None
+    virt_type: str
+    facts: HostFacts | None
+    ratios: Ratios
+    vcpus_limit: int
+    memory_limit_mib: int
+    disk_limit_mib: int
+    vcpus_used: int
+    memory_used_mib: int
+    disk_used_mib: int
+    instances: int
+    seen_at: float | None
+
+    @property
+    def state(self) -> str:
+        """"up", "down" (also while it has never been reached) or "disabled"."""
+        if not self.enabled:
+            return "disabled"
+        return "up" if self.status is HostStatus.UP else "down"
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one instance takes of a host. `image_mib` only where the image is not there yet."""
+
+    vcpus: int
+    memory_mib: int
+    disk_mib: int
+    sha256: str
+    image_mib: int
+
+
+# -- hosts
+
+
+def add_host(conn: sa.Connection, uri: str, name: str, ratios: Ratios) -> int:
+    """Register a host and return its id; a known URI keeps its id and is enabled again."""
+    known: int | None = conn.execute(sa.select(host.c.id).where(host.c.uri == uri)).scalar()
+    if known is not None:
+        conn.execute(
+            sa.update(host).where(host.c.id == known).values(enabled=True, note=None, name=name)
+        )
+        return known
+    added = conn.execute(
+        sa.insert(host)
+        .values(
+            uri=uri, name=name, cpu_ratio=ratios.cpu, memory_ratio=ratios.memory,
+            disk_ratio=ratios.disk, reserved_memory_mib=ratios.reserved_memory_mib, added_at=now(),
+        )
+        .returning(host.c.id)
+    )
+    return int(added.scalar_one())
+
+
+def disable_host(conn: sa.Connection, host_id: int, note: str) -> None:
+    """Place nothing more on it; what runs there goes on."""
+    conn.execute(sa.update(host).where(host.c.id == host_id).values(enabled=False, note=note))
+
+
+def remove_host(conn: sa.Connection, host_id: int) -> bool:
+    """Forget an empty host; False where instances are still on it."""
+    if conn.execute(sa.select(host.c.instances).where(host.c.id == host_id)).scalar():
+        return False
+    for table in (host_image, orphan):
+        conn.execute(sa.delete(table).where(table.c.host_id == host_id))
+    conn.execute(sa.delete(host).where(host.c.id == host_id))
+    return True
+
+
+def get_host(conn: sa.Connection, host_id: int) -> Host | None:
+    """The host, or None."""
+    row = conn.execute(_HOST, {"h": host_id}).one_or_none()
+    return None if row is None else _host(row)
+
+
+def list_hosts(conn: sa.Connection) -> list[Host]:
+    """All of them by id."""
+    return [_host(row) for row in conn.execute(sa.select(host).order_by(host.c.id))]
+
+
+def set_up(conn: sa.Connection, host_id: int, facts: HostFacts, virt_type: str) -> None:
+    """The host answered: take its facts. A limit never falls below what is in use."""
+    body = json.dumps(
+        {f: getattr(facts, f) for f in HostFacts.__slots__ if f != "capabilities"}
+        | {"capabilities": sorted(facts.capabilities)}
+    )
+
+    def limit(total: sa.ColumnElement[Any], used: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        whole = sa.cast(total, sa.BigInteger)
+        return sa.case((whole < used, used), else_=whole)
+
+    free_memory = max(0, facts.memory_mib)
+    conn.execute(
+        sa.update(host).where(host.c.id == host_id).values(
+            status=HostStatus.UP, error=None, facts=body, virt_type=virt_type, seen_at=now(),
+            vcpus_limit=limit(facts.vcpus * host.c.cpu_ratio, host.c.vcpus_used),
+            memory_limit_mib=limit(
+                sa.case(
+                    (host.c.reserved_memory_mib > free_memory, 0.0),
+                    else_=(free_memory - host.c.reserved_memory_mib) * host.c.memory_ratio,
+                ),
+                host.c.memory_used_mib,
+            ),
+            disk_limit_mib=limit(facts.disk_mib * host.c.disk_ratio, host.c.disk_used_mib),
+        )
+    )
+
+
+def set_down(conn: sa.Connection, host_id: int, error: str) -> bool:
+    """The host does not answer; True where it was not known to be down."""
+    changed = conn.execute(
+        sa.update(host)
+        .where(host.c.id == host_id, host.c.status != HostStatus.DOWN)
+        .values(status=HostStatus.DOWN, error=error)
+    )
+    if changed.rowcount:
+        return True
+    conn.execute(sa.update(host).where(host.c.id == host_id).values(error=error))
+    return False
+
+
+def read_facts(body: str) -> HostFacts:
+    """Facts as `set_up` stored them."""
+    data = json.loads(body)
+    data["virt_types"] = tuple(data["virt_types"])
+    data["capabilities"] = frozenset(data["capabilities"])
+    return HostFacts(**data)
+
+
+def _host(row: sa.Row[Any]) -> Host:
+    return Host(
+        row.id, row.uri, row.name, HostStatus(row.status), row.enabled, row.note, row.error,
+        row.virt_type, read_facts(row.facts) if row.facts else None,
+        Ratios(row.cpu_ratio, row.memory_ratio, row.disk_ratio, row.reserved_memory_mib),
+        row.vcpus_limit, row.memory_limit_mib, row.disk_limit_mib,
+        row.vcpus_used, row.memory_used_mib, row.disk_used_mib, row.instances, row.seen_at,
+    )
+
+
+# -- snapshot
+
+
+def snapshot(conn: sa.Connection) -> list[HostView]:
+    """Every host as the scheduler sees it."""
+    images: dict[int, set[str]] = {}
+    for host_id, sha256 in conn.execute(_IMAGES):
+        images.setdefault(host_id, set()).add(sha256)
+    nothing: frozenset[str] = frozenset()
+    views = []
+    for row in conn.execute(_SNAPSHOT):
+        state = "disabled" if not row.enabled else row.status
+        arch, capabilities = _traits(row.facts)
+        views.append(HostView(
+            id=row.id, name=row.name, state=state, arch=arch, capabilities=capabilities,
+            vcpus_limit=row.vcpus_limit, vcpus_used=row.vcpus_used,
+            memory_limit_mib=row.memory_limit_mib, memory_used_mib=row.memory_used_mib,
+            disk_limit_mib=row.disk_limit_mib, disk_used_mib=row.disk_used_mib,
+            instances=row.instances,
+            images=frozenset(images[row.id]) if row.id in images else nothing,
+        ))
+    return views
+
+
+_known_traits: dict[str, tuple[str | None, frozenset[str]]] = {}
+
+
+def _traits(body: str | None) -> tuple[str | None, frozenset[str]]:
+    if body is None:
+        return None, frozenset()
+    found = _known_traits.get(body)
+    if found is None:
+        if len(_known_traits) > 10_000:
+            _known_traits.clear()
+        facts = read_facts(body)
+        found = _known_traits[body] = (facts.arch, facts.capabilities)
+    return found
+
+
+# -- claim and release
+
+
+def claim(conn: sa.Connection, host_id: int, instance_id: int, room: Room) -> bool:
+    """Take the room on the host for the instance, and for its image where it is not there.
+
+    False, and nothing is taken, where the host has not got it or takes nothing. The host's row is
+    locked first, so the image is counted once however many claims come together.
+    """
+    bound = {
+        "h": host_id, "v": room.vcpus, "m": room.memory_mib, "d": room.disk_mib, "n": 1,
+    }
+    if conn.execute(_TAKE, bound).rowcount != 1:
+        return False
+    if not want_image(conn, host_id, room.sha256, room.image_mib):
+        conn.execute(_GIVE, bound)
+        return False
+    conn.execute(_ALLOCATE, {
+        "i": instance_id, "h": host_id, "v": room.vcpus, "m": room.memory_mib, "d": room.disk_mib,
+    })
+    return True
+
+
+def release(conn: sa.Connection, instance_id: int) -> None:
+    """Give back what the instance holds; nothing where it holds nothing."""
+    row = conn.execute(_FREE, {"i": instance_id}).one_or_none()
+    if row is not None:
+        conn.execute(_GIVE, {
+            "h": row.host_id, "v": row.vcpus, "m": row.memory_mib, "d": row.disk_mib, "n": 1,
+        })
+
+
+# -- images on hosts
+
+
+def want_image(conn: sa.Connection, host_id: int, sha256: str, size_mib: int) -> bool:
+    """See to it that the image is, or comes, on the host; False where there is no room for it."""
+    key = {"h": host_id, "s": sha256}
+    state = conn.execute(_IMAGE_STATE, key).scalar()
+    if state in (ImageState.READY, ImageState.WANTED):
+        conn.execute(_IMAGE_USED, key)
+        return True
+    if state == ImageState.EVICTING:
+        conn.execute(_IMAGE_SET, {**key, "x_state": ImageState.WANTED, "x_error": None})
+        return True
+    room = {"h": host_id, "v": 0, "m": 0, "d": size_mib, "n": 0}
+    if conn.execute(_TAKE, room).rowcount != 1:
+        return False
+    if state is None:
+        conn.execute(_IMAGE_INSERT, {**key, "x_size": size_mib})
+    else:
+        conn.execute(_IMAGE_SET, {**key, "x_state": ImageState.WANTED, "x_error": None})
+        conn.execute(_IMAGE_SIZE, {**key, "x_size": size_mib})
+    return True
+
+
+def image_state(conn: sa.Connection, host_id: int, sha256: str) -> ImageState | None:
+    """Where the image stands on the host; None where it is not known there."""
+    state = conn.execute(_IMAGE_STATE, {"h": host_id, "s": sha256}).scalar()
+    return None if state is None else ImageState(state)
+
+
+def set_image(
+    conn: sa.Connection, host_id: int, sha256: str, state: ImageState, error: str | None = None
+) -> None:
+    """Record where the image stands. One that did not come to be gives its room back."""
+    key = {"h": host_id, "s": sha256}
+    if state in (ImageState.REFUSED, ImageState.BROKEN):
+        _free_image_room(conn, host_id, sha256)
+        conn.execute(_IMAGE_SIZE, {**key, "x_size": 0})
+    conn.execute(_IMAGE_SET, {**key, "x_state": state, "x_error": error})
+
+
+def forget_image(conn: sa.Connection, host_id: int, sha256: str) -> None:
+    """The image is off the host: its room is free."""
+    _free_image_room(conn, host_id, sha256)
+    conn.execute(
+        sa.delete(host_image).where(host_image.c.host_id == host_id, host_image.c.sha256 == sha256)
+    )
+
+
+def evict(conn: sa.Connection, host_id: int, share: float) -> Sequence[str]:
+    """Mark the least recently used images that nothing on the host uses, until the images take at
+    most `share` (0 to 1) of its disk. Returns their digests; the caller removes them.
+    """
+    limit = conn.execute(sa.select(host.c.disk_limit_mib).where(host.c.id == host_id)).scalar()
+    rows = conn.execute(
+        sa.select(host_image).where(host_image.c.host_id == host_id).order_by(host_image.c.used_at)
+    ).all()
+    taken = sum(row.size_mib for row in rows)
+    if limit is None or taken <= share * limit:
+        return []
+    used = set(conn.execute(
+        sa.select(image.c.sha256).join(instance, instance.c.image_id == image.c.id)
+        .where(instance.c.host_id == host_id).distinct()
+    ).scalars())
+    chosen = []
+    for row in rows:
+        if taken <= share * limit:
+            break
+        if row.state == ImageState.READY and row.sha256 not in used:
+            conn.execute(_IMAGE_SET, {
+                "h": host_id, "s": row.sha256, "x_state": ImageState.EVICTING, "x_error": None,
+            })
+            taken -= row.size_mib
+            chosen.append(row.sha256)
+    return chosen
+
+
+def _free_image_room(conn: sa.Connection, host_id: int, sha256: str) -> None:
+    size = conn.execute(
+        sa.select(host_image.c.size_mib)
+        .where(host_image.c.host_id == host_id, host_image.c.sha256 == sha256)
+    ).scalar()
+    if size:
+        conn.execute(_GIVE, {"h": host_id, "v": 0, "m": 0, "d": size, "n": 0})
+
+
+def _p(name: str) -> sa.BindParameter[int]:
+    return sa.bindparam(name, type_=sa.BigInteger)
+
+
+_HOST = sa.select(host).where(host.c.id == sa.bindparam("h"))
+_SNAPSHOT = sa.select(
+    host.c.id, host.c.name, host.c.status, host.c.enabled, host.c.facts, host.c.vcpus_limit,
+    host.c.vcpus_used, host.c.memory_limit_mib, host.c.memory_used_mib, host.c.disk_limit_mib,
+    host.c.disk_used_mib, host.c.instances,
+).order_by(host.c.id)
+_IMAGES = sa.select(host_image.c.host_id, host_image.c.sha256).where(
+    host_image.c.state.in_([ImageState.READY, ImageState.WANTED])
+)
+_TAKE = sa.update(host).where(
+    host.c.id == sa.bindparam("h"), host.c.enabled, host.c.status == HostStatus.UP,
+    host.c.vcpus_used + _p("v") <= host.c.vcpus_limit,
+    host.c.memory_used_mib + _p("m") <= host.c.memory_limit_mib,
+    host.c.disk_used_mib + _p("d") <= host.c.disk_limit_mib,
+).values(
+    vcpus_used=host.c.vcpus_used + _p("v"),
+    memory_used_mib=host.c.memory_used_mib + _p("m"),
+    disk_used_mib=host.c.disk_used_mib + _p("d"),
+    instances=host.c.instances + _p("n"),
+)
+_GIVE = sa.update(host).where(host.c.id == sa.bindparam("h")).values(
+    vcpus_used=host.c.vcpus_used - _p("v"),
+    memory_used_mib=host.c.memory_used_mib - _p("m"),
+    disk_used_mib=host.c.disk_used_mib - _p("d"),
+    instances=host.c.instances - _p("n"),
+)
+_ALLOCATE = sa.insert(allocation).values(
+    instance_id=_p("i"), host_id=_p("h"), vcpus=_p("v"), memory_mib=_p("m"), disk_mib=_p("d"),
+)
+_FREE = sa.delete(allocation).where(allocation.c.instance_id == _p("i")).returning(
+    allocation.c.host_id, allocation.c.vcpus, allocation.c.memory_mib, allocation.c.disk_mib
+)
+_THIS_IMAGE = sa.and_(
+    host_image.c.host_id == sa.bindparam("h"), host_image.c.sha256 == sa.bindparam("s")
+)
+_IMAGE_STATE = sa.select(host_image.c.state).where(_THIS_IMAGE)
+_IMAGE_USED = sa.update(host_image).where(_THIS_IMAGE).values(used_at=now())
+_IMAGE_SET = sa.update(host_image).where(_THIS_IMAGE).values(
+    state=sa.bindparam("x_state", type_=sa.String), error=sa.bindparam("x_error", type_=sa.Text),
+    used_at=now(),
+)
+_IMAGE_SIZE = sa.update(host_image).where(_THIS_IMAGE).values(size_mib=_p("x_size"))
+_IMAGE_INSERT = sa.insert(host_image).values(
+    host_id=sa.bindparam("h"), sha256=sa.bindparam("s"), state=ImageState.WANTED,
+    size_mib=_p("x_size"), used_at=now(),
+)
