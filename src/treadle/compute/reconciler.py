@@ -71,6 +71,11 @@ def image_work_id(host_id: int, sha256: str) -> str:
     return f"{host_id}:{sha256}"
 
 
+def hostname_of(name: str) -> str:
+    """An instance's name as a host name (RFC 1123): no underscores."""
+    return name.replace("_", "-")
+
+
 def room_of(loaded: Loaded) -> ledger.Room:
     """What the instance takes of a host."""
     instance = loaded.instance
@@ -322,7 +327,7 @@ class InstanceHandler:
             uuid=instance.uuid, name=instance.name, generation=instance.generation,
             vcpus=instance.vcpus, memory_mib=instance.memory_mib, disk_gib=instance.disk_gib,
             mac=instance.mac, image=loaded.image,
-            seed=Seed(instance.name, instance.user_data, instance.ssh_keys),
+            seed=Seed(hostname_of(instance.name), instance.user_data, instance.ssh_keys),
             metadata={"cloud": self._cloud_id, "id": str(instance.id), "name": instance.name},
         )
 

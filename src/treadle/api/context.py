@@ -1,0 +1,163 @@
+"""What every face is given: the database, the hints, the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from starlette.requests import Request
+from starlette.responses import Response
+
+from treadle.compute import store
+from treadle.compute.model import Goal, Instance, State
+from treadle.compute.reconciler import KIND
+from treadle.config import Settings
+from treadle.controller.signals import Signals
+from treadle.db.engine import Database
+from treadle.errors import Forbidden
+from treadle.hypervisor.base import DriverFactory
+
+T = TypeVar("T")
+
+LOOK_ANYWAY_S = 0.5
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass
+class Context:
+    """Shared by all requests. `driver` makes a driver only to check that a URI can be taken."""
+
+    database: Database
+    signals: Signals
+    settings: Settings
+    driver: DriverFactory
+    admin_token: str
+    networks: tuple[Any, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.networks = tuple(
+            ipaddress.ip_network(text) for text in self.settings.server.classic_networks
+        )
+
+    async def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """A read on a reader thread."""
+        return await asyncio.wrap_future(self.database.submit_read(work))
+
+    async def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """A transaction; wakes the dispatcher once it is durable."""
+        value = await asyncio.wrap_future(self.database.submit(work))
+        self.signals.work_is_due()
+        return value
+
+    async def settled(
+        self, uuid: str, done: Callable[[Instance], bool], seconds: float
+    ) -> Instance | None:
+        """Wait until `done` holds of the instance; what it is then, or at the end of the time."""
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+
+        def hint() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        undo = self.signals.listen((KIND, uuid), hint)
+        end = loop.time() + seconds
+        try:
+            while True:
+                instance = await self.read(lambda conn: store.by_uuid(conn, uuid))
+                left = end - loop.time()
+                if instance is None or done(instance) or left <= 0:
+                    return instance
+                # Another process may have done it: no hint comes from there.
+                with_hint = asyncio.wait_for(changed.wait(), min(LOOK_ANYWAY_S, left))
+                try:
+                    await with_hint
+                except TimeoutError:
+                    continue
+                changed.clear()
+        finally:
+            undo()
+
+    # -- who may call
+
+    @cached_property
+    def own_names(self) -> frozenset[str]:
+        """Names under which this machine may be addressed, in lower case."""
+        host = socket.gethostname().lower()
+        return frozenset({"localhost", host, *(n.lower() for n in self.settings.server.names)})
+
+    def check_local(self, request: Request) -> None:
+        """Let only callers from the settings' networks pass. Errors: `Forbidden`."""
+        client = request.client.host if request.client else ""
+        try:
+            address = ipaddress.ip_address(client.partition("%")[0])
+        except ValueError as error:
+            raise Forbidden("this API answers callers with an IP address only") from error
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        if not any(address in network for network in self.networks):
+            raise Forbidden(
+                "this API answers callers from this machine only: add your network to "
+                "server.classic_networks in the settings"
+            )
+
+    def check_not_cross_site(self, request: Request) -> None:
+        """Refuse what a web page of another origin caused. Errors: `Forbidden`."""
+        headers = request.headers
+        host = headers.get("host", "")
+        name = host_name(host)
+        if name not in self.own_names and not is_address(name):
+            raise Forbidden(
+                "the Host header names another machine: add the name to server.names in the "
+                "settings if it is this one"
+            )
+        site = headers.get("sec-fetch-site", "none")
+        origin = headers.get("origin")
+        foreign = origin is not None and origin.lower() not in (
+            f"http://{host.lower()}", f"https://{host.lower()}"
+        )
+        if foreign or site not in ("none", "same-origin"):
+            raise Forbidden("a web page of another site may not do this")
+
+    def check_admin(self, request: Request) -> None:
+        """Let only the holder of the admin token pass. Errors: `Forbidden`."""
+        given = request.headers.get("authorization", "")
+        if not secrets.compare_digest(given.encode(), f"Bearer {self.admin_token}".encode()):
+            raise Forbidden(
+                "this needs the header 'Authorization: Bearer TOKEN' with what is in the file "
+                "admin-token of the state folder"
+            )
+
+
+def host_name(header: str) -> str:
+    """The name in a Host header, in lower case, without port and brackets."""
+    text = header.lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0]
+
+
+def is_address(name: str) -> bool:
+    """Whether it is an IP address: no DNS record can be turned to point at it."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def built(instance: Instance) -> bool:
+    """Whether a build has ended, well or not."""
+    return instance.state is not State.BUILDING or instance.goal is not Goal.RUNNING
+
+
+def answer(body: Any, status: int = 200) -> Response:
+    """JSON."""
+    return Response(_encode(body), status, media_type="application/json")

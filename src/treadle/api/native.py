@@ -1,0 +1,270 @@
+"""/treadle/v1: what an operator needs and no other API has a word for.
+
+Reading and changing need the admin token of the state folder. Errors are
+`{"error": {"type", "message"}}` with the status of `faults.STATUS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import msgspec
+import sqlalchemy as sa
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from treadle.api.context import Context, answer
+from treadle.api.faults import message_of, status_of
+from treadle.compute import actions, store
+from treadle.compute.reconciler import HOST_KIND
+from treadle.controller import queue
+from treadle.db.schema import orphan
+from treadle.errors import Conflict, InvalidInput, NotFound
+from treadle.image import handler as image_handler
+from treadle.image import store as images
+from treadle.image.fetch import image_name, parse_source
+from treadle.placement import ledger
+from treadle.placement.ledger import Host
+
+log = structlog.get_logger("treadle.api")
+PREFIX = "/treadle/v1"
+
+Endpoint = Callable[[Context, Request], Awaitable[Any]]
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
+
+
+class NewHost(msgspec.Struct, forbid_unknown_fields=True):
+    """A host to add: any libvirt URI."""
+
+    uri: Annotated[str, msgspec.Meta(min_length=3, max_length=1024)]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=255)] | None = None
+
+
+class NewImage(msgspec.Struct, forbid_unknown_fields=True):
+    """An image to add: a path, USER@ADDRESS:/path or a URL."""
+
+    source: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=255)] | None = None
+
+
+class NewFlavor(msgspec.Struct, forbid_unknown_fields=True):
+    """A flavor to add. Memory in MiB, disk in GiB."""
+
+    vcpus: Size
+    memory_mib: Size
+    disk_gib: Size
+    id: Size | None = None
+
+
+async def _body(context: Context, request: Request, kind: type[Any]) -> Any:
+    most = context.settings.server.max_body_kib * 1024
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise InvalidInput("body", f"{len(body)} bytes and more", f"at most {most}")
+    try:
+        return msgspec.json.decode(bytes(body), type=kind)
+    except msgspec.MsgspecError as error:
+        raise InvalidInput("body", bytes(body[:60]).decode("latin-1"), str(error)) from error
+
+
+def _id(request: Request) -> int:
+    text = request.path_params["id"]
+    if not text.isdecimal() or len(text) > 18:
+        raise NotFound(f"there is nothing named {text[:40]!r} here")
+    return int(text)
+
+
+def host_body(host: Host) -> dict[str, Any]:
+    """A host for people who run it. Memory and disk in MiB."""
+    facts = None
+    if host.facts is not None:
+        facts = asdict(host.facts) | {"capabilities": sorted(host.facts.capabilities)}
+    return {
+        "id": host.id, "uri": host.uri, "name": host.name, "state": host.state,
+        "error": host.error, "note": host.note, "virt_type": host.virt_type,
+        "instances": host.instances, "seen_at": host.seen_at,
+        "vcpus": {"limit": host.vcpus_limit, "used": host.vcpus_used},
+        "memory_mib": {"limit": host.memory_limit_mib, "used": host.memory_used_mib},
+        "disk_mib": {"limit": host.disk_limit_mib, "used": host.disk_used_mib},
+        "facts": facts,
+    }
+
+
+async def hosts_list(context: Context, _request: Request) -> Any:
+    """All hosts."""
+    return {"hosts": [host_body(host) for host in await context.read(ledger.list_hosts)]}
+
+
+async def hosts_add(context: Context, request: Request) -> Any:
+    """Register a host; it is reached in the background."""
+    wanted = await _body(context, request, NewHost)
+    context.driver(wanted.uri).close()
+    name = wanted.name or wanted.uri
+
+    def add(conn: sa.Connection) -> Host | None:
+        id = register_host(conn, context, wanted.uri, name)
+        return ledger.get_host(conn, id)
+
+    host = await context.write(add)
+    assert host is not None
+    return host_body(host)
+
+
+def register_host(conn: sa.Connection, context: Context, uri: str, name: str) -> int:
+    """Make the host's row and its work."""
+    defaults = context.settings.host_defaults
+    id = ledger.add_host(conn, uri, name, ledger.Ratios(
+        defaults.cpu_ratio, defaults.memory_ratio, defaults.disk_ratio,
+        defaults.reserved_memory_mib,
+    ))
+    queue.enqueue(conn, HOST_KIND, str(id), lane=id)
+    return id
+
+
+async def hosts_show(context: Context, request: Request) -> Any:
+    """One host."""
+    id = _id(request)
+    host = await context.read(lambda conn: ledger.get_host(conn, id))
+    if host is None:
+        raise NotFound(f"there is no host {id}")
+    return host_body(host)
+
+
+async def hosts_remove(context: Context, request: Request) -> Any:
+    """Forget an empty host."""
+    id = _id(request)
+
+    def remove(conn: sa.Connection) -> None:
+        if ledger.get_host(conn, id) is None:
+            raise NotFound(f"there is no host {id}")
+        if not ledger.remove_host(conn, id):
+            raise Conflict(f"host {id} has instances: destroy them first")
+        queue.enqueue(conn, HOST_KIND, str(id), lane=id)
+
+    await context.write(remove)
+    return {}
+
+
+async def images_list(context: Context, _request: Request) -> Any:
+    """All images."""
+    return {"images": [asdict(one) for one in await context.read(images.list_images)]}
+
+
+async def images_add(context: Context, request: Request) -> Any:
+    """Register an image; it is read in the background."""
+    wanted = await _body(context, request, NewImage)
+    source = parse_source(wanted.source)
+    name = wanted.name or image_name(source)
+
+    def add(conn: sa.Connection) -> images.Image | None:
+        return images.get(conn, register_image(conn, wanted.source, name))
+
+    image = await context.write(add)
+    assert image is not None
+    return asdict(image)
+
+
+def register_image(conn: sa.Connection, source: str, name: str) -> int:
+    """Make the image's row and its work."""
+    id = images.add(conn, source, name)
+    queue.enqueue(conn, image_handler.KIND, str(id))
+    return id
+
+
+async def flavors_list(context: Context, _request: Request) -> Any:
+    """All flavors."""
+    return {"flavors": [asdict(one) for one in await context.read(store.list_flavors)]}
+
+
+async def flavors_add(context: Context, request: Request) -> Any:
+    """Offer a flavor."""
+    wanted = await _body(context, request, NewFlavor)
+
+    def add(conn: sa.Connection) -> store.Flavor:
+        id = wanted.id or store.next_flavor_id(conn)
+        if wanted.id is not None and store.get_flavor(conn, id) is not None:
+            raise Conflict(f"there is a flavor {id}: leave the id out, or choose another")
+        flavor = store.Flavor(id, wanted.vcpus, wanted.memory_mib, wanted.disk_gib)
+        store.put_flavor(conn, flavor)
+        return flavor
+
+    return asdict(await context.write(add))
+
+
+async def instances_show(context: Context, request: Request) -> Any:
+    """One instance with its action log, deleted ones too."""
+    id = _id(request)
+
+    def read(conn: sa.Connection) -> dict[str, Any]:
+        instance = store.get(conn, id)
+        if instance is None:
+            raise NotFound(f"there is no instance {id}")
+        return {
+            "id": instance.id, "uuid": instance.uuid, "name": instance.name,
+            "state": actions.word(instance), "fault": instance.fault,
+            "host": instance.host_id, "address": instance.address, "image": instance.image_id,
+            "flavor": {
+                "id": instance.flavor_id, "vcpus": instance.vcpus,
+                "memory_mib": instance.memory_mib, "disk_gib": instance.disk_gib,
+            },
+            "created_at": instance.created_at, "launched_at": instance.launched_at,
+            "deleted_at": instance.deleted_at, "actions": store.actions(conn, id),
+        }
+
+    return await context.read(read)
+
+
+async def instances_decision(context: Context, request: Request) -> Any:
+    """Why the instance is where it is: the record of its last placement."""
+    id = _id(request)
+    record = await context.read(lambda conn: store.last_decision(conn, id))
+    if record is None:
+        raise NotFound(f"instance {id} has not been placed")
+    return record
+
+
+async def orphans_list(context: Context, _request: Request) -> Any:
+    """Domains on our hosts with Treadle's mark that no row knows. They are never touched."""
+    rows = await context.read(lambda conn: conn.execute(sa.select(orphan)).all())
+    return {"orphans": [dict(row._mapping) for row in rows]}
+
+
+ROUTES: tuple[tuple[str, str, Endpoint, int], ...] = (
+    ("GET", "/hosts", hosts_list, 200),
+    ("POST", "/hosts", hosts_add, 201),
+    ("GET", "/hosts/{id}", hosts_show, 200),
+    ("DELETE", "/hosts/{id}", hosts_remove, 200),
+    ("GET", "/images", images_list, 200),
+    ("POST", "/images", images_add, 201),
+    ("GET", "/flavors", flavors_list, 200),
+    ("POST", "/flavors", flavors_add, 201),
+    ("GET", "/instances/{id}", instances_show, 200),
+    ("GET", "/instances/{id}/decision", instances_decision, 200),
+    ("GET", "/orphans", orphans_list, 200),
+)
+
+
+def _route(context: Context, method: str, path: str, run: Endpoint, status: int) -> Route:
+    async def endpoint(request: Request) -> Response:
+        try:
+            context.check_admin(request)
+            return answer(await run(context, request), status)
+        except Exception as error:
+            code = status_of(error)
+            kind = type(error).__name__ if code != 500 else "InternalError"
+            if code == 500:
+                log.exception("request_failed", path=path)
+            return answer({"error": {"type": kind, "message": message_of(error)}}, code)
+
+    return Route(PREFIX + path, endpoint, methods=[method])
+
+
+def routes(context: Context) -> list[Route]:
+    """The routes of this face."""
+    return [_route(context, *row) for row in ROUTES]

@@ -1,0 +1,280 @@
+"""The composition root: the only place that picks a driver, a scheduler and a database."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import sqlalchemy as sa
+import structlog
+
+from treadle.api.app import make_app
+from treadle.api.context import Context
+from treadle.api.native import register_host, register_image
+from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry
+from treadle.compute import store
+from treadle.compute.fleet import Fleet
+from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
+from treadle.compute.reconciler import HOST_KIND, IMAGE_KIND, KIND, InstanceHandler, Timing
+from treadle.config import Settings, make_private, state_folder
+from treadle.controller import queue
+from treadle.controller.signals import Signals
+from treadle.controller.worker import Controller, Handler
+from treadle.db.engine import Database, open_database
+from treadle.db.migrate import upgrade
+from treadle.db.schema import meta
+from treadle.errors import Permanent
+from treadle.hypervisor.base import DriverFactory, HostSetup, Hypervisor
+from treadle.hypervisor.fake import FakeFleet
+from treadle.image.fetch import FetchLimits, HttpUrl
+from treadle.image.handler import KIND as FETCH_KIND
+from treadle.image.handler import ImageHandler
+from treadle.placement import ledger
+from treadle.scheduler.engine import Scheduler
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+log = structlog.get_logger("treadle")
+
+GIB = 1 << 30
+
+
+class CannotStart(Permanent):
+    """The controller cannot start; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What `bin/script` was given: None leaves what the database has."""
+
+    hosts: Sequence[HostEntry] | None = None
+    images: Sequence[ImageEntry] | None = None
+    flavors: Sequence[FlavorEntry] | None = None
+
+
+def driver_factory(folder: Path) -> DriverFactory:
+    """Makes the driver for a URI: the fake for `fake://`, libvirt for everything else."""
+    fakes = FakeFleet()
+
+    def make(uri: str) -> Hypervisor:
+        if urlsplit(uri).scheme == "fake":
+            return fakes.driver(uri)
+        from treadle.hypervisor.libvirt import LibvirtDriver, LibvirtOptions
+
+        return LibvirtDriver(uri, LibvirtOptions(state_dir=folder))
+
+    return make
+
+
+@dataclass
+class Treadle:
+    """All parts of one process, put together."""
+
+    settings: Settings
+    folder: Path
+    database: Database
+    signals: Signals
+    fleet: Fleet
+    controller: Controller
+    context: Context
+    app: Starlette
+
+    def register(self, inventory: Inventory) -> None:
+        """Take what the start named into the database; ids stay what they were."""
+        self.database.write(lambda conn: _register(conn, self.context, inventory))
+        self.signals.work_is_due()
+
+    def close(self) -> None:
+        """Stop the work, let the hosts and the database go."""
+        self.controller.stop()
+        self.fleet.close()
+        self.database.close()
+
+
+def assemble(
+    settings: Settings, folder: Path, factory: DriverFactory | None = None
+) -> Treadle:
+    """Put a process together over the state folder; nothing is started yet.
+
+    Errors: `InvalidInput`, `DatabaseUnfit`, `CannotStart`.
+    """
+    driver = factory or driver_factory(folder)
+    scheduler = Scheduler(
+        settings.scheduler.policy, settings.scheduler.filters, settings.scheduler.weighers
+    )
+    database = open_database(
+        settings.database.url, folder, synchronous=settings.database.synchronous,
+        pool_size=settings.database.pool_size,
+    )
+    upgrade(database)
+    cloud_id = database.write(_cloud_id)
+    signals = Signals()
+    fleet = Fleet(driver)
+    limits = settings.controller
+    hosts = settings.host_defaults
+    policy = HostPolicy(
+        HostSetup(
+            pool=hosts.pool, pool_path=hosts.pool_path, network=hosts.network,
+            bridge=hosts.bridge, virt_type=hosts.virt_type,
+        ),
+        guest_pool=hosts.guest_pool, resync_s=limits.resync_s, image_share=limits.image_share,
+    )
+    timing = Timing(limits.lease_s, limits.build_deadline_s, limits.build_attempts)
+    image_folder = folder / "images"
+    image_folder.mkdir(mode=0o700, exist_ok=True)
+    handlers: dict[str, Handler] = {
+        KIND: InstanceHandler(database, fleet, scheduler, timing, cloud_id),
+        HOST_KIND: HostHandler(database, fleet, signals, policy),
+        IMAGE_KIND: HostImageHandler(database, fleet, signals, policy),
+        FETCH_KIND: ImageHandler(database, image_folder, FetchLimits(
+            settings.image.max_gib * GIB, settings.image.fetch_seconds
+        )),
+    }
+    controller = Controller(
+        database, handlers, signals, lease_s=limits.lease_s, poll_s=limits.poll_s,
+        threads=limits.threads, host_threads=limits.host_threads,
+    )
+    context = Context(database, signals, settings, driver, admin_token(folder))
+    return Treadle(
+        settings, folder, database, signals, fleet, controller, context, make_app(context)
+    )
+
+
+def admin_token(folder: Path) -> str:
+    """The secret in the file `admin-token` of the state folder, made at the first start."""
+    path = folder / "admin-token"
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return path.read_text().strip()
+    with os.fdopen(handle, "w") as file:
+        token = secrets.token_urlsafe(32)
+        file.write(token + "\n")
+    return token
+
+
+def _cloud_id(conn: sa.Connection) -> str:
+    known: str | None = conn.execute(
+        sa.select(meta.c.value).where(meta.c.key == "cloud_id")
+    ).scalar()
+    if known is None:
+        known = str(uuid4())
+        conn.execute(sa.insert(meta).values(key="cloud_id", value=known))
+    return known
+
+
+def _register(conn: sa.Connection, context: Context, inventory: Inventory) -> None:
+    if inventory.hosts is not None:
+        kept = {
+            register_host(conn, context, entry.uri, entry.address) for entry in inventory.hosts
+        }
+        for host in ledger.list_hosts(conn):
+            if host.id not in kept and not ledger.remove_host(conn, host.id):
+                ledger.disable_host(conn, host.id, "it is no longer in the PM_FILE")
+    else:
+        for host in ledger.list_hosts(conn):
+            queue.enqueue(conn, HOST_KIND, str(host.id), lane=host.id)
+    for image in inventory.images or ():
+        source = image.source.url if isinstance(image.source, HttpUrl) else str(image.source)
+        register_image(conn, source, image.name)
+    if inventory.flavors is not None:
+        for entry in inventory.flavors:
+            store.put_flavor(
+                conn, store.Flavor(entry.tid, entry.vcpus, entry.memory_mib, entry.disk_gib)
+            )
+        store.retire_flavors(conn, [entry.tid for entry in inventory.flavors])
+
+
+def lock_folder(folder: Path) -> int:
+    """Make this process the only one on the folder; the descriptor holds it.
+
+    Errors: `CannotStart` where another process has it.
+    """
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise CannotStart(
+            f"another Treadle runs on {folder}: stop it, or name another state.folder"
+        ) from error
+    return handle
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Errors: `CannotStart` in one line."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        mend = {
+            13: "is not allowed for this user: run as root, or use --port 8080",
+            98: "is taken: stop what listens there, or use --port",
+        }.get(error.errno or 0, f"cannot be used ({error.strerror})")
+        raise CannotStart(f"port {port} on {host} {mend}") from error
+    listener.listen(1024)
+    return listener
+
+
+def serve(settings: Settings, inventory: Inventory | None = None) -> None:
+    """Run until SIGTERM or SIGINT. Errors: `CannotStart`, `InvalidInput`, `DatabaseUnfit`."""
+    import uvicorn
+
+    configure_logging(settings)
+    folder = make_private(state_folder(settings, os.geteuid(), os.environ))
+    listener = listen(settings.server.host, settings.server.port)
+    lock = lock_folder(folder) if not settings.database.url else None
+    treadle = assemble(settings, folder)
+    try:
+        treadle.register(inventory or Inventory())
+        if settings.controller.enabled:
+            treadle.controller.start()
+        config = uvicorn.Config(
+            treadle.app, log_config=None, access_log=False, lifespan="off",
+            timeout_graceful_shutdown=5, server_header=False,
+        )
+        server = uvicorn.Server(config)
+        port = listener.getsockname()[1]
+        log.info("serving", url=f"http://{settings.server.host}:{port}", state=str(folder))
+        server.run(sockets=[listener])
+    finally:
+        treadle.close()
+        listener.close()
+        if lock is not None:
+            os.close(lock)
+
+
+def configure_logging(settings: Settings) -> None:
+    """One line an event on standard error; JSON unless it is a terminal."""
+    import logging
+
+    style = settings.log.format
+    console = style == "console" or (style == "auto" and sys.stderr.isatty())
+    level = logging.getLevelNamesMapping()[settings.log.level.upper()]
+    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, format="%(message)s")
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+

@@ -1,0 +1,558 @@
+"""Settings: defaults, then a TOML file, then environment variables; the later ones win.
+
+A variable is `TREADLE_SECTION__KEY=value`; lists are comma separated or JSON, tables are
+`name=number` pairs, comma separated, or JSON. Every fault is a `BadSetting` that names the key.
+This module is a leaf and is imported by everything: only msgspec and the standard library here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+import typing
+from collections.abc import Callable, Mapping
+from functools import cache
+from ipaddress import IPv4Network, ip_address, ip_network
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from treadle.errors import InvalidInput
+
+PREFIX = "TREADLE_"
+_MAX_FILE = 1 << 20
+_SECRET = frozenset({"database.url", "guest.user_data"})
+_NAME = r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"
+_PATH_OR_NOTHING = r"\A(/[^\x00-\x1f\x7f]{0,4094})?\Z"
+
+Name = Annotated[str, Meta(pattern=_NAME, title="a name of letters, digits and . _ -")]
+Text = Annotated[str, Meta(max_length=65535)]
+Weight = Annotated[float, Meta(ge=-1000, le=1000)]
+
+
+class BadSetting(InvalidInput):
+    """A setting that cannot be taken: `field` is `section.key`, or names the file."""
+
+
+class Server(Struct, frozen=True):
+    """The HTTP server."""
+
+    host: Annotated[
+        str, Meta(title="an IP address", description="Address to listen on; all of IPv4 as set.")
+    ] = "0.0.0.0"
+    port: Annotated[int, Meta(ge=1, le=65535, description="Port to listen on.")] = 80
+    classic_networks: Annotated[
+        tuple[str, ...],
+        Meta(
+            title="a list of networks such as 192.0.2.0/24",
+            description="Who may call the classic API, which asks for no password.",
+        ),
+    ] = ("127.0.0.0/8", "::1/128")
+    names: Annotated[
+        tuple[str, ...],
+        Meta(
+            max_length=32,
+            title="a list of host names",
+            description="Names, beside its own, under which clients address this machine.",
+        ),
+    ] = ()
+    max_body_kib: Annotated[
+        int, Meta(ge=1, le=65536, description="Largest body of a request, in KiB.")
+    ] = 64
+
+
+class State(Struct, frozen=True):
+    """Where the controller keeps what is its own."""
+
+    folder: Annotated[
+        str,
+        Meta(
+            pattern=_PATH_OR_NOTHING,
+            title="an absolute path",
+            description="Folder of the database and the images. Empty: /var/lib/treadle for root, "
+            "$XDG_STATE_HOME/treadle or ~/.local/state/treadle for everybody else.",
+        ),
+    ] = ""
+
+
+class Database(Struct, frozen=True):
+    """The database."""
+
+    url: Annotated[
+        str,
+        Meta(
+            pattern=r"\A((sqlite|postgresql)(\+[a-z0-9]+)?://\S*)?\Z",
+            title="a URL that starts with sqlite:// or postgresql://",
+            description="Where it is. Empty: an SQLite file in the state folder.",
+        ),
+    ] = ""
+    synchronous: Annotated[
+        Literal["FULL", "NORMAL"],
+        Meta(description="SQLite only. With NORMAL, a power cut may take the last commits."),
+    ] = "FULL"
+    pool_size: Annotated[int, Meta(ge=1, le=200, description="Connections kept open.")] = 8
+
+    def __repr__(self) -> str:
+        """Without the URL, which may carry a password."""
+        url = "'(set)'" if self.url else "''"
+        return f"Database(url={url}, synchronous={self.synchronous!r}, pool_size={self.pool_size})"
+
+
+class Controller(Struct, frozen=True):
+    """The engine that carries out what was asked for. All times in seconds."""
+
+    enabled: Annotated[
+        bool, Meta(description="Off: this process answers requests and leaves the work to others.")
+    ] = True
+    lease_s: Annotated[
+        float, Meta(ge=3, le=600, description="How long a claimed row is this process's own.")
+    ] = 30.0
+    heartbeat_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=200,
+            description="How often a lease is renewed, at most a third of lease_s. "
+            "0: a quarter of lease_s.",
+        ),
+    ] = 0.0
+    poll_s: Annotated[
+        float, Meta(ge=0.05, le=60, description="How often it looks for work without a wake-up.")
+    ] = 1.0
+    threads: Annotated[int, Meta(ge=1, le=64, description="Threads that work on rows.")] = 4
+    host_threads: Annotated[int, Meta(ge=1, le=32, description="Threads of each host.")] = 4
+    resync_s: Annotated[
+        float, Meta(ge=1, le=3600, description="How often a settled instance is looked at.")
+    ] = 30.0
+    build_deadline_s: Annotated[
+        float, Meta(ge=5, le=86400, description="How long a new instance may take to run.")
+    ] = 300.0
+    stop_deadline_s: Annotated[
+        float,
+        Meta(ge=1, le=3600, description="How long a guest may take to shut down when asked."),
+    ] = 60.0
+    build_attempts: Annotated[
+        int, Meta(ge=1, le=20, description="On how many hosts a new instance is tried.")
+    ] = 3
+    image_share: Annotated[
+        float,
+        Meta(ge=0.01, le=0.95, description="Share of a host's disk that cached images may use."),
+    ] = 0.25
+
+    def heartbeat(self) -> float:
+        """Seconds between two renewals of a lease."""
+        return self.heartbeat_s or self.lease_s / 4
+
+
+class Scheduler(Struct, frozen=True):
+    """Which host takes an instance. The names are those of installed plug-ins."""
+
+    policy: Annotated[Name, Meta(description="How the hosts that are left are ranked.")] = (
+        "best-fit"
+    )
+    filters: Annotated[
+        tuple[Name, ...],
+        Meta(
+            max_length=64,
+            title="a list of names",
+            description="What a host must pass, in this order.",
+        ),
+    ] = ("state", "capacity", "capabilities", "excluded")
+    weighers: Annotated[
+        dict[Name, Weight],
+        Meta(
+            max_length=64,
+            title="a table of numbers from -1000 to 1000",
+            description="What counts for a host, and how much. Only those named here are used; "
+            "a negative number turns a preference round.",
+        ),
+    ] = field(default_factory=lambda: {"cpu_free": 1.0, "memory_free": 1.0, "image_local": 0.5})
+
+
+class HostDefaults(Struct, frozen=True):
+    """What a host is given when it is added and nothing else is said."""
+
+    cpu_ratio: Annotated[
+        float, Meta(ge=0.1, le=64, description="Virtual processors for each real one.")
+    ] = 4.0
+    memory_ratio: Annotated[
+        float, Meta(ge=0.1, le=16, description="Memory given away for each MiB there is.")
+    ] = 1.0
+    disk_ratio: Annotated[
+        float, Meta(ge=0.1, le=64, description="Disk given away for each GiB there is.")
+    ] = 1.0
+    reserved_memory_mib: Annotated[
+        int, Meta(ge=0, le=1 << 24, description="Memory kept for the host itself, in MiB.")
+    ] = 512
+    pool: Annotated[Name, Meta(description="libvirt storage pool of the volumes.")] = "treadle"
+    pool_path: Annotated[
+        str,
+        Meta(
+            pattern=_PATH_OR_NOTHING,
+            title="an absolute path",
+            description="Folder of that pool, where Treadle has to make it. Empty: the driver's.",
+        ),
+    ] = ""
+    network: Annotated[Name, Meta(description="libvirt network that guests join.")] = "treadle"
+    guest_pool: Annotated[
+        str,
+        Meta(
+            title="an IPv4 network from /8 to /24 such as 10.64.0.0/12",
+            description="Where the hosts' guest networks are taken from.",
+        ),
+    ] = "10.64.0.0/12"
+    bridge: Annotated[
+        str,
+        Meta(
+            pattern=r"\A([A-Za-z0-9][A-Za-z0-9._-]{0,14})?\Z",
+            title="the name of a bridge, at most 15 characters",
+            description="Bridge of the host to join. Empty: Treadle makes a network.",
+        ),
+    ] = ""
+    virt_type: Annotated[
+        str,
+        Meta(
+            pattern=r"\A[a-z][a-z0-9]{0,31}\Z",
+            title='"auto" or a libvirt domain type such as "kvm"',
+            description="How guests run. auto: the best that is found to boot.",
+        ),
+    ] = "auto"
+
+
+class Guest(Struct, frozen=True):
+    """What every guest is told at its first boot, beside what its owner says."""
+
+    ssh_keys: Annotated[
+        tuple[str, ...],
+        Meta(
+            max_length=100,
+            title="a list of SSH public keys, each in one line",
+            description="Public keys that may log in.",
+        ),
+    ] = ()
+    user_data: Annotated[
+        Text, Meta(title="text of at most 65535 characters", description="cloud-init user data.")
+    ] = ""
+
+
+class Image(Struct, frozen=True):
+    """Limits of images that are brought in."""
+
+    max_gib: Annotated[int, Meta(ge=1, le=65536, description="Largest image file, in GiB.")] = 64
+    fetch_seconds: Annotated[
+        int, Meta(ge=1, le=7 * 86400, description="How long one may take to arrive, in seconds.")
+    ] = 3600
+
+
+class Log(Struct, frozen=True):
+    """What the process says on standard error."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="The least that is shown.")
+    ] = "info"
+    format: Annotated[
+        Literal["auto", "json", "console"],
+        Meta(description="auto: console on a terminal, json elsewhere."),
+    ] = "auto"
+
+
+class Settings(Struct, frozen=True):
+    """All settings, checked."""
+
+    server: Server = Server()
+    state: State = State()
+    database: Database = Database()
+    controller: Controller = Controller()
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    host_defaults: HostDefaults = HostDefaults()
+    guest: Guest = Guest()
+    image: Image = Image()
+    log: Log = Log()
+
+    def with_overrides(self, overrides: Mapping[str, object]) -> Settings:
+        """A copy with other values, named `section.key`; checked as those of a file are."""
+        sections = _Sections(self)
+        for name, value in overrides.items():
+            sections.put(name, value, "")
+        return sections.settings()
+
+
+class SettingDoc(NamedTuple):
+    """One setting for the reference. `type` says what is taken; `default` is TOML."""
+
+    name: str
+    type: str
+    default: str
+    description: str
+
+
+def load(path: Path | None, env: Mapping[str, str]) -> Settings:
+    """Read the settings. `path` None: no file; a file that is named must be there.
+
+    Errors: `BadSetting`.
+    """
+    sections = _Sections(Settings())
+    if path is not None:
+        for section, keys in _read_toml(path).items():
+            if section not in _fields():
+                mend = f"{_no_such(section, _fields())} (in {path})"
+                raise BadSetting(section, "(a section)", mend)
+            if not isinstance(keys, dict):
+                raise BadSetting(section, keys, f"a table [{section}] is expected (in {path})")
+            for key, value in keys.items():
+                sections.put(f"{section}.{key}", value, f" (in {path})")
+    for variable, text in env.items():
+        name = _name_of(variable)
+        if name:
+            sections.put(name, text, f" (in {variable})", from_env=True)
+    return sections.settings()
+
+
+def describe() -> list[SettingDoc]:
+    """Every setting, in the order of the file: what docs/reference/settings.md is made of."""
+    docs = []
+    defaults = Settings()
+    for section, keys in _fields().items():
+        for key, hint in keys.items():
+            value = getattr(getattr(defaults, section), key)
+            docs.append(SettingDoc(f"{section}.{key}", _expected(hint), _toml(value), _about(hint)))
+    return docs
+
+
+def state_folder(settings: Settings, uid: int, env: Mapping[str, str]) -> Path:
+    """The state folder of the user `uid`; nothing is made. Errors: `BadSetting`."""
+    if settings.state.folder:
+        return Path(settings.state.folder)
+    if uid == 0:
+        return Path("/var/lib/treadle")
+    xdg = env.get("XDG_STATE_HOME", "")
+    if xdg.startswith("/"):
+        return Path(xdg) / "treadle"
+    home = env.get("HOME", "")
+    if not home.startswith("/"):
+        raise BadSetting("HOME", home, "set it, or set state.folder to an absolute path")
+    return Path(home) / ".local" / "state" / "treadle"
+
+
+def make_private(folder: Path) -> Path:
+    """Have a folder (and its parents) that only this user can change; its path comes back.
+
+    A new or empty folder gets mode 0700. One that others may write to, or that another user owns,
+    is refused: whoever can put files there could feed them to the controller. Errors: `BadSetting`.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        mend = f"it cannot be made or opened ({error.strerror}); name another folder"
+        raise BadSetting("state.folder", str(folder), mend) from error
+    try:
+        facts = os.fstat(handle)
+        # A link that another user owns could be turned to another folder later on.
+        owners = {facts.st_uid, os.lstat(folder).st_uid}
+        if owners != {os.geteuid()}:
+            mend = "another user owns it; give it to this user or name another folder"
+            raise BadSetting("state.folder", str(folder), mend)
+        if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            mend = f"other users may write to it; run: chmod go-w {folder}"
+            raise BadSetting("state.folder", str(folder), mend)
+        if stat.S_IMODE(facts.st_mode) != 0o700 and not os.listdir(handle):
+            os.fchmod(handle, 0o700)
+    finally:
+        os.close(handle)
+    return folder
+
+
+class _Sections:
+    """Settings while they are put together: section → key → checked value."""
+
+    def __init__(self, base: Settings) -> None:
+        self.base = base
+        self.changes: dict[str, dict[str, Any]] = {}
+
+    def put(self, name: str, value: object, where: str, from_env: bool = False) -> None:
+        section, _, key = name.partition(".")
+        hint = _fields().get(section, {}).get(key)
+        if hint is None:
+            known = [f"{s}.{k}" for s, keys in _fields().items() for k in keys]
+            shown = "(hidden)" if section == "database" else value
+            raise BadSetting(name, shown, _no_such(name, known) + where)
+        self.changes.setdefault(section, {})[key] = _checked(name, value, hint, where, from_env)
+
+    def settings(self) -> Settings:
+        made = {}
+        for section, keys in self.changes.items():
+            made[section] = msgspec.structs.replace(getattr(self.base, section), **keys)
+        settings = msgspec.structs.replace(self.base, **made)
+        controller = settings.controller
+        if controller.heartbeat() > controller.lease_s / 3:
+            mend = f"a third of controller.lease_s ({controller.lease_s / 3:g}) is the most"
+            raise BadSetting("controller.heartbeat_s", controller.heartbeat_s, mend)
+        return settings
+
+
+@cache
+def _fields() -> dict[str, dict[str, Any]]:
+    """Section → key → annotation."""
+    sections = typing.get_type_hints(Settings)
+    return {
+        name: typing.get_type_hints(kind, include_extras=True) for name, kind in sections.items()
+    }
+
+
+def _checked(name: str, value: object, hint: Any, where: str, from_env: bool) -> Any:
+    """The value in its own type, or `BadSetting`."""
+    expected = f"{_expected(hint)} is expected{where}"
+    shown = "(hidden)" if name in _SECRET else value
+    try:
+        if from_env and isinstance(value, str):
+            value = _from_text(value, typing.get_origin(_bare(hint)))
+        made = msgspec.convert(value, hint, strict=not from_env)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadSetting(name, shown, expected) from error
+    numbers = made.values() if isinstance(made, dict) else [made]
+    bad = any(isinstance(number, float) and not isfinite(number) for number in numbers)
+    check = _CHECKS.get(name)
+    if bad or (check is not None and not check(made)):
+        raise BadSetting(name, shown, expected)
+    return made
+
+
+def _from_text(text: str, kind: object) -> object:
+    """What a variable says of a list or a table; other values are left as text."""
+    if kind not in (tuple, dict):
+        return text
+    if text.lstrip()[:1] in ("[", "{"):
+        return msgspec.json.decode(text)
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if kind is tuple:
+        return parts
+    table: dict[str, str] = {}
+    for part in parts:
+        key, equals, number = part.partition("=")
+        if not equals or key.strip() in table:
+            raise ValueError(part)
+        table[key.strip()] = number.strip()
+    return table
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text)
+    except ValueError:
+        return False
+    return "/" in text
+
+
+def _is_guest_pool(text: str) -> bool:
+    if not _is_network(text):
+        return False
+    network = ip_network(text)
+    return isinstance(network, IPv4Network) and 8 <= network.prefixlen <= 24
+
+
+_PUBLIC_KEY = re.compile(
+    r"(ssh|ecdsa|sk-ssh|sk-ecdsa)-[A-Za-z0-9@.-]{1,64} [A-Za-z0-9+/]{32,16000}={0,3}"
+    r"( [^\x00-\x1f\x7f]{0,255})?"
+)
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "server.host": _is_address,
+    "server.classic_networks": lambda networks: all(map(_is_network, networks)),
+    "host_defaults.guest_pool": _is_guest_pool,
+    "guest.ssh_keys": lambda keys: all(map(_PUBLIC_KEY.fullmatch, keys)),
+    "scheduler.filters": lambda names: len(set(names)) == len(names),
+}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    """The file's tables. Errors: `BadSetting`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_FILE + 1)
+    except OSError as error:
+        mend = f"it cannot be read ({error.strerror})"
+        raise BadSetting("the settings file", str(path), mend) from error
+    if len(content) > _MAX_FILE:
+        raise BadSetting("the settings file", str(path), "at most 1 MiB of TOML is expected")
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        mend = f"it is not valid TOML: {what[:200]}"
+        raise BadSetting("the settings file", str(path), mend) from error
+
+
+def _name_of(variable: str) -> str:
+    """`section.key` of a variable, "" for one that is not ours."""
+    if not variable.startswith(PREFIX):
+        return ""
+    section, separator, key = variable.removeprefix(PREFIX).partition("__")
+    if separator:
+        return f"{section}.{key}".lower()
+    for known, keys in _fields().items():
+        for key in keys:
+            if section == f"{known}_{key}".upper():
+                mend = f"write {PREFIX}{known.upper()}__{key.upper()}, with two underscores"
+                raise BadSetting(variable, "(set)", mend)
+    return ""
+
+
+def _no_such(name: str, known: typing.Iterable[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f"there is no such setting; did you mean {near[0]}?"
+
+
+def _bare(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
+def _metas(hint: Any) -> list[Meta]:
+    return [meta for meta in typing.get_args(hint)[1:] if isinstance(meta, Meta)]
+
+
+def _about(hint: Any) -> str:
+    return next((meta.description for meta in _metas(hint) if meta.description), "")
+
+
+def _expected(hint: Any) -> str:
+    """What is taken, in words that fit before "is expected"."""
+    title = next((meta.title for meta in _metas(hint) if meta.title), None)
+    if title is not None:
+        return title
+    kind = _bare(hint)
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(f'"{choice}"' for choice in typing.get_args(kind))
+    if kind is bool:
+        return "true or false"
+    if kind in (int, float):
+        low = next(meta.ge for meta in _metas(hint) if meta.ge is not None)
+        high = next(meta.le for meta in _metas(hint) if meta.le is not None)
+        return f"a {'whole ' if kind is int else ''}number from {low} to {high}"
+    return "text"
+
+
+def _toml(value: object) -> str:
+    """A value as it would stand in the file."""
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{key} = {_toml(item)}" for key, item in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return msgspec.json.encode(value).decode()
