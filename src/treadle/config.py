@@ -214,6 +214,14 @@ class HostDefaults(Struct, frozen=True):
             description="Bridge of the host to join. Empty: Treadle makes a network.",
         ),
     ] = ""
+    identity_file: Annotated[
+        str,
+        Meta(
+            pattern=_PATH_OR_NOTHING,
+            title="an absolute path",
+            description="SSH private key for hosts and images. Empty: what ssh itself would take.",
+        ),
+    ] = ""
     virt_type: Annotated[
         str,
         Meta(

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from treadle.compute import store
+from treadle.compute.fleet import Fleet
 from treadle.compute.model import Goal, Instance, State
 from treadle.compute.reconciler import KIND
 from treadle.config import Settings
@@ -33,12 +34,14 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass
 class Context:
-    """Shared by all requests. `driver` makes a driver only to check that a URI can be taken."""
+    """Shared by all requests. `driver` makes a driver only to check that a URI can be taken;
+    `fleet` is for reading a console, never for changing anything."""
 
     database: Database
     signals: Signals
     settings: Settings
     driver: DriverFactory
+    fleet: Fleet
     admin_token: str
     networks: tuple[Any, ...] = field(init=False)
 

@@ -6,6 +6,7 @@ Reading and changing need the admin token of the state folder. Errors are
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from starlette.routing import Route
 from treadle.api.context import Context, answer
 from treadle.api.faults import message_of, status_of
 from treadle.compute import actions, store
+from treadle.compute.fleet import call
 from treadle.compute.reconciler import HOST_KIND
 from treadle.controller import queue
 from treadle.db.schema import orphan
@@ -32,6 +34,7 @@ from treadle.placement.ledger import Host
 
 log = structlog.get_logger("treadle.api")
 PREFIX = "/treadle/v1"
+CONSOLE_BYTES = 64 * 1024
 
 Endpoint = Callable[[Context, Request], Awaitable[Any]]
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
@@ -229,6 +232,23 @@ async def instances_decision(context: Context, request: Request) -> Any:
     return record
 
 
+async def instances_console(context: Context, request: Request) -> Any:
+    """The end of what the guest printed on its serial port, as it is."""
+    id = _id(request)
+
+    def read(conn: sa.Connection) -> tuple[str, Host | None]:
+        instance = actions.require(conn, id)
+        on = instance.host_id
+        return instance.uuid, None if on is None else ledger.get_host(conn, on)
+
+    uuid, host = await context.read(read)
+    if host is None:
+        raise Conflict(f"instance {id} is on no host yet")
+    driver = context.fleet.driver(host.id, host.uri)
+    text = await asyncio.to_thread(call, driver, "console_log", uuid, CONSOLE_BYTES)
+    return Response(text, media_type="application/octet-stream")
+
+
 async def orphans_list(context: Context, _request: Request) -> Any:
     """Domains on our hosts with Treadle's mark that no row knows. They are never touched."""
     rows = await context.read(lambda conn: conn.execute(sa.select(orphan)).all())
@@ -246,6 +266,7 @@ ROUTES: tuple[tuple[str, str, Endpoint, int], ...] = (
     ("POST", "/flavors", flavors_add, 201),
     ("GET", "/instances/{id}", instances_show, 200),
     ("GET", "/instances/{id}/decision", instances_decision, 200),
+    ("GET", "/instances/{id}/console", instances_console, 200),
     ("GET", "/orphans", orphans_list, 200),
 )
 
@@ -254,7 +275,8 @@ def _route(context: Context, method: str, path: str, run: Endpoint, status: int)
     async def endpoint(request: Request) -> Response:
         try:
             context.check_admin(request)
-            return answer(await run(context, request), status)
+            made = await run(context, request)
+            return made if isinstance(made, Response) else answer(made, status)
         except Exception as error:
             code = status_of(error)
             kind = type(error).__name__ if code != 500 else "InternalError"

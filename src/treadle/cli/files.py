@@ -19,7 +19,7 @@ from typing import NoReturn
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from treadle.errors import CallerError, InvalidInput
-from treadle.image.fetch import Source, image_name, parse_source
+from treadle.image.fetch import HOST_LABEL, USER_NAME, Source, image_name, parse_source
 
 MAX_FILE = 1 << 20
 MAX_LINE = 4096
@@ -49,8 +49,6 @@ _HOW_TO_CONNECT = frozenset(
     {"keyfile", "known_hosts", "known_hosts_verify", "sshauth", "no_verify", "no_tty"}
     | {"pkipath", "tls_priority", "netcat", "proxy", "command"}
 )
-_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,31}")
-_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _FAKE_SIZES = ("vcpus", "memory_mib", "disk_mib")
 _FAKE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 _SCOPE = re.compile(r"[A-Za-z0-9._-]{1,32}")
@@ -183,11 +181,12 @@ def _text(path: Path) -> str:
     try:
         # Non-blocking, so that a FIFO nobody writes to cannot hold up the start.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(handle)
+            what = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+            raise BadFile(path, 0, f"it is {what}", expected)
         with open(handle, "rb") as file:
-            mode = os.fstat(handle).st_mode
-            if not stat.S_ISREG(mode):
-                what = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
-                raise BadFile(path, 0, f"it is {what}", expected)
             content = file.read(MAX_FILE + 1)
     except FileNotFoundError as error:
         raise BadFile(path, 0, "there is no such file", expected) from error
@@ -248,7 +247,7 @@ def _machine(text: str) -> tuple[str, str, object]:
     if "://" in text:
         return _machine_of_uri(text)
     user, at, rest = text.rpartition("@")
-    if at and not _USER.fullmatch(user):
+    if at and not USER_NAME.fullmatch(user):
         raise ValueError("the user is not a plain user name")
     host, port = _host_and_port(rest)
     place = f"{user}@{_in_uri(host)}" if at else _in_uri(host)
@@ -268,7 +267,7 @@ def _machine_of_uri(text: str) -> tuple[str, str, object]:
     if transport not in _TRANSPORTS or (plus and not transport):
         raise ValueError(f"{transport or 'an empty transport'} is not a transport of libvirt's")
     user, at, rest = parts.netloc.rpartition("@")
-    if at and not _USER.fullmatch(user):
+    if at and not USER_NAME.fullmatch(user):
         raise ValueError("the user is not a plain user name (a password cannot be part of it)")
     host, port = _host_and_port(rest.replace("%25", "%")) if rest else ("", 0)
     if not host and (at or transport in _TRANSPORT_PORTS):
@@ -319,7 +318,7 @@ def _host_and_port(text: str) -> tuple[str, int]:
             IPv4Address(host)
         except ValueError:
             raise ValueError("it is not a whole IPv4 address") from None
-    elif len(host) > 253 or not all(map(_LABEL.fullmatch, host.removesuffix(".").split("."))):
+    elif len(host) > 253 or not all(map(HOST_LABEL.fullmatch, host.removesuffix(".").split("."))):
         raise ValueError("the address is not a host name")
     return host, _port(port) if colon else 0
 
@@ -346,6 +345,7 @@ _TOKEN = re.compile(
       | (?P<mark>[,:])""",
     re.VERBOSE,
 )
+_CLOSES = {"(": ")", "[": "]", "{": "}"}
 _CONSTANTS = frozenset({"true", "false", "null", "True", "False", "None"})
 
 
@@ -355,7 +355,8 @@ def _scan(path: Path, text: str) -> None:
     What passes cannot make the Python parser nest deeply: no operators but the sign of a number,
     no two strings in a row, brackets at most `MAX_DEPTH` deep. Errors: `BadFile`.
     """
-    place, line, depth, count = 0, 1, 0, 0
+    place, line, count = 0, 1, 0
+    opened: list[tuple[str, int]] = []
     before = "mark"
 
     def refuse(wrong: str) -> NoReturn:
@@ -371,10 +372,11 @@ def _scan(path: Path, text: str) -> None:
             line += word.count("\n")
             continue
         count += 1
-        depth += (kind == "open") - (kind == "close")
-        if depth > MAX_DEPTH:
+        if kind == "open":
+            opened.append((_CLOSES[word], line))
+        if len(opened) > MAX_DEPTH:
             refuse("it is nested too deeply")
-        if depth < 0:
+        if kind == "close" and (not opened or opened.pop()[0] != word):
             refuse(f"{word!r} closes nothing")
         if count > MAX_TOKENS:
             refuse("it is too long")
@@ -387,6 +389,9 @@ def _scan(path: Path, text: str) -> None:
         if kind in ("word", "string", "sign", "open") and before in ("word", "string", "close"):
             refuse(f"a comma or a colon is missing before {_shown(word)}")
         before = kind
+    if opened:
+        closing, line = opened[-1]
+        refuse(f"the {closing!r} for what is opened in this line is missing")
 
 
 def _literal(path: Path, text: str) -> ast.expr:

@@ -130,6 +130,7 @@ def assemble(
         guest_pool=hosts.guest_pool, resync_s=limits.resync_s, image_share=limits.image_share,
     )
     timing = Timing(limits.lease_s, limits.build_deadline_s, limits.build_attempts)
+    context = Context(database, signals, settings, driver, fleet, admin_token(folder))
     image_folder = folder / "images"
     image_folder.mkdir(mode=0o700, exist_ok=True)
     handlers: dict[str, Handler] = {
@@ -144,7 +145,6 @@ def assemble(
         database, handlers, signals, lease_s=limits.lease_s, poll_s=limits.poll_s,
         threads=limits.threads, host_threads=limits.host_threads,
     )
-    context = Context(database, signals, settings, driver, admin_token(folder))
     return Treadle(
         settings, folder, database, signals, fleet, controller, context, make_app(context)
     )

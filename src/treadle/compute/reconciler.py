@@ -6,6 +6,7 @@ through the ticket first: where the lease was lost, nothing of the pass is kept.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -96,6 +97,7 @@ class InstanceHandler:
         self._scheduler = scheduler
         self._timing = timing
         self._cloud_id = cloud_id
+        self._placing = threading.Lock()
 
     def run(self, ticket: Ticket) -> Ticket | None:
         """Make passes while the next one follows at once and stays on the same lane."""
@@ -156,7 +158,9 @@ class InstanceHandler:
     ) -> Ticket | None:
         match action:
             case Place():
-                return self._place(ticket, loaded, context)
+                # One at a time, so that each is ranked on what the one before has taken.
+                with self._placing:
+                    return self._place(ticket, loaded, context)
             case Call(verb):
                 return self._call(ticket, loaded, verb, context)
             case AwaitImage():

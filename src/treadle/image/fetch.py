@@ -42,8 +42,8 @@ _MAX_SOURCE = 4096
 _EXTENSIONS = frozenset(
     {".qcow2", ".qcow", ".img", ".raw", ".disk", ".iso", ".vmdk", ".vdi", ".vhd", ".vhdx"}
 )
-_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,31}")
-_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+USER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,31}")
+HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _SSH = re.compile(r"([^@:/]+)@(\[[^\[\]@/]+\]|[^@:/\[\]]+)(?::([0-9]{1,5}))?:(/.*)")
 _FORMS = (
     "/full/path, USER@ADDRESS:/full/path, USER@ADDRESS:PORT:/full/path or an http(s):// URL was "
@@ -126,6 +126,8 @@ def parse_source(text: str) -> Source:
         raise refuse(f"{_FORMS}, at most {_MAX_SOURCE} characters")
     if not text.isprintable() or text != text.strip():
         raise refuse("no control characters, and no white space around it")
+    if text.endswith("/"):
+        raise refuse("a file was expected, not a folder")
     if text.startswith("/"):
         return LocalPath(Path(text))
     if text[:8].lower().startswith(("http://", "https://")):
@@ -137,7 +139,7 @@ def parse_source(text: str) -> Source:
     if parts is None:
         raise refuse(_FORMS)
     user, host, port, path = parts.groups()
-    if not _USER.fullmatch(user):
+    if not USER_NAME.fullmatch(user):
         raise refuse("a plain user name was expected before the @")
     if not _is_host(host):
         raise refuse("a host name or an address was expected after the @ (IPv6 in brackets)")
@@ -202,7 +204,7 @@ def _is_host(host: str) -> bool:
     except ValueError:
         return False
     labels = host.removesuffix(".").split(".")
-    return len(host) <= 253 and all(map(_LABEL.fullmatch, labels))
+    return len(host) <= 253 and all(map(HOST_LABEL.fullmatch, labels))
 
 
 def _bracketed(host: str) -> str:
@@ -305,6 +307,8 @@ def _hash(path: Path, file: BinaryIO, end: float, progress: Progress) -> str:
             digest.update(block)
             done += len(block)
             progress(done, before.st_size)
+            if done > before.st_size:
+                break
             if time.monotonic() > end:
                 raise FetchFailed(f"{path} could not be read in time")
     except OSError as error:
