@@ -112,15 +112,6 @@ class Controller(Struct, frozen=True):
     lease_s: Annotated[
         float, Meta(ge=3, le=600, description="How long a claimed row is this process's own.")
     ] = 30.0
-    heartbeat_s: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=200,
-            description="How often a lease is renewed, at most a third of lease_s. "
-            "0: a quarter of lease_s.",
-        ),
-    ] = 0.0
     poll_s: Annotated[
         float, Meta(ge=0.05, le=60, description="How often it looks for work without a wake-up.")
     ] = 1.0
@@ -144,16 +135,12 @@ class Controller(Struct, frozen=True):
         Meta(ge=0.01, le=0.95, description="Share of a host's disk that cached images may use."),
     ] = 0.25
 
-    def heartbeat(self) -> float:
-        """Seconds between two renewals of a lease."""
-        return self.heartbeat_s or self.lease_s / 4
-
 
 class Scheduler(Struct, frozen=True):
     """Which host takes an instance. The names are those of installed plug-ins."""
 
     policy: Annotated[Name, Meta(description="How the hosts that are left are ranked.")] = (
-        "best-fit"
+        "weighted"
     )
     filters: Annotated[
         tuple[Name, ...],
@@ -397,12 +384,7 @@ class _Sections:
         made = {}
         for section, keys in self.changes.items():
             made[section] = msgspec.structs.replace(getattr(self.base, section), **keys)
-        settings = msgspec.structs.replace(self.base, **made)
-        controller = settings.controller
-        if controller.heartbeat() > controller.lease_s / 3:
-            mend = f"a third of controller.lease_s ({controller.lease_s / 3:g}) is the most"
-            raise BadSetting("controller.heartbeat_s", controller.heartbeat_s, mend)
-        return settings
+        return msgspec.structs.replace(self.base, **made)
 
 
 @cache

@@ -239,8 +239,7 @@ class Demo:
         shutil.rmtree(state, ignore_errors=True)
         files = self._write_files(ground, self._image(ground))
         settings: dict[str, dict[str, Any]] = {
-            "server": {"host": "127.0.0.1"}, "state": {"folder": str(state)},
-            "scheduler": {"policy": "worst-fit"}, **ground.settings,
+            "server": {"host": "127.0.0.1"}, "state": {"folder": str(state)}, **ground.settings,
         }
         config = self.folder / "treadle.toml"
         config.write_text(_toml(settings))

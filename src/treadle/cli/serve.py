@@ -233,6 +233,8 @@ def serve(settings: Settings, inventory: Inventory | None = None) -> None:
     """Run until SIGTERM or SIGINT. Errors: `CannotStart`, `InvalidInput`, `DatabaseUnfit`."""
     import uvicorn
 
+    sys.setswitchinterval(0.0005)
+
     configure_logging(settings)
     folder = make_private(state_folder(settings, os.geteuid(), os.environ))
     listener = listen(settings.server.host, settings.server.port)

@@ -221,6 +221,7 @@ class InstanceHandler:
                 return self._fail(ticket, loaded, str(error))
             if not len(ranking):
                 break
+            _ = record.detail  # worked out here, not in the transaction
 
             def take(
                 conn: sa.Connection, ranking: Any = ranking, record: Any = record

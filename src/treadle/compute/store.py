@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -131,15 +132,29 @@ def waiting_for_image(conn: sa.Connection, host_id: int, sha256: str) -> list[st
 
 def insert(conn: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """New instances; returns their ids in the same order. `created_at` is set here."""
-    inserted = sa.insert(table).values(created_at=now()).returning(table.c.id)
-    return [int(conn.execute(inserted, dict(row)).scalar_one()) for row in rows]
+    return [int(conn.execute(_insert_of(tuple(row)), dict(row)).scalar_one()) for row in rows]
+
+
+@cache
+def _insert_of(names: tuple[str, ...]) -> Any:
+    values: dict[str, Any] = {
+        name: sa.bindparam(name, type_=table.c[name].type) for name in names
+    }
+    return sa.insert(table).values(**values, created_at=now()).returning(table.c.id)
 
 
 def update(conn: sa.Connection, id: int, **values: Any) -> None:
     """Set columns of one instance."""
-    conn.execute(sa.update(table).where(table.c.id == sa.bindparam("x_id")).values(
-        {name: sa.bindparam(f"x_{name}", type_=table.c[name].type) for name in sorted(values)}
-    ), {"x_id": id, **{f"x_{name}": value for name, value in values.items()}})
+    bound = {f"x_{name}": value for name, value in values.items()}
+    conn.execute(_update_of(tuple(values)), {"x_id": id, **bound})
+
+
+@cache
+def _update_of(names: tuple[str, ...]) -> sa.Update:
+    """The statement that sets these columns: building one costs more than running it."""
+    return sa.update(table).where(table.c.id == sa.bindparam("x_id")).values(
+        {name: sa.bindparam(f"x_{name}", type_=table.c[name].type) for name in names}
+    )
 
 
 def begin_action(

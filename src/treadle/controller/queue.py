@@ -16,6 +16,8 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -113,6 +115,17 @@ def claim(
     are passed over (SKIP LOCKED); on SQLite the writer is alone anyway.
     """
     started = time.monotonic()
+    statement = _claim_of(
+        limit, tuple(sorted(busy_lanes)), None if kinds is None else tuple(sorted(kinds))
+    )
+    return [
+        Ticket(r.kind, r.id, r.lane, r.token, r.wake, r.tries, Lease(started + lease_s), r.now)
+        for r in conn.execute(statement, {"x_lease": lease_s})
+    ]
+
+
+@lru_cache(maxsize=256)
+def _claim_of(limit: int, busy: tuple[int, ...], kinds: tuple[str, ...] | None) -> Any:
     due = (
         sa.select(work.c.kind, work.c.id)
         .where(work.c.due_at <= now(), work.c.lease_until < now())
@@ -120,24 +133,22 @@ def claim(
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    if busy_lanes:
-        due = due.where(work.c.lane.not_in(sorted(busy_lanes)))
+    if busy:
+        due = due.where(work.c.lane.not_in(busy))
     if kinds is not None:
-        due = due.where(work.c.kind.in_(sorted(kinds)))
+        due = due.where(work.c.kind.in_(kinds))
     picked = due.cte("picked")
-    rows = conn.execute(
+    return (
         sa.update(work)
         .where(sa.tuple_(work.c.kind, work.c.id).in_(sa.select(picked.c.kind, picked.c.id)))
-        .values(lease_until=now() + lease_s, token=work.c.token + 1)
+        .values(
+            lease_until=now() + sa.bindparam("x_lease", type_=sa.Float), token=work.c.token + 1
+        )
         .returning(
             work.c.kind, work.c.id, work.c.lane, work.c.token, work.c.wake, work.c.tries,
             now().label("now"),
         )
-    ).all()
-    return [
-        Ticket(r.kind, r.id, r.lane, r.token, r.wake, r.tries, Lease(started + lease_s), r.now)
-        for r in rows
-    ]
+    )
 
 
 def finish(

@@ -288,7 +288,8 @@ class _Qcow2:
             if kind == _EXTENSION_LUKS:
                 raise self.refuse("is encrypted", "decrypt it with qemu-img convert first")
             place += 8 + (length + 7) // 8 * 8
-        if place > len(area):
+        # No end mark: what was not read could hold more of them.
+        if place > len(area) or len(area) < cluster:
             raise self.damaged("an extension of its header is longer than the header")
 
     def _check_tables(self, cluster_bits: int, virtual: int, l1_size: int, l1_offset: int) -> None:

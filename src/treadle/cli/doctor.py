@@ -1,0 +1,244 @@
+"""Checks a machine before it is trusted: each check is a line, each failure prints its mend."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+
+from treadle.errors import TreadleError
+from treadle.hypervisor.base import HostSetup, Hypervisor, ImageSpec, Probes
+
+CLOCK_DRIFT_S = 5.0
+CLOCK_FLOOR = 1_700_000_000
+NAME_S = 2.0
+LOOK = 'date +%s.%N; getent hosts "$(hostname)" >/dev/null; echo $?'
+
+
+@dataclass
+class Report:
+    """The checks so far. `quiet` keeps the lines for JSON."""
+
+    quiet: bool
+    rows: list[dict[str, str | bool]] = field(default_factory=list)
+
+    def add(self, name: str, good: bool, detail: str, mend: str = "") -> bool:
+        """One check: what was found, and what to do where that is not good."""
+        self.rows.append({"check": name, "ok": good, "detail": detail, "mend": mend})
+        if not self.quiet:
+            mark = click.style("ok    ", fg="green") if good else click.style("FAILED", fg="red")
+            click.echo(f"{mark} {name}: {detail}")
+            if mend:
+                click.echo(f"       -> {mend}")
+        return good
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing failed."""
+        return all(row["ok"] for row in self.rows)
+
+
+def check(uri: str | None, seconds: float, as_json: bool) -> bool:
+    """Check this machine, or the host that `uri` names; True where all is well."""
+    report = Report(as_json)
+    if uri is None:
+        _controller(report)
+    else:
+        _host(report, uri, seconds)
+    if as_json:
+        click.echo(json.dumps({"ok": report.good, "checks": report.rows}, indent=2))
+    return report.good
+
+
+# -- the controller's own machine
+
+
+def _controller(report: Report) -> None:
+    found = ".".join(map(str, sys.version_info[:3]))
+    report.add("python", sys.version_info >= (3, 11), found)
+    from pysqlite3 import dbapi2
+
+    from treadle.db.engine import sqlite_is_safe
+
+    safe = sqlite_is_safe(dbapi2.sqlite_version_info)
+    report.add("sqlite", safe, dbapi2.sqlite_version,
+               "" if safe else "it can lose data: pip install 'pysqlite3>=0.6'")
+    for program, package, why in (
+        ("qemu-img", "qemu-utils", "to look into images"),
+        ("ssh", "openssh-client", "to reach hosts"),
+        ("scp", "openssh-client", "to fetch images from other machines"),
+    ):
+        path = shutil.which(program)
+        report.add(program, path is not None, path or f"not found, needed {why}",
+                   "" if path else f"apt-get install {package}")
+    _state(report)
+    _names(report, socket.gethostname())
+    now = time.time()
+    report.add("clock", now > CLOCK_FLOOR, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)),
+               "" if now > CLOCK_FLOOR else "set the clock: apt-get install chrony")
+
+
+def _state(report: Report) -> None:
+    from treadle.config import load, make_private, state_folder
+
+    try:
+        config = os.environ.get("TREADLE_CONFIG")
+        settings = load(Path(config) if config else None, os.environ)
+        folder = make_private(state_folder(settings, os.geteuid(), os.environ))
+        free = shutil.disk_usage(folder).free // (1 << 30)
+    except TreadleError as error:
+        report.add("state folder", False, str(error), "see docs/reference/settings.md")
+        return
+    report.add("state folder", free >= 1, f"{folder}, {free} GiB free",
+               "" if free >= 1 else "make room, or set state.folder")
+
+
+def _names(report: Report, name: str) -> None:
+    started = time.monotonic()
+    try:
+        socket.getaddrinfo(name, None)
+        problem = ""
+    except OSError as error:
+        problem = f"does not resolve ({error.strerror})"
+    took = time.monotonic() - started
+    if not problem and took > NAME_S:
+        problem = f"took {took:.1f} s to resolve"
+    report.add("names", not problem, f"{name} {problem or 'resolves'}",
+               f"add a line '127.0.1.1 {name}' to /etc/hosts" if problem else "")
+
+
+# -- a host
+
+
+def _host(report: Report, uri: str, seconds: float) -> None:
+    from treadle.cli.serve import driver_factory
+
+    with tempfile.TemporaryDirectory(prefix="treadle-doctor-") as folder:
+        private = _ssh_state(Path(folder))
+        try:
+            driver = driver_factory(private)(uri)
+        except TreadleError as error:
+            report.add("uri", False, str(error), "use a libvirt URI: qemu+ssh://root@HOST/system")
+            return
+        try:
+            _reached(report, driver, uri, seconds, private)
+        finally:
+            driver.close()
+
+
+def _ssh_state(folder: Path) -> Path:
+    """A scratch state folder; the keys of hosts known to the controller are known here too."""
+    from treadle.config import load, state_folder
+
+    try:
+        known = state_folder(load(None, os.environ), os.geteuid(), os.environ) / "known_hosts"
+        if known.exists():
+            shutil.copyfile(known, folder / "known_hosts")
+    except (TreadleError, OSError):
+        return folder
+    return folder
+
+
+def _reached(report: Report, driver: Hypervisor, uri: str, seconds: float, folder: Path) -> None:
+    with _checked(report, "libvirt", "is libvirtd running there, and may this user use it? "
+                  f"try: virsh -c '{uri}' list") as passed:
+        driver.prepare(HostSetup(
+            pool="treadle-doctor", network="treadle-doctor", subnet="10.254.253.0/24"
+        ))
+        facts = driver.facts()
+        passed(f"{facts.hypervisor} {facts.hypervisor_version}, libvirt {facts.libvirt_version}")
+    if not report.good:
+        return
+    report.add("host", facts.vcpus > 0, f"{facts.hostname}: {facts.vcpus} cores, "
+               f"{facts.memory_mib} MiB, {facts.disk_mib // 1024} GiB in the pool, {facts.arch}")
+    _image(report, driver, folder)
+    _probe(report, driver, facts.virt_types, seconds)
+    _remote(report, uri)
+
+
+def _image(report: Report, driver: Hypervisor, folder: Path) -> None:
+    content = os.urandom(1 << 20)
+    path = folder / "image.raw"
+    path.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    mend = "make room, or mend the permissions of the pool's folder"
+    with _checked(report, "images", mend) as passed:
+        started = time.monotonic()
+        driver.ensure_image(ImageSpec(digest, "raw", len(content), len(content)), path)
+        driver.remove_image(digest)
+        passed(f"1 MiB written, read back and removed in {time.monotonic() - started:.2f} s")
+
+
+def _probe(
+    report: Report, driver: Hypervisor, offered: tuple[str, ...], seconds: float
+) -> None:
+    if not isinstance(driver, Probes):
+        return
+    boots = {}
+    for kind in offered:
+        if kind not in ("kvm", "qemu"):
+            continue
+        try:
+            boots[kind] = driver.probe(kind, seconds)
+        except TreadleError as error:
+            report.add(f"guest ({kind})", False, str(error))
+            return
+    for kind, good in boots.items():
+        if kind == "kvm" and not good and boots.get("qemu"):
+            # Emulation will do: slower, but nothing is broken.
+            report.add("guest (kvm)", True, "does not boot here; emulation is used instead")
+            continue
+        report.add(
+            f"guest ({kind})", good, "boots" if good else f"does not boot within {seconds:g} s",
+            "" if good else "look into /var/log/libvirt/qemu/ on the host",
+        )
+
+
+def _remote(report: Report, uri: str) -> None:
+    """Clock and names of a host that is reached by SSH."""
+    parts = urlsplit(uri)
+    if not parts.scheme.endswith("+ssh") or parts.hostname is None:
+        _names(report, socket.gethostname())
+        return
+    target = f"{parts.username}@{parts.hostname}" if parts.username else parts.hostname
+    command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5"]
+    if parts.port:
+        command += ["-p", str(parts.port)]
+    try:
+        said = subprocess.run(
+            [*command, "--", target, LOOK],
+            capture_output=True, timeout=20, check=True, stdin=subprocess.DEVNULL,
+        ).stdout.split()
+        drift = float(said[0]) - time.time()
+        named = said[1] == b"0"
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        report.add("clock and names", True, "not checked: no plain SSH command can be run there")
+        return
+    report.add("clock", abs(drift) < CLOCK_DRIFT_S, f"{drift:+.1f} s from ours",
+               "" if abs(drift) < CLOCK_DRIFT_S else "run a time service there: chrony")
+    report.add("names", named, f"its own name {'resolves' if named else 'does not resolve'}",
+               "" if named else "add its name to /etc/hosts there: libvirt calls take 10 s else")
+
+
+@contextmanager
+def _checked(report: Report, name: str, mend: str) -> Iterator[Callable[[str], None]]:
+    found: list[str] = []
+    try:
+        yield found.append
+    except TreadleError as error:
+        report.add(name, False, str(error), mend)
+    else:
+        report.add(name, True, found[0])
