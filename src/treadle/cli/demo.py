@@ -245,10 +245,13 @@ class Demo:
         config.write_text(_toml(settings))
         with self.screen.step(f"controller on port {self.options.port}"):
             log = (self.folder / "controller.log").open("wb")
+            # The file says it all: what the user has set for a controller of his own stays out.
+            environment = {k: v for k, v in os.environ.items() if not k.startswith("TREADLE_")}
             self.controller = subprocess.Popen(
                 [sys.executable, "-m", "treadle.cli.main", "script", *map(str, files),
                  "--config", str(config), "--port", str(self.options.port)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env=environment,
             )
             log.close()
             self._until(lambda: self._get("/healthz") is not None, "the controller to answer")
@@ -458,9 +461,9 @@ def _no_lab() -> str | None:
 
 
 def _folder() -> Path:
-    from treadle.config import Settings, make_private, state_folder
+    from treadle.config import load, make_private, state_folder
 
-    base = state_folder(Settings(), os.geteuid(), os.environ)
+    base = state_folder(load(None, os.environ), os.geteuid(), os.environ)
     return make_private(base.parent / f"{base.name}-demo")
 
 

@@ -32,7 +32,7 @@ from treadle.controller.worker import Controller, Handler
 from treadle.db.engine import Database, open_database
 from treadle.db.migrate import upgrade
 from treadle.db.schema import meta
-from treadle.errors import Permanent
+from treadle.errors import InvalidInput, Permanent
 from treadle.hypervisor.base import DriverFactory, HostSetup, Hypervisor
 from treadle.hypervisor.fake import FakeFleet
 from treadle.image.fetch import FetchLimits, HttpUrl
@@ -67,8 +67,11 @@ def driver_factory(folder: Path) -> DriverFactory:
     fakes = FakeFleet()
 
     def make(uri: str) -> Hypervisor:
-        if urlsplit(uri).scheme == "fake":
+        parts = urlsplit(uri)
+        if parts.scheme == "fake":
             return fakes.driver(uri)
+        if not parts.scheme or not (parts.hostname or parts.path) or not uri.isprintable():
+            raise InvalidInput("uri", uri, "give a libvirt URI such as qemu+ssh://root@HOST/system")
         from treadle.hypervisor.libvirt import LibvirtDriver, LibvirtOptions
 
         return LibvirtDriver(uri, LibvirtOptions(state_dir=folder))
