@@ -147,7 +147,7 @@ def spawn(folder: Path) -> Figures:
     through, by_hand = [], []
     try:
         host = fabric.up(1)[0]
-        key = fabric.folder / "id_ed25519"
+        key = fabric.key
         settings = {
             "TREADLE_HOST_DEFAULTS__IDENTITY_FILE": str(key),
             "TREADLE_HOST_DEFAULTS__VIRT_TYPE": "qemu",

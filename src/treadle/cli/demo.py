@@ -179,7 +179,7 @@ class Demo:
         self.lab = Lab("demo")
         with self.screen.step(f"{self.options.hosts} physical machines"):
             hosts = self.lab.up(self.options.hosts, self.screen.detail)
-        key = self.lab.folder / "id_ed25519"
+        key = self.lab.key
         return Ground(
             "lab", [f"root@{one.address}" for one in hosts],
             {

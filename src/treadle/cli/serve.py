@@ -25,7 +25,7 @@ from treadle.compute import store
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
 from treadle.compute.reconciler import HOST_KIND, IMAGE_KIND, KIND, InstanceHandler, Timing
-from treadle.config import Settings, make_private, state_folder
+from treadle.config import HostDefaults, Settings, make_private, state_folder
 from treadle.controller import queue
 from treadle.controller.signals import Signals
 from treadle.controller.worker import Controller, Handler
@@ -62,8 +62,13 @@ class Inventory:
     flavors: Sequence[FlavorEntry] | None = None
 
 
-def driver_factory(folder: Path) -> DriverFactory:
-    """Makes the driver for a URI: the fake for `fake://`, libvirt for everything else."""
+def driver_factory(folder: Path, hosts: HostDefaults | None = None) -> DriverFactory:
+    """Makes the driver for a URI: the fake for `fake://`, libvirt for everything else.
+
+    `folder` keeps the hosts' SSH keys as they were first seen.
+    """
+    wanted = hosts or HostDefaults()
+    identity = Path(wanted.identity_file) if wanted.identity_file else None
     fakes = FakeFleet()
 
     def make(uri: str) -> Hypervisor:
@@ -74,7 +79,9 @@ def driver_factory(folder: Path) -> DriverFactory:
             raise InvalidInput("uri", uri, "give a libvirt URI such as qemu+ssh://root@HOST/system")
         from treadle.hypervisor.libvirt import LibvirtDriver, LibvirtOptions
 
-        return LibvirtDriver(uri, LibvirtOptions(state_dir=folder))
+        return LibvirtDriver(uri, LibvirtOptions(
+            state_dir=folder, identity_file=identity, anti_spoofing=wanted.anti_spoofing
+        ))
 
     return make
 
@@ -111,7 +118,7 @@ def assemble(
 
     Errors: `InvalidInput`, `DatabaseUnfit`, `CannotStart`.
     """
-    driver = factory or driver_factory(folder)
+    driver = factory or driver_factory(folder, settings.host_defaults)
     scheduler = Scheduler(
         settings.scheduler.policy, settings.scheduler.filters, settings.scheduler.weighers
     )

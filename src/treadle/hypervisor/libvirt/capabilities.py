@@ -1,0 +1,87 @@
+"""What a host is and can do, out of libvirt's capabilities and counters."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+
+import libvirt
+
+from treadle.hypervisor.libvirt import errors
+from treadle.hypervisor.libvirt.connection import Attempt, Link
+
+#: Best first; what is not named here comes after, as libvirt lists it.
+PREFERENCE = ("kvm", "qemu")
+
+LIFECYCLE = frozenset({"pause", "suspend", "graceful_stop"})
+BY_KIND = {
+    "QEMU": LIFECYCLE | {"images", "console", "probe"},
+    "TEST": LIFECYCLE | {"images", "network"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What does not change while a host is up. `machine` is "" where the default is to be had."""
+
+    host_uuid: str
+    arch: str
+    virt_types: tuple[str, ...]
+    machine: str
+
+
+def of_kind(kind: str, session: bool, filtered: bool) -> frozenset[str]:
+    """The optional things that work on this kind of connection.
+
+    "forward": a guest's SSH is a port of the host. "nwfilter": guests cannot speak for others.
+    """
+    found = set(BY_KIND.get(kind, frozenset()))
+    if kind == "QEMU":
+        found.add("forward" if session else "network")
+    if filtered:
+        found.add("nwfilter")
+    return frozenset(found)
+
+
+def shape_of(link: Link, attempt: Attempt) -> Shape:
+    """Read once per connection."""
+    shape = link.known.get("shape")
+    if not isinstance(shape, Shape):
+        shape = read_shape(attempt(link.conn.getCapabilities))
+        link.known["shape"] = shape
+    return shape
+
+
+def read_shape(text: str) -> Shape:
+    """The shape out of the capabilities' XML."""
+    root = ET.fromstring(text)
+    arch = root.findtext("host/cpu/arch") or ""
+    types: list[str] = []
+    machine = ""
+    for guest in root.findall("guest"):
+        if guest.findtext("os_type") == "xen":
+            continue
+        block = guest.find("arch")
+        if block is None or block.get("name") != arch:
+            continue
+        types += [t for d in block.findall("domain") if (t := d.get("type")) and t not in types]
+        if any(m.text == "q35" for m in block.findall("machine")):
+            machine = "q35"
+    types.sort(key=lambda t: PREFERENCE.index(t) if t in PREFERENCE else len(PREFERENCE))
+    return Shape(root.findtext("host/uuid") or "", arch, tuple(types), machine)
+
+
+def memory_mib(link: Link, attempt: Attempt) -> int:
+    """All of the host's memory. The node's info leaves memory out that was added while it ran."""
+    try:
+        stats = attempt(link.conn.getMemoryStats, libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS, 0)
+        return int(stats["total"]) // 1024
+    except libvirt.libvirtError as error:
+        if errors.code_of(error) != libvirt.VIR_ERR_NO_SUPPORT:
+            raise
+    return int(attempt(link.conn.getInfo)[1])
+
+
+def version_text(number: int) -> str:
+    """9000000 is "9.0.0"."""
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

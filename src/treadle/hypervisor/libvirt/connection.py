@@ -1,0 +1,367 @@
+"""One shared connection to a host, on which no verb outlives its deadline.
+
+A call that waits in libvirt cannot be cancelled. So a verb's body runs in a thread of the host's
+own; whoever asked waits for it until the deadline and no longer. A body that comes back late finds
+that it was given up at its next step, and does nothing more.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
+
+import libvirt
+
+from treadle.hypervisor.base import HostUnreachable, VerbTimeout
+from treadle.hypervisor.libvirt import errors, events
+from treadle.hypervisor.libvirt.ssh import with_ssh
+
+T = TypeVar("T")
+P = TypeVar("P")
+
+KEEPALIVE_SECONDS = 5
+KEEPALIVE_COUNT = 3
+MAX_STUCK = 4
+IDLE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds that each kind of verb may take, the opening of the connection included.
+
+    `look`: observing. `change`: defining, starting, stopping. `per_gib`: what is added for each
+    GiB of memory that is written or read. `copy_mib_s`: the slowest speed at which an image may
+    be copied, in MiB/s.
+    """
+
+    connect: float = 10.0
+    look: float = 20.0
+    change: float = 60.0
+    per_gib: float = 20.0
+    copy_mib_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class LibvirtOptions:
+    """What all hosts share. `state_dir` keeps ssh's files and is made with mode 0700.
+
+    `anti_spoofing` puts a network filter before each guest, where the host can; it adds 0.3 s to
+    a start.
+    """
+
+    state_dir: Path
+    identity_file: Path | None = None
+    anti_spoofing: bool = True
+    deadlines: Deadlines = field(default_factory=Deadlines)
+
+
+class Attempt:
+    """One verb on its way. Every call to libvirt goes through it: `attempt(domain.create)`."""
+
+    def __init__(self, verb: str, seconds: float) -> None:
+        self.verb = verb
+        self.deadline = time.monotonic() + seconds
+        self.given_up = False
+
+    def left(self) -> float:
+        """Seconds until the deadline; negative when it has passed."""
+        return self.deadline - time.monotonic()
+
+    def extend(self, seconds: float) -> None:
+        """Allow that much more."""
+        self.deadline += seconds
+
+    def check(self) -> None:
+        """Errors: `VerbTimeout` when nobody waits for this verb any more."""
+        if self.given_up or self.left() <= 0:
+            raise VerbTimeout(f"{self.verb} did not end in time")
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        self.check()
+        return function(*arguments)
+
+
+class Link:
+    """An open connection and what was learnt about it."""
+
+    def __init__(self, conn: Any, uri: str) -> None:
+        self.conn = conn
+        self.kind: str = conn.getType()
+        self.session = urlsplit(uri).path.endswith("/session")
+        self.known: dict[Hashable, Any] = {}
+        self.undo: Callable[[], None] = lambda: None
+
+    def alive(self) -> bool:
+        """Whether it is not known to be broken. Asks nobody."""
+        try:
+            return bool(self.conn.isAlive())
+        except libvirt.libvirtError:
+            return False
+
+
+class _Job(Generic[T]):
+    """A function in a thread of ours, and its outcome."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._done = threading.Event()
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self.started = time.monotonic()
+
+    def run(self) -> None:
+        try:
+            self._value = self._function()
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+            self._error = error
+        finally:
+            self._done.set()
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        return self._done.wait(max(0.0, seconds))
+
+    def result(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]
+
+
+class _Threads:
+    """As many daemon threads as there are jobs at once; an idle one ends after 30 s."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._idle: list[queue.SimpleQueue[_Job[Any]]] = []
+
+    def start(self, job: _Job[Any]) -> None:
+        with self._lock:
+            inbox = self._idle.pop() if self._idle else None
+        if inbox is None:
+            inbox = queue.SimpleQueue()
+            threading.Thread(
+                target=self._serve, args=(inbox,), name=self._name, daemon=True
+            ).start()
+        inbox.put(job)
+
+    def _serve(self, inbox: queue.SimpleQueue[_Job[Any]]) -> None:
+        while True:
+            try:
+                job = inbox.get(timeout=IDLE_SECONDS)
+            except queue.Empty:
+                with self._lock:
+                    if inbox in self._idle:
+                        self._idle.remove(inbox)
+                        return
+                continue
+            job.run()
+            del job
+            with self._lock:
+                self._idle.append(inbox)
+
+
+class Connection:
+    """The connection to one host: opened by the first verb, opened again after it broke."""
+
+    def __init__(
+        self,
+        uri: str,
+        options: LibvirtOptions,
+        changed: events.Stopped | None = None,
+        lost: Callable[[], None] | None = None,
+    ) -> None:
+        self.uri = uri
+        self._options = options
+        self._changed = changed
+        self._lost = lost
+        self._lock = threading.Lock()
+        self._threads = _Threads(f"host-{urlsplit(uri).hostname or 'local'}")
+        self._link: Link | None = None
+        self._opening: _Job[Link] | None = None
+        self._late: list[_Job[Any]] = []
+
+    # -- verbs
+
+    def run(self, verb: str, seconds: float, body: Callable[[Link, Attempt], P]) -> P:
+        """Run `body` with an open link. Errors: what `body` raises, in types of ours;
+        `VerbTimeout`; `HostUnreachable`."""
+        attempt = Attempt(verb, seconds)
+        used: list[Link] = []
+
+        def carry() -> P:
+            link = self._open(attempt)
+            used.append(link)
+            attempt.check()
+            try:
+                return body(link, attempt)
+            except libvirt.libvirtError as error:
+                if errors.is_broken(error) or not link.alive():
+                    self.drop(link)
+                    raise HostUnreachable(f"{verb}: {errors.detail(error)}") from error
+                raise errors.translate(error, verb) from error
+
+        job: _Job[P] = _Job(carry)
+        self._refuse_if_stuck()
+        self._threads.start(job)
+        while not job.wait(attempt.left()):
+            if attempt.left() <= 0:
+                return self._give_up(attempt, job, used)
+        return job.result()
+
+    def stuck(self) -> int:
+        """How many threads wait in libvirt with nobody waiting for them."""
+        with self._lock:
+            self._late = [job for job in self._late if not job.done]
+            return len(self._late)
+
+    def close(self) -> None:
+        """Let the connection go. The next verb would open it again."""
+        with self._lock:
+            link = self._link
+            self._opening = None
+        if link is not None:
+            self.drop(link)
+
+    def drop(self, link: Link) -> None:
+        """Forget a link, and free it without waiting for it."""
+        with self._lock:
+            if self._link is link:
+                self._link = None
+        self._threads.start(_Job(lambda: _dispose(link)))
+
+    def _give_up(self, attempt: Attempt, job: _Job[P], used: list[Link]) -> P:
+        attempt.given_up = True
+        with self._lock:
+            self._late.append(job)
+        if used:
+            self.drop(used[0])
+        raise VerbTimeout(f"{attempt.verb} did not end in time")
+
+    def _refuse_if_stuck(self) -> None:
+        count = self.stuck()
+        if count > MAX_STUCK:
+            raise HostUnreachable(f"the host does not answer: {count} calls to it still hang")
+
+    # -- opening
+
+    def _open(self, attempt: Attempt) -> Link:
+        limit = self._options.deadlines.connect
+        with self._lock:
+            link = self._link
+            if link is not None and link.alive():
+                return link
+            self._link = None
+            opening = self._opening
+            if opening is not None and not opening.done:
+                if time.monotonic() - opening.started > limit:
+                    self._late.append(opening)
+                    opening = None
+            else:
+                opening = None
+            if opening is None:
+                opening = self._new_opening()
+        if link is not None:
+            self.drop(link)
+        left = min(attempt.left(), opening.started + limit - time.monotonic())
+        if not opening.wait(left):
+            raise HostUnreachable(f"cannot connect: no answer within {limit:g} s")
+        return opening.result()
+
+    def _new_opening(self) -> _Job[Link]:
+        """Start to open. Called with the lock held."""
+        self._late = [job for job in self._late if not job.done]
+        if len(self._late) > MAX_STUCK:
+            raise HostUnreachable(
+                f"the host does not answer: {len(self._late)} calls to it still hang"
+            )
+        box: list[_Job[Link]] = []
+
+        def work() -> Link:
+            link = self._connect()
+            with self._lock:
+                wanted = self._opening is box[0]
+                if wanted:
+                    self._link, self._opening = link, None
+            if not wanted:
+                _dispose(link)
+                raise HostUnreachable("cannot connect: it took too long")
+            return link
+
+        job = _Job(work)
+        box.append(job)
+        self._opening = job
+        self._threads.start(job)
+        return job
+
+    def _connect(self) -> Link:
+        events.ensure_loop()
+        uri = with_ssh(self.uri, self._options.state_dir, self._options.identity_file)
+        try:
+            conn = libvirt.open(uri)
+        except libvirt.libvirtError as error:
+            raise errors.translate_open(error) from error
+        try:
+            _keep_alive(conn)
+            link = Link(conn, self.uri)
+            if self._changed is not None:
+                link.undo = events.listen(conn, self._changed, lambda: self._gone(link))
+        except libvirt.libvirtError as error:
+            raise errors.translate_open(error) from error
+        return link
+
+    def _gone(self, link: Link) -> None:
+        """libvirt says that the connection broke: from the event thread, so only hand over."""
+        with self._lock:
+            current = self._link is link
+            if current:
+                self._link = None
+        if current:
+            self._threads.start(_Job(lambda: _dispose(link)))
+            if self._lost is not None:
+                self._lost()
+
+
+def _keep_alive(conn: Any) -> None:
+    try:
+        conn.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
+    except libvirt.libvirtError as error:
+        if errors.code_of(error) != libvirt.VIR_ERR_NO_SUPPORT:
+            raise
+
+
+def _dispose(link: Link) -> None:
+    link.undo()
+    try:
+        link.conn.close()
+    except libvirt.libvirtError:
+        return
+
+
+def as_value(attempt: Attempt, function: Callable[..., Any], *arguments: Any, missing: int) -> Any:
+    """The call's value, or None where libvirt answers with the code `missing`."""
+    try:
+        return attempt(function, *arguments)
+    except libvirt.libvirtError as error:
+        if errors.code_of(error) == missing:
+            return None
+        raise
+
+
+__all__ = [
+    "Attempt",
+    "Connection",
+    "Deadlines",
+    "LibvirtOptions",
+    "Link",
+    "as_value",
+]

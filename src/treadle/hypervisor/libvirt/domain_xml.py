@@ -1,0 +1,274 @@
+"""A domain's XML, built by ElementTree alone, and the mark by which we know our own.
+
+Nothing that a user wrote is ever part of a path, an element's name or a domain's name: his words
+are text and attribute values, escaped by the serializer.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+from treadle.errors import InvalidInput
+from treadle.hypervisor.base import DomainSpec
+
+NAMESPACE = "urn:treadle:instance:1"
+PREFIX = "treadle"
+
+#: What XML 1.0 cannot carry at all.
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_LINE_BREAKS = re.compile("[\n\r\t]")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a domain's XML needs to know of its host.
+
+    `network` and `bridge`: at most one is set; where neither is, the guest gets a network of its
+    own inside the hypervisor's process. `machine` and `net_filter` are "" where there is none.
+    """
+
+    virt_type: str
+    pool_path: str
+    arch: str = ""
+    machine: str = ""
+    network: str = ""
+    bridge: str = ""
+    net_filter: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What we write on a domain: `seed` is a digest of what the guest is told, `forward` the
+    port of the host that leads to the guest's SSH (0: none)."""
+
+    generation: int
+    mac: str = ""
+    seed: str = ""
+    forward: int = 0
+    values: Mapping[str, str] = field(default_factory=dict)
+
+    def xml(self) -> ET.Element:
+        """As an element."""
+        ET.register_namespace(PREFIX, NAMESPACE)
+        root = ET.Element(f"{{{NAMESPACE}}}instance", {"generation": str(self.generation)})
+        if self.mac:
+            root.set("mac", self.mac)
+        if self.seed:
+            root.set("seed", self.seed)
+        if self.forward:
+            root.set("forward", str(self.forward))
+        for key in sorted(self.values):
+            item = ET.SubElement(root, f"{{{NAMESPACE}}}value", {"key": _text("metadata", key)})
+            item.text = _text("metadata", self.values[key])
+        return root
+
+    def text(self) -> str:
+        """As libvirt's setMetadata wants it."""
+        return ET.tostring(self.xml(), encoding="unicode")
+
+    def with_forward(self, port: int) -> Mark:
+        """The same with another forwarded port."""
+        return replace(self, forward=port)
+
+
+def read_mark(text: str) -> Mark:
+    """The mark out of what libvirt keeps; what cannot be read of it counts as absent."""
+    try:
+        root = ET.fromstring(text)
+    except ET.ParseError:
+        return Mark(0)
+    values = {
+        item.get("key", ""): item.text or ""
+        for item in root
+        if item.tag.rpartition("}")[2] == "value"
+    }
+    return Mark(
+        generation=_number(root.get("generation")),
+        mac=root.get("mac", ""),
+        seed=root.get("seed", ""),
+        forward=_number(root.get("forward")),
+        values=values,
+    )
+
+
+def canonical_uuid(uuid: str) -> str:
+    """The UUID as libvirt writes it. Errors: `InvalidInput`."""
+    try:
+        return str(UUID(uuid))
+    except ValueError as error:
+        raise InvalidInput("uuid", uuid, "give a UUID") from error
+
+
+def domain_name(uuid: str) -> str:
+    """The domain's name on the host: of the UUID, since names of users need not differ."""
+    return f"treadle-{UUID(uuid).hex[:12]}"
+
+
+def disk_volume(uuid: str) -> str:
+    """Name of the volume with the guest's data."""
+    return f"{uuid}.qcow2"
+
+
+def seed_volume(uuid: str) -> str:
+    """Name of the volume with the seed."""
+    return f"{uuid}.seed.iso"
+
+
+def console_volume(uuid: str) -> str:
+    """Name of the volume that the serial port is written to."""
+    return f"{uuid}.console.log"
+
+
+def image_volume(sha256: str) -> str:
+    """Name of an image's volume."""
+    return f"image-{sha256}"
+
+
+def domain_xml(spec: DomainSpec, place: Place, mark: Mark) -> str:
+    """The definition of an instance. Errors: `InvalidInput` for text that XML cannot carry."""
+    root = ET.Element("domain", {"type": place.virt_type})
+    _leaf(root, "name", domain_name(spec.uuid))
+    _leaf(root, "uuid", spec.uuid)
+    title = _LINE_BREAKS.sub(" ", _text("name", spec.name)).strip()
+    if title:
+        _leaf(root, "title", title)
+    ET.SubElement(root, "metadata").append(mark.xml())
+    _leaf(root, "memory", str(spec.memory_mib), unit="MiB")
+    _leaf(root, "vcpu", str(spec.vcpus))
+    boot = ET.SubElement(root, "os")
+    kind = _leaf(boot, "type", "hvm")
+    if place.arch:
+        kind.set("arch", place.arch)
+    if place.machine:
+        kind.set("machine", place.machine)
+    ET.SubElement(boot, "boot", {"dev": "hd"})
+    features = ET.SubElement(root, "features")
+    ET.SubElement(features, "acpi")
+    if place.arch in ("x86_64", "i686", ""):
+        ET.SubElement(features, "apic")
+    _cpu(root, place)
+    ET.SubElement(root, "clock", {"offset": "utc"})
+    _leaf(root, "on_poweroff", "destroy")
+    _leaf(root, "on_reboot", "restart")
+    _leaf(root, "on_crash", "destroy")
+    devices = ET.SubElement(root, "devices")
+    _root_disk(devices, spec, place)
+    _seed_disk(devices, spec, place)
+    if place.virt_type != "test":
+        ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
+    _nic(devices, spec, place)
+    _serial(devices, spec, place)
+    if place.virt_type != "test":
+        rng = ET.SubElement(devices, "rng", {"model": "virtio"})
+        _leaf(rng, "backend", "/dev/urandom", model="random")
+    ET.SubElement(devices, "memballoon", {"model": "virtio"})
+    return ET.tostring(root, encoding="unicode")
+
+
+def probe_xml(name: str, uuid: str, place: Place, disk: str, memory_mib: int = 16) -> str:
+    """A guest that is nothing but a boot sector at the path `disk`."""
+    root = ET.Element("domain", {"type": place.virt_type})
+    _leaf(root, "name", name)
+    _leaf(root, "uuid", uuid)
+    _leaf(root, "memory", str(memory_mib), unit="MiB")
+    _leaf(root, "vcpu", "1")
+    boot = ET.SubElement(root, "os")
+    kind = _leaf(boot, "type", "hvm")
+    if place.arch:
+        kind.set("arch", place.arch)
+    if place.machine:
+        kind.set("machine", place.machine)
+    ET.SubElement(boot, "boot", {"dev": "hd"})
+    features = ET.SubElement(root, "features")
+    ET.SubElement(features, "acpi")
+    ET.SubElement(features, "apic")
+    _cpu(root, place)
+    _leaf(root, "on_poweroff", "destroy")
+    _leaf(root, "on_reboot", "destroy")
+    _leaf(root, "on_crash", "destroy")
+    devices = ET.SubElement(root, "devices")
+    element = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
+    ET.SubElement(element, "driver", {"name": "qemu", "type": "raw"})
+    ET.SubElement(element, "source", {"file": disk})
+    ET.SubElement(element, "target", {"dev": "vda", "bus": "virtio"})
+    ET.SubElement(element, "readonly")
+    ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
+    ET.SubElement(devices, "memballoon", {"model": "none"})
+    return ET.tostring(root, encoding="unicode")
+
+
+def _cpu(root: ET.Element, place: Place) -> None:
+    if place.virt_type == "kvm":
+        ET.SubElement(root, "cpu", {"mode": "host-passthrough"})
+    elif place.virt_type == "qemu":
+        ET.SubElement(root, "cpu", {"mode": "maximum"})
+
+
+def _root_disk(devices: ET.Element, spec: DomainSpec, place: Place) -> None:
+    disk = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
+    driver = {
+        "name": "qemu", "type": "qcow2", "cache": "writeback", "discard": "unmap",
+        "detect_zeroes": "unmap",
+    }
+    ET.SubElement(disk, "driver", driver)
+    ET.SubElement(disk, "source", {"file": f"{place.pool_path}/{disk_volume(spec.uuid)}"})
+    # The chain is written out to its end: what an image's own header names is never opened.
+    end = disk
+    if spec.image is not None:
+        end = ET.SubElement(disk, "backingStore", {"type": "file"})
+        ET.SubElement(end, "format", {"type": spec.image.format})
+        path = f"{place.pool_path}/{image_volume(spec.image.sha256)}"
+        ET.SubElement(end, "source", {"file": path})
+    ET.SubElement(end, "backingStore")
+    ET.SubElement(disk, "target", {"dev": "vda", "bus": "virtio"})
+
+
+def _seed_disk(devices: ET.Element, spec: DomainSpec, place: Place) -> None:
+    disk = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
+    ET.SubElement(disk, "driver", {"name": "qemu", "type": "raw"})
+    ET.SubElement(disk, "source", {"file": f"{place.pool_path}/{seed_volume(spec.uuid)}"})
+    ET.SubElement(disk, "target", {"dev": "vdb", "bus": "virtio"})
+    ET.SubElement(disk, "readonly")
+
+
+def _nic(devices: ET.Element, spec: DomainSpec, place: Place) -> None:
+    if place.bridge:
+        kind, source = "bridge", {"bridge": place.bridge}
+    elif place.network:
+        kind, source = "network", {"network": place.network}
+    else:
+        kind, source = "user", {}
+    nic = ET.SubElement(devices, "interface", {"type": kind})
+    ET.SubElement(nic, "mac", {"address": spec.mac})
+    if source:
+        ET.SubElement(nic, "source", source)
+    ET.SubElement(nic, "model", {"type": "virtio"})
+    if place.net_filter and kind != "user":
+        ET.SubElement(nic, "filterref", {"filter": place.net_filter})
+
+
+def _serial(devices: ET.Element, spec: DomainSpec, place: Place) -> None:
+    serial = ET.SubElement(devices, "serial", {"type": "pty"})
+    log = f"{place.pool_path}/{console_volume(spec.uuid)}"
+    ET.SubElement(serial, "log", {"file": log, "append": "on"})
+    ET.SubElement(serial, "target", {"port": "0"})
+
+
+def _leaf(parent: ET.Element, tag: str, text: str, **attributes: str) -> ET.Element:
+    element = ET.SubElement(parent, tag, attributes)
+    element.text = text
+    return element
+
+
+def _text(name: str, value: str) -> str:
+    if _NOT_XML.search(value):
+        raise InvalidInput(name, value, "leave control characters out")
+    return value
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 0

@@ -1,0 +1,574 @@
+"""The hypervisor driver for libvirt: each verb of the contract, in calls of libvirt's.
+
+Every verb is a body that runs on the host's shared connection with a deadline. A domain is ours
+by the mark in its metadata; no other is ever changed, and none is named.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import libvirt
+
+from treadle.hypervisor.base import (
+    Domain,
+    DomainSpec,
+    EventKind,
+    HostFacts,
+    HostRefused,
+    HostSetup,
+    ImageSpec,
+    Power,
+    Unsupported,
+    VerbTimeout,
+    Watcher,
+)
+from treadle.hypervisor.libvirt import capabilities, errors, network, probe, seed, storage
+from treadle.hypervisor.libvirt.connection import (
+    Attempt,
+    Connection,
+    LibvirtOptions,
+    Link,
+    as_value,
+)
+from treadle.hypervisor.libvirt.domain_xml import (
+    NAMESPACE,
+    PREFIX,
+    Mark,
+    Place,
+    canonical_uuid,
+    disk_volume,
+    domain_xml,
+    read_mark,
+)
+from treadle.hypervisor.libvirt.states import domain_of, power_of
+
+T = TypeVar("T")
+
+ELEMENT = libvirt.VIR_DOMAIN_METADATA_ELEMENT
+LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
+GUEST_SSH = 22
+
+NO_DOMAIN = libvirt.VIR_ERR_NO_DOMAIN
+
+UNDEFINE_ALL = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+)
+UNDEFINE_LEAST = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """A domain of ours that a verb is about."""
+
+    link: Link
+    attempt: Attempt
+    domain: Any
+    mark: Mark
+
+
+class LibvirtDriver:
+    """One host, by its libvirt URI. Making it connects to nothing."""
+
+    def __init__(self, uri: str, options: LibvirtOptions) -> None:
+        self.uri = uri
+        self._options = options
+        self._setup = HostSetup()
+        self._filtered = False
+        self._watcher: Watcher | None = None
+        self._stops = probe.Stops()
+        self._main = Connection(uri, options, self._changed, self._lost)
+        # Streams of bytes and other calls on one connection hold each other up.
+        self._bulk = Connection(uri, options)
+        self._images = threading.Lock()
+
+    # -- the host
+
+    def prepare(self, setup: HostSetup) -> None:
+        """Connect; make the pool, the network and the filter. Errors: `HostRefused`."""
+
+        def act(link: Link, attempt: Attempt) -> bool:
+            host = urlsplit(self.uri).hostname or ""
+            path = setup.pool_path or storage.default_path(setup.pool, link, host)
+            storage.prepare_pool(link, attempt, setup.pool, path)
+            bridge = setup.bridge
+            if not bridge and not link.session:
+                network.prepare_network(link, attempt, setup.network, setup.subnet)
+                bridge = network.bridge_of(link, attempt, setup.network)
+            wanted = self._options.anti_spoofing and link.kind == "QEMU" and not link.session
+            return wanted and bool(bridge) and network.prepare_filter(link, attempt, bridge)
+
+        self._filtered = self._run("prepare", self._options.deadlines.change, act)
+        self._setup = setup
+
+    def facts(self) -> HostFacts:
+        """What the host is. `disk_mib` is 0 before `prepare`."""
+
+        def act(link: Link, attempt: Attempt) -> HostFacts:
+            shape = capabilities.shape_of(link, attempt)
+            version = attempt(link.conn.getVersion)
+            return HostFacts(
+                hostname=attempt(link.conn.getHostname),
+                host_uuid=shape.host_uuid,
+                vcpus=int(attempt(link.conn.getInfo)[2]),
+                memory_mib=capabilities.memory_mib(link, attempt),
+                disk_mib=self._disk_mib(link, attempt),
+                arch=shape.arch,
+                virt_types=shape.virt_types,
+                libvirt_version=capabilities.version_text(attempt(link.conn.getLibVersion)),
+                hypervisor=link.kind.lower(),
+                hypervisor_version=capabilities.version_text(version),
+                capabilities=capabilities.of_kind(link.kind, link.session, self._filtered),
+            )
+
+        return self._run("facts", self._options.deadlines.look, act)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Has effect from now on, over reconnections too; does not connect. Events of domains
+        that are not ours come as well: the watcher knows its UUIDs."""
+        self._watcher = watcher
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._main.close()
+        self._bulk.close()
+
+    def probe(self, virt_type: str, seconds: float) -> bool:
+        """Boot 512 bytes that power the machine off. False where the host refuses to as well."""
+
+        def act(link: Link, attempt: Attempt) -> bool:
+            if link.kind != "QEMU":
+                raise Unsupported("only QEMU hosts can be probed")
+            pool = storage.pool_of(link, attempt, self._setup.pool)
+            place = self._place(link, attempt, virt_type)
+            return probe.run(link, attempt, pool, place, self._stops, seconds)
+
+        return self._run("probe", self._options.deadlines.change + seconds, act)
+
+    # -- looking
+
+    def observe(self, uuid: str) -> Domain | None:
+        """A domain of ours, or what is left of one. Another's counts as nothing."""
+        uuid = canonical_uuid(uuid)
+
+        def act(link: Link, attempt: Attempt) -> Domain | None:
+            domain = self._lookup(link, attempt, uuid)
+            if domain is None:
+                pool = storage.pool_of(link, attempt, self._setup.pool)
+                left = storage.find(attempt, pool, disk_volume(uuid))
+                return None if left is None else Domain(uuid, Power.REMNANT)
+            mark = self._mark(attempt, domain)
+            if mark is None:
+                return None
+            state, reason = self._state(attempt, domain)
+            saved = power_of(state) is None and bool(attempt(domain.hasManagedSaveImage, 0))
+            addresses: tuple[str, ...] = ()
+            if power_of(state) is Power.RUNNING:
+                addresses = self._addresses(link, attempt, domain, mark, None)
+            return domain_of(uuid, state, reason, saved, mark, addresses)
+
+        return self._run("observe", self._options.deadlines.look, act, gone=uuid)
+
+    def observe_all(self) -> Sequence[Domain]:
+        """All of ours, and remnants; by UUID."""
+
+        def act(link: Link, attempt: Attempt) -> list[Domain]:
+            pool = storage.pool_of(link, attempt, self._setup.pool)
+            # Disks before domains: one that is defined meanwhile is no remnant.
+            left = storage.remnants(attempt, pool)
+            saved_flag = libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE
+            rows = attempt(link.conn.getAllDomainStats, libvirt.VIR_DOMAIN_STATS_STATE, 0)
+            saved = {d.UUIDString() for d in attempt(link.conn.listAllDomains, saved_flag)}
+            leases = self._all_leases(link, attempt)
+            found: dict[str, Domain] = {}
+            for domain, stats in rows:
+                uuid = domain.UUIDString()
+                left.discard(uuid)
+                mark = as_value(
+                    attempt, lambda d=domain: self._mark(attempt, d),
+                    missing=libvirt.VIR_ERR_NO_DOMAIN,
+                )
+                if mark is None:
+                    continue
+                state, reason = stats["state.state"], stats["state.reason"]
+                addresses: tuple[str, ...] = ()
+                if power_of(state) is Power.RUNNING:
+                    addresses = self._addresses(link, attempt, domain, mark, leases)
+                found[uuid] = domain_of(uuid, state, reason, uuid in saved, mark, addresses)
+            for uuid in left:
+                found[uuid] = Domain(uuid, Power.REMNANT)
+            return [found[uuid] for uuid in sorted(found)]
+
+        return self._run("observe_all", self._options.deadlines.look, act)
+
+    def console_log(self, uuid: str, limit: int) -> bytes:
+        """The end of what the guest printed since it was last started anew."""
+        uuid = canonical_uuid(uuid)
+
+        def act(link: Link, attempt: Attempt) -> bytes:
+            self._ours(link, attempt, uuid)
+            pool = storage.pool_of(link, attempt, self._setup.pool)
+            return storage.read_console(link, attempt, pool, uuid, limit)
+
+        return self._run("console_log", self._options.deadlines.look, act, lane=self._bulk)
+
+    # -- images
+
+    def ensure_image(self, image: ImageSpec, content: Path) -> None:
+        """Copied at most once at a time for a host. The deadline grows with the image's size."""
+        sha256 = storage.check_name(image.sha256)
+        if self._run("ensure_image", self._options.deadlines.look, self._has_image(sha256)):
+            return
+        size_mib = image.size_bytes / storage.MIB
+        limits = self._options.deadlines
+        seconds = limits.change + 2 * size_mib / limits.copy_mib_s
+        if not self._images.acquire(timeout=seconds):
+            raise VerbTimeout("another image is still being copied to the host")
+        try:
+
+            def act(link: Link, attempt: Attempt) -> None:
+                pool = storage.pool_of(link, attempt, self._setup.pool)
+                if not storage.has_image(attempt, pool, sha256):
+                    storage.put_image(link, attempt, pool, image, content)
+
+            self._run("ensure_image", seconds, act, lane=self._bulk)
+        finally:
+            self._images.release()
+
+    def remove_image(self, sha256: str) -> None:
+        """Absent is success."""
+        storage.check_name(sha256)
+
+        def act(link: Link, attempt: Attempt) -> None:
+            pool = storage.pool_of(link, attempt, self._setup.pool)
+            storage.remove_image(attempt, pool, sha256)
+
+        self._run("remove_image", self._options.deadlines.change, act)
+
+    # -- one instance
+
+    def define(self, spec: DomainSpec) -> None:
+        """Of a domain that runs, only the stored definition changes: its live mark tells what
+        runs. Its seed is written again only while it is off."""
+        uuid = canonical_uuid(spec.uuid)
+        told = seed.digest(uuid, spec.seed)
+
+        def act(link: Link, attempt: Attempt) -> None:
+            pool = storage.pool_of(link, attempt, self._setup.pool)
+            place = self._place(link, attempt, self._virt_type(link, attempt))
+            domain = self._lookup(link, attempt, uuid)
+            has_seed = ""
+            if domain is not None:
+                before = self._mark(attempt, domain, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+                if before is None:
+                    raise HostRefused("a domain with this UUID is there and is not Treadle's")
+                has_seed = before.seed
+                if self._in_use(attempt, domain):
+                    has_seed = has_seed or told
+                elif has_seed != told:
+                    has_seed = ""
+            path = place.pool_path
+            storage.make_disk(attempt, pool, path, uuid, spec.disk_gib, spec.image)
+            if not has_seed:
+                storage.write_seed(link, attempt, pool, uuid, seed.iso(uuid, spec.seed))
+                has_seed = told
+            if domain is None:
+                storage.fresh_console(attempt, pool, uuid)
+            mark = Mark(spec.generation, spec.mac.lower(), has_seed, values=spec.metadata)
+            text = domain_xml(spec, place, mark)
+            attempt(link.conn.defineXMLFlags, text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+
+        self._run("define", self._options.deadlines.change, act)
+
+    def start(self, uuid: str) -> None:
+        """A paused one is left as it is."""
+
+        def act(it: _Subject) -> None:
+            attempt, domain = it.attempt, it.domain
+            if self._power(attempt, domain) is not None:
+                return
+            if attempt(domain.hasManagedSaveImage, 0):
+                attempt.extend(self._memory_seconds(attempt, domain))
+            elif it.link.kind != "TEST":
+                pool = storage.pool_of(it.link, attempt, self._setup.pool)
+                storage.fresh_console(attempt, pool, domain.UUIDString())
+            try:
+                attempt(domain.create)
+            except libvirt.libvirtError as error:
+                if errors.is_broken(error) or self._power(attempt, domain) is None:
+                    raise
+            if it.link.session and it.link.kind == "QEMU":
+                self._forward(attempt, domain, it.mark)
+
+        self._change("start", uuid, act)
+
+    def pause(self, uuid: str) -> None:
+        """Errors: `HostRefused` where it does not run."""
+        self._change(
+            "pause", uuid,
+            lambda it: self._turn(it, Power.PAUSED, Power.RUNNING, it.domain.suspend),
+        )
+
+    def resume(self, uuid: str) -> None:
+        """Errors: `HostRefused` where it is not there to go on."""
+        self._change(
+            "resume", uuid,
+            lambda it: self._turn(it, Power.RUNNING, Power.PAUSED, it.domain.resume),
+        )
+
+    def suspend(self, uuid: str) -> None:
+        """Whether it ran or was paused, it will run when it is started again."""
+
+        def act(it: _Subject) -> None:
+            attempt, domain = it.attempt, it.domain
+            if self._power(attempt, domain) is None:
+                if attempt(domain.hasManagedSaveImage, 0):
+                    return
+                raise HostRefused("it is not running")
+            attempt.extend(self._memory_seconds(attempt, domain))
+            attempt(domain.managedSave, libvirt.VIR_DOMAIN_SAVE_RUNNING)
+
+        self._change("suspend", uuid, act)
+
+    def shut_down(self, uuid: str) -> None:
+        """Of one that does not run, nothing is asked."""
+
+        def act(it: _Subject) -> None:
+            attempt, domain = it.attempt, it.domain
+            if self._power(attempt, domain) is not Power.RUNNING:
+                return
+            try:
+                attempt(domain.shutdown)
+            except libvirt.libvirtError as error:
+                if errors.is_broken(error) or self._power(attempt, domain) is not None:
+                    raise
+
+        self._change("shut_down", uuid, act)
+
+    def power_off(self, uuid: str) -> None:
+        """Absent is success."""
+
+        def act(it: _Subject) -> None:
+            attempt, domain = it.attempt, it.domain
+            self._destroy(attempt, domain)
+            if attempt(domain.hasManagedSaveImage, 0):
+                attempt(domain.managedSaveRemove, 0)
+
+        self._change("power_off", uuid, act, absent_is_success=True)
+
+    def undefine(self, uuid: str) -> None:
+        """Absent is success; volumes that a domain left are removed too."""
+        uuid = canonical_uuid(uuid)
+
+        def act(link: Link, attempt: Attempt) -> None:
+            domain = self._lookup(link, attempt, uuid)
+            if domain is not None:
+                if self._mark(attempt, domain) is None:
+                    raise HostRefused("this domain is not Treadle's")
+                self._destroy(attempt, domain)
+                as_value(attempt, self._forget, attempt, domain, missing=NO_DOMAIN)
+            pool = storage.pool_of(link, attempt, self._setup.pool)
+            storage.remove_volumes(attempt, pool, uuid)
+
+        self._run("undefine", self._options.deadlines.change, act)
+
+    # -- how a verb goes
+
+    def _run(
+        self,
+        verb: str,
+        seconds: float,
+        body: Callable[[Link, Attempt], T],
+        lane: Connection | None = None,
+        gone: str = "",
+    ) -> T:
+        def whole(link: Link, attempt: Attempt) -> T:
+            try:
+                return body(link, attempt)
+            except libvirt.libvirtError as error:
+                # It went away between two calls: look again, once, at what is there now.
+                if gone and errors.code_of(error) == NO_DOMAIN:
+                    return body(link, attempt)
+                raise
+
+        return (lane or self._main).run(verb, seconds, whole)
+
+    def _change(
+        self,
+        verb: str,
+        uuid: str,
+        body: Callable[[_Subject], None],
+        absent_is_success: bool = False,
+    ) -> None:
+        uuid = canonical_uuid(uuid)
+
+        def act(link: Link, attempt: Attempt) -> None:
+            domain = self._lookup(link, attempt, uuid)
+            if domain is None:
+                if absent_is_success:
+                    return
+                raise HostRefused("there is no such domain on the host")
+            mark = self._mark(attempt, domain)
+            if mark is None:
+                raise HostRefused("this domain is not Treadle's")
+            body(_Subject(link, attempt, domain, mark))
+
+        self._run(verb, self._options.deadlines.change, act)
+
+    def _ours(self, link: Link, attempt: Attempt, uuid: str) -> Any:
+        domain = self._lookup(link, attempt, uuid)
+        if domain is None or self._mark(attempt, domain) is None:
+            raise HostRefused("there is no such domain on the host")
+        return domain
+
+    def _lookup(self, link: Link, attempt: Attempt, uuid: str) -> Any:
+        return as_value(attempt, link.conn.lookupByUUIDString, uuid, missing=NO_DOMAIN)
+
+    def _mark(self, attempt: Attempt, domain: Any, flags: int = 0) -> Mark | None:
+        """The mark of the running guest if there is one, else of the definition."""
+        text = as_value(
+            attempt, domain.metadata, ELEMENT, NAMESPACE, flags,
+            missing=libvirt.VIR_ERR_NO_DOMAIN_METADATA,
+        )
+        return None if text is None else read_mark(text)
+
+    def _state(self, attempt: Attempt, domain: Any) -> tuple[int, int]:
+        state, reason = attempt(domain.state, 0)
+        return int(state), int(reason)
+
+    def _power(self, attempt: Attempt, domain: Any) -> Power | None:
+        """None where there is no process."""
+        return power_of(self._state(attempt, domain)[0])
+
+    def _in_use(self, attempt: Attempt, domain: Any) -> bool:
+        return self._power(attempt, domain) is not None or bool(
+            attempt(domain.hasManagedSaveImage, 0)
+        )
+
+    def _turn(self, it: _Subject, goal: Power, origin: Power, act: Callable[[], Any]) -> None:
+        attempt, domain = it.attempt, it.domain
+        power = self._power(attempt, domain)
+        if power is goal:
+            return
+        if power is not origin:
+            raise HostRefused(f"it is {power or Power.OFF}, not {origin}")
+        try:
+            attempt(act)
+        except libvirt.libvirtError as error:
+            if errors.is_broken(error) or self._power(attempt, domain) is not goal:
+                raise
+
+    def _destroy(self, attempt: Attempt, domain: Any) -> None:
+        if self._power(attempt, domain) is None:
+            return
+        try:
+            attempt(domain.destroy)
+        except libvirt.libvirtError as error:
+            if errors.is_broken(error) or self._power(attempt, domain) is not None:
+                raise
+
+    def _forget(self, attempt: Attempt, domain: Any) -> None:
+        try:
+            attempt(domain.undefineFlags, UNDEFINE_ALL)
+        except libvirt.libvirtError as error:
+            if errors.code_of(error) not in (
+                libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
+            ):
+                raise
+            attempt(domain.undefineFlags, UNDEFINE_LEAST)
+
+    def _memory_seconds(self, attempt: Attempt, domain: Any) -> float:
+        kib = int(attempt(domain.info)[1])
+        return kib / (1 << 20) * self._options.deadlines.per_gib
+
+    def _has_image(self, sha256: str) -> Callable[[Link, Attempt], bool]:
+        def act(link: Link, attempt: Attempt) -> bool:
+            pool = storage.pool_of(link, attempt, self._setup.pool)
+            return storage.has_image(attempt, pool, sha256)
+
+        return act
+
+    # -- the host's shape
+
+    def _virt_type(self, link: Link, attempt: Attempt) -> str:
+        if self._setup.virt_type != "auto":
+            return self._setup.virt_type
+        types = capabilities.shape_of(link, attempt).virt_types
+        return types[0] if types else "qemu"
+
+    def _place(self, link: Link, attempt: Attempt, virt_type: str) -> Place:
+        shape = capabilities.shape_of(link, attempt)
+        if link.kind not in ("QEMU", "TEST"):
+            raise Unsupported(f"no guests are made on {link.kind} hosts")
+        return Place(
+            virt_type=virt_type,
+            pool_path=storage.pool_path(link, attempt, self._setup.pool),
+            arch=shape.arch if link.kind == "QEMU" else "",
+            machine=shape.machine if link.kind == "QEMU" else "",
+            network="" if self._setup.bridge or link.session else self._setup.network,
+            bridge=self._setup.bridge,
+            net_filter=network.FILTER if self._filtered else "",
+        )
+
+    def _disk_mib(self, link: Link, attempt: Attempt) -> int:
+        pool = as_value(
+            attempt, storage.pool_of, link, attempt, self._setup.pool,
+            missing=libvirt.VIR_ERR_NO_STORAGE_POOL,
+        )
+        return 0 if pool is None else int(attempt(pool.info)[1]) // storage.MIB
+
+    # -- addresses
+
+    def _all_leases(self, link: Link, attempt: Attempt) -> Mapping[str, list[str]]:
+        if link.session or self._setup.bridge or link.kind != "QEMU":
+            return {}
+        return network.leases(link, attempt, self._setup.network, None)
+
+    def _addresses(
+        self,
+        link: Link,
+        attempt: Attempt,
+        domain: Any,
+        mark: Mark,
+        leases: Mapping[str, list[str]] | None,
+    ) -> tuple[str, ...]:
+        if link.session:
+            return (f"127.0.0.1:{mark.forward}",) if mark.forward else ()
+        if self._setup.bridge:
+            return network.neighbours(attempt, domain)
+        if link.kind != "QEMU" or not mark.mac:
+            return ()
+        if leases is None:
+            leases = network.leases(link, attempt, self._setup.network, mark.mac)
+        return tuple(leases.get(mark.mac, ()))
+
+    def _forward(self, attempt: Attempt, domain: Any, mark: Mark) -> None:
+        """Lead a port of the host's loopback to the guest's SSH, and write it on the live mark."""
+        for port in network.forward_ports(domain.UUIDString()):
+            if network.forward(attempt, domain, port, GUEST_SSH):
+                text = mark.with_forward(port).text()
+                attempt(domain.setMetadata, ELEMENT, text, PREFIX, NAMESPACE, LIVE)
+                return
+
+    # -- events
+
+    def _changed(self, uuid: str, event: int, reason: int) -> None:
+        self._stops.tell(uuid, event, reason)
+        watcher = self._watcher
+        if watcher is not None:
+            watcher(EventKind.DOMAIN, uuid)
+
+    def _lost(self) -> None:
+        watcher = self._watcher
+        if watcher is not None:
+            watcher(EventKind.HOST_LOST, "")

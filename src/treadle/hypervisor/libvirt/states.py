@@ -1,0 +1,45 @@
+"""What libvirt's states mean to us."""
+
+from __future__ import annotations
+
+import libvirt
+
+from treadle.hypervisor.base import Domain, Power, StopCause
+from treadle.hypervisor.libvirt.domain_xml import Mark
+
+#: States in which a domain has a process. A blocked one waits for a device; one that is shutting
+#: down still runs.
+POWERS = {
+    libvirt.VIR_DOMAIN_RUNNING: Power.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: Power.RUNNING,
+    libvirt.VIR_DOMAIN_SHUTDOWN: Power.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: Power.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: Power.PAUSED,
+}
+
+#: SAVED, where no saved image is left: the image was thrown away.
+CAUSES = {
+    libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: StopCause.GUEST,
+    libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED: StopCause.FORCED,
+    libvirt.VIR_DOMAIN_SHUTOFF_SAVED: StopCause.FORCED,
+    libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: StopCause.CRASHED,
+    libvirt.VIR_DOMAIN_SHUTOFF_FAILED: StopCause.CRASHED,
+}
+
+
+def power_of(state: int) -> Power | None:
+    """None where there is no process."""
+    return POWERS.get(state)
+
+
+def domain_of(
+    uuid: str, state: int, reason: int, saved: bool, mark: Mark, addresses: tuple[str, ...]
+) -> Domain:
+    """What we say of a domain of ours."""
+    power = POWERS.get(state, Power.SAVED if saved else Power.OFF)
+    cause = StopCause.NONE
+    if power is Power.OFF:
+        cause = CAUSES.get(reason, StopCause.UNKNOWN)
+        if state == libvirt.VIR_DOMAIN_CRASHED:
+            cause = StopCause.CRASHED
+    return Domain(uuid, power, mark.generation, cause, addresses)

@@ -1,0 +1,385 @@
+"""Volumes on a host: the pool, images, overlays, seeds, and the log of the serial port.
+
+All of it is a directory pool of libvirt's, moved over libvirt's own connection: no shell on the
+host, no file of ours outside the pool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+import libvirt
+
+from treadle.hypervisor.base import HostRefused, ImageBroken, ImageSpec, Unsupported
+from treadle.hypervisor.libvirt import domain_xml, errors
+from treadle.hypervisor.libvirt.connection import Attempt, Link, as_value
+
+MIB = 1 << 20
+GIB = 1 << 30
+BLOCK = MIB
+SYSTEM_PATH = "/var/lib/libvirt"
+FORMATS = ("raw", "qcow2")
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_OURS = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.qcow2")
+
+QCOW2_MAGIC = b"QFI\xfb"
+QCOW2_HEADER = 104
+QCOW2_EXTERNAL_DATA = 1 << 2
+
+
+# -- the pool
+
+
+def default_path(name: str, link: Link, uri_host: str) -> str:
+    """Where a pool lies if the setup does not say. Errors: `HostRefused`."""
+    if not link.session:
+        return f"{SYSTEM_PATH}/{name}"
+    if uri_host:
+        raise HostRefused("another user's session has no known folder: name a pool path")
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return str(Path(base) / "libvirt" / name)
+
+
+def prepare_pool(link: Link, attempt: Attempt, name: str, path: str) -> None:
+    """Have the pool defined, built, started, and started with the host."""
+    conn = link.conn
+    pool = as_value(
+        attempt, conn.storagePoolLookupByName, name, missing=libvirt.VIR_ERR_NO_STORAGE_POOL
+    )
+    if pool is None:
+        root = ET.Element("pool", {"type": "dir"})
+        ET.SubElement(root, "name").text = name
+        target = ET.SubElement(root, "target")
+        ET.SubElement(target, "path").text = path
+        if not link.session:
+            # Traversable, not listable: the emulator runs as another user than the daemon.
+            permissions = ET.SubElement(target, "permissions")
+            ET.SubElement(permissions, "mode").text = "0711"
+        pool = attempt(conn.storagePoolDefineXML, ET.tostring(root, encoding="unicode"), 0)
+    if not attempt(pool.isActive):
+        attempt(pool.build, 0)
+        attempt(pool.create, 0)
+    if not attempt(pool.autostart):
+        attempt(pool.setAutostart, 1)
+    link.known["pool", name] = pool
+    link.known.pop(("path", name), None)
+
+
+def pool_of(link: Link, attempt: Attempt, name: str) -> Any:
+    """The pool; looked up once per connection."""
+    pool = link.known.get(("pool", name))
+    if pool is None:
+        pool = attempt(link.conn.storagePoolLookupByName, name)
+        link.known["pool", name] = pool
+    return pool
+
+
+def pool_path(link: Link, attempt: Attempt, name: str) -> str:
+    """The folder on the host that the pool is."""
+    path: str | None = link.known.get(("path", name))
+    if path is None:
+        text = attempt(pool_of(link, attempt, name).XMLDesc, 0)
+        path = ET.fromstring(text).findtext("target/path") or ""
+        link.known["path", name] = path
+    return path
+
+
+def find(attempt: Attempt, pool: Any, name: str) -> Any:
+    """The volume, or None."""
+    return as_value(
+        attempt, pool.storageVolLookupByName, name, missing=libvirt.VIR_ERR_NO_STORAGE_VOL
+    )
+
+
+def remove(attempt: Attempt, pool: Any, name: str) -> None:
+    """Delete the volume if it is there."""
+    volume = find(attempt, pool, name)
+    if volume is not None:
+        as_value(attempt, volume.delete, 0, missing=libvirt.VIR_ERR_NO_STORAGE_VOL)
+
+
+def create_raw(attempt: Attempt, pool: Any, name: str, size: int) -> Any:
+    """A raw volume of `size` bytes that takes room only as it is written."""
+    root = ET.Element("volume")
+    ET.SubElement(root, "name").text = name
+    ET.SubElement(root, "capacity", {"unit": "bytes"}).text = str(size)
+    ET.SubElement(root, "allocation").text = "0"
+    target = ET.SubElement(root, "target")
+    ET.SubElement(target, "format", {"type": "raw"})
+    return attempt(pool.createXML, ET.tostring(root, encoding="unicode"), 0)
+
+
+# -- images
+
+
+def check_name(sha256: str) -> str:
+    """Errors: `ImageBroken` for what is not 64 hex digits."""
+    if not _SHA256.fullmatch(sha256):
+        raise ImageBroken("an image is named by 64 lower-case hex digits")
+    return sha256
+
+
+def has_image(attempt: Attempt, pool: Any, sha256: str) -> bool:
+    """Whether the image is there whole: its marker is written last and removed first."""
+    return find(attempt, pool, marker(sha256)) is not None
+
+
+def marker(sha256: str) -> str:
+    """Name of the volume that says that an image is whole."""
+    return f"image-{check_name(sha256)}.ok"
+
+
+def put_image(link: Link, attempt: Attempt, pool: Any, image: ImageSpec, content: Path) -> None:
+    """Copy the image, read the copy back, and mark it. On any error nothing of it is left.
+
+    Errors: `ImageBroken`, `HostFull`, `HostUnreachable`.
+    """
+    name = domain_xml.image_volume(check_name(image.sha256))
+    if image.format not in FORMATS:
+        raise ImageBroken(f"the image's format is {image.format}: raw and qcow2 are known")
+    remove(attempt, pool, marker(image.sha256))
+    remove(attempt, pool, name)
+    try:
+        with content.open("rb") as file:
+            _check_file(file, image)
+            if link.kind == "TEST":
+                _hash_only(attempt, file, image)
+                create_raw(attempt, pool, name, image.size_bytes)
+            else:
+                _copy_image(link, attempt, pool, name, file, image)
+    except OSError as error:
+        raise ImageBroken(f"the image file cannot be read: {error.strerror}") from error
+    create_raw(attempt, pool, marker(image.sha256), 0)
+
+
+def remove_image(attempt: Attempt, pool: Any, sha256: str) -> None:
+    """Marker first: what is left of a broken removal is a half copy, never used."""
+    remove(attempt, pool, marker(sha256))
+    remove(attempt, pool, domain_xml.image_volume(sha256))
+
+
+def _copy_image(
+    link: Link, attempt: Attempt, pool: Any, name: str, file: BinaryIO, image: ImageSpec
+) -> None:
+    volume = create_raw(attempt, pool, name, image.size_bytes)
+    whole = False
+    try:
+        found = upload(link, attempt, volume, _blocks(file), image.size_bytes)
+        if found != image.sha256:
+            raise ImageBroken("the image file has changed since it was added: add it again")
+        if _download_hash(link, attempt, volume, image.size_bytes) != image.sha256:
+            raise HostRefused("the image's copy on the host differs: its disk or memory is bad")
+        whole = True
+    finally:
+        if not whole and not attempt.given_up:
+            _delete_quietly(volume)
+
+
+def _hash_only(attempt: Attempt, file: BinaryIO, image: ImageSpec) -> None:
+    """libvirt's test driver keeps no bytes: what can be checked is the file."""
+    digest = hashlib.sha256()
+    for block in _blocks(file):
+        attempt.check()
+        digest.update(block)
+    if digest.hexdigest() != image.sha256:
+        raise ImageBroken("the image file has changed since it was added: add it again")
+
+
+def _check_file(file: BinaryIO, image: ImageSpec) -> None:
+    size = os.fstat(file.fileno()).st_size
+    if size != image.size_bytes:
+        raise ImageBroken(f"the image file has {size} bytes, not {image.size_bytes}: add it again")
+    header = file.read(QCOW2_HEADER)
+    file.seek(0)
+    if image.format != "qcow2":
+        return
+    if header[:4] != QCOW2_MAGIC or len(header) < 72:
+        raise ImageBroken("the image file is no qcow2")
+    version = int.from_bytes(header[4:8], "big")
+    features = int.from_bytes(header[72:80], "big") if version >= 3 else 0
+    if int.from_bytes(header[8:16], "big") or features & QCOW2_EXTERNAL_DATA:
+        raise ImageBroken("the image refers to another file: flatten it with qemu-img convert")
+
+
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    while block := file.read(BLOCK):
+        yield block
+
+
+# -- streams
+
+
+def upload(
+    link: Link, attempt: Attempt, volume: Any, blocks: Iterator[bytes], size: int
+) -> str:
+    """Write `size` bytes into a volume. Returns their SHA-256. Holds one block in memory."""
+    digest = hashlib.sha256()
+    sent = 0
+    stream = attempt(link.conn.newStream, 0)
+    ended = False
+    try:
+        attempt(volume.upload, stream, 0, size, 0)
+        for block in blocks:
+            digest.update(block)
+            sent += len(block)
+            if sent > size:
+                raise ImageBroken("the image file grew while it was read: add it again")
+            view = memoryview(block)
+            while view:
+                count = attempt(stream.send, bytes(view) if len(view) < len(block) else block)
+                view = view[count:]
+        if sent != size:
+            raise ImageBroken("the image file shrank while it was read: add it again")
+        attempt(stream.finish)
+        ended = True
+    finally:
+        if not ended:
+            _abort_quietly(stream)
+    return digest.hexdigest()
+
+
+def download(
+    link: Link, attempt: Attempt, volume: Any, offset: int, length: int
+) -> Iterator[bytes]:
+    """Read a volume's bytes from `offset` on, at most `length`."""
+    stream = attempt(link.conn.newStream, 0)
+    ended = False
+    try:
+        attempt(volume.download, stream, offset, length, 0)
+        while True:
+            block = attempt(stream.recv, BLOCK)
+            if not block:
+                break
+            yield block
+        attempt(stream.finish)
+        ended = True
+    finally:
+        if not ended:
+            _abort_quietly(stream)
+
+
+def _download_hash(link: Link, attempt: Attempt, volume: Any, size: int) -> str:
+    digest = hashlib.sha256()
+    if size:
+        for block in download(link, attempt, volume, 0, size):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _abort_quietly(stream: Any) -> None:
+    try:
+        stream.abort()
+    except libvirt.libvirtError:
+        return
+
+
+def _delete_quietly(volume: Any) -> None:
+    try:
+        volume.delete(0)
+    except libvirt.libvirtError:
+        return
+
+
+# -- one instance's volumes
+
+
+def make_disk(
+    attempt: Attempt, pool: Any, path: str, uuid: str, disk_gib: int, image: ImageSpec | None
+) -> None:
+    """The overlay, unless it is there: it is the guest's data, and never made again.
+
+    Errors: `HostRefused` where its image is not on the host or is larger than the disk.
+    """
+    name = domain_xml.disk_volume(uuid)
+    if find(attempt, pool, name) is not None:
+        return
+    size = disk_gib * GIB
+    if image is not None:
+        if not has_image(attempt, pool, image.sha256):
+            raise HostRefused("its image is not on the host")
+        size = size or image.virtual_bytes
+        if size < image.virtual_bytes:
+            need = -(-image.virtual_bytes // GIB)
+            raise HostRefused(f"the disk has {disk_gib} GiB, its image needs {need}")
+    root = ET.Element("volume")
+    ET.SubElement(root, "name").text = name
+    ET.SubElement(root, "capacity", {"unit": "bytes"}).text = str(size)
+    target = ET.SubElement(root, "target")
+    ET.SubElement(target, "format", {"type": "qcow2"})
+    ET.SubElement(target, "compat").text = "1.1"
+    if image is not None:
+        backing = ET.SubElement(root, "backingStore")
+        ET.SubElement(backing, "path").text = f"{path}/{domain_xml.image_volume(image.sha256)}"
+        ET.SubElement(backing, "format", {"type": image.format})
+    attempt(pool.createXML, ET.tostring(root, encoding="unicode"), 0)
+
+
+def write_seed(link: Link, attempt: Attempt, pool: Any, uuid: str, data: bytes) -> None:
+    """The seed's volume, written anew."""
+    name = domain_xml.seed_volume(uuid)
+    remove(attempt, pool, name)
+    volume = create_raw(attempt, pool, name, len(data))
+    if link.kind != "TEST":
+        upload(link, attempt, volume, iter((data,)), len(data))
+
+
+def fresh_console(attempt: Attempt, pool: Any, uuid: str) -> None:
+    """An empty log for a guest that boots anew."""
+    name = domain_xml.console_volume(uuid)
+    remove(attempt, pool, name)
+    create_raw(attempt, pool, name, 0)
+
+
+def read_console(link: Link, attempt: Attempt, pool: Any, uuid: str, limit: int) -> bytes:
+    """The end of the log; the file that it was rotated from goes before it."""
+    if link.kind == "TEST":
+        raise Unsupported("libvirt's test driver has no serial port")
+    name = domain_xml.console_volume(uuid)
+    tail = _tail(link, attempt, find(attempt, pool, name), limit)
+    if len(tail) < limit:
+        tail = _tail(link, attempt, find(attempt, pool, f"{name}.0"), limit - len(tail)) + tail
+    return tail
+
+
+def _tail(link: Link, attempt: Attempt, volume: Any, limit: int) -> bytes:
+    if volume is None or limit <= 0:
+        return b""
+    size = int(attempt(volume.info)[1])
+    if size == 0:
+        return b""
+    length = min(limit, size)
+    return b"".join(download(link, attempt, volume, size - length, length))
+
+
+def remnants(attempt: Attempt, pool: Any) -> set[str]:
+    """UUIDs of which a disk is in the pool."""
+    found = (_OURS.fullmatch(name) for name in attempt(pool.listVolumes))
+    return {match.group(1) for match in found if match}
+
+
+def remove_volumes(attempt: Attempt, pool: Any, uuid: str) -> None:
+    """Every volume of an instance, its disk last: while that is there, so is the remnant."""
+    try:
+        attempt(pool.refresh, 0)
+    except libvirt.libvirtError as error:
+        if errors.is_broken(error):
+            raise
+    names = [name for name in attempt(pool.listVolumes) if name.startswith(f"{uuid}.")]
+    disk = domain_xml.disk_volume(uuid)
+    for name in sorted(names, key=lambda name: name == disk):
+        remove(attempt, pool, name)
+
+
+def scratch(link: Link, attempt: Attempt, pool: Any, prefix: str, data: bytes) -> Any:
+    """A small volume of a name of its own."""
+    volume = create_raw(attempt, pool, f"{prefix}-{uuid4().hex[:12]}", len(data))
+    upload(link, attempt, volume, iter((data,)), len(data))
+    return volume
