@@ -35,6 +35,16 @@ class Controller:
         """One call; the decoded answer."""
         return json.loads(self.http.request("GET", f"http://127.0.0.1:{self.port}{path}").data)
 
+    def admin(self, path: str) -> Any:
+        """One call of the native API; the decoded answer."""
+        environ = Path(f"/proc/{self.process.pid}/environ").read_bytes().split(b"\0")
+        folder = next(e for e in environ if e.startswith(b"TREADLE_STATE__FOLDER="))
+        token = Path(folder.partition(b"=")[2].decode(), "admin-token").read_text().strip()
+        return json.loads(self.http.request(
+            "GET", f"http://127.0.0.1:{self.port}/treadle/v1{path}",
+            headers={"Authorization": f"Bearer {token}"},
+        ).data)
+
     def rss_mb(self) -> float:
         """Resident memory in MB (10^6 bytes)."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
@@ -109,20 +119,10 @@ def _first_answer(
 
 def _ready(one: Controller) -> bool:
     hosts = [one.get(f"/pm/query?pmid={pmid}") for pmid in one.get("/pm/list")["pmids"]]
-    token = _token(one)
-    images = json.loads(one.http.request(
-        "GET", f"http://127.0.0.1:{one.port}/treadle/v1/images",
-        headers={"Authorization": f"Bearer {token}"},
-    ).data)["images"]
+    images = one.admin("/images")["images"]
     return all(host["state"] == "up" for host in hosts) and all(
         image["state"] == "active" for image in images
     )
-
-
-def _token(one: Controller) -> str:
-    environ = Path(f"/proc/{one.process.pid}/environ").read_bytes().split(b"\0")
-    folder = next(e for e in environ if e.startswith(b"TREADLE_STATE__FOLDER="))
-    return (Path(folder.partition(b"=")[2].decode()) / "admin-token").read_text().strip()
 
 
 def wait_until(done: Callable[[], bool], seconds: float, what: str) -> None:

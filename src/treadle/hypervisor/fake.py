@@ -324,8 +324,10 @@ class FakeHypervisor:
     def _changing(self, verb: str, uuid: str, act: Callable[[], T]) -> T:
         if uuid in self.host.foreign:
             raise HostRefused("this domain is not Treadle's")
+        before = self._domain(uuid)
         value = self._call(verb, uuid, act)
-        self.host.tell(uuid)
+        if self._domain(uuid) != before:
+            self.host.tell(uuid)
         return value
 
     def _call(self, verb: str, uuid: str, act: Callable[[], T]) -> T:

@@ -67,8 +67,11 @@ class Mark:
         return root
 
     def text(self) -> str:
-        """As libvirt's setMetadata wants it."""
-        return ET.tostring(self.xml(), encoding="unicode")
+        """As libvirt's setMetadata wants it: it puts the namespace on by itself."""
+        root = self.xml()
+        for element in root.iter():
+            element.tag = element.tag.rpartition("}")[2]
+        return ET.tostring(root, encoding="unicode")
 
     def with_forward(self, port: int) -> Mark:
         """The same with another forwarded port."""

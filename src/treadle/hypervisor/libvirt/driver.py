@@ -294,21 +294,11 @@ class LibvirtDriver:
         """A paused one is left as it is."""
 
         def act(it: _Subject) -> None:
-            attempt, domain = it.attempt, it.domain
-            if self._power(attempt, domain) is not None:
-                return
-            if attempt(domain.hasManagedSaveImage, 0):
-                attempt.extend(self._memory_seconds(attempt, domain))
-            elif it.link.kind != "TEST":
-                pool = storage.pool_of(it.link, attempt, self._setup.pool)
-                storage.fresh_console(attempt, pool, domain.UUIDString())
-            try:
-                attempt(domain.create)
-            except libvirt.libvirtError as error:
-                if errors.is_broken(error) or self._power(attempt, domain) is None:
-                    raise
-            if it.link.session and it.link.kind == "QEMU":
-                self._forward(attempt, domain, it.mark)
+            running = self._power(it.attempt, it.domain) is not None
+            if not running:
+                self._create(it)
+            if it.link.session and it.link.kind == "QEMU" and not (running and it.mark.forward):
+                self._forward(it)
 
         self._change("start", uuid, act)
 
@@ -345,12 +335,14 @@ class LibvirtDriver:
 
         def act(it: _Subject) -> None:
             attempt, domain = it.attempt, it.domain
-            if self._power(attempt, domain) is not Power.RUNNING:
+            if self._state(attempt, domain)[0] not in SHUTS_DOWN_WHEN_ASKED:
                 return
             try:
                 attempt(domain.shutdown)
             except libvirt.libvirtError as error:
-                if errors.is_broken(error) or self._power(attempt, domain) is not None:
+                if errors.is_broken(error):
+                    raise
+                if self._state(attempt, domain)[0] in SHUTS_DOWN_WHEN_ASKED:
                     raise
 
         self._change("shut_down", uuid, act)
@@ -468,6 +460,19 @@ class LibvirtDriver:
             if errors.is_broken(error) or self._power(attempt, domain) is not goal:
                 raise
 
+    def _create(self, it: _Subject) -> None:
+        attempt, domain = it.attempt, it.domain
+        if attempt(domain.hasManagedSaveImage, 0):
+            attempt.extend(self._memory_seconds(attempt, domain))
+        elif it.link.kind != "TEST":
+            pool = storage.pool_of(it.link, attempt, self._setup.pool)
+            storage.fresh_console(attempt, pool, domain.UUIDString())
+        try:
+            attempt(domain.create)
+        except libvirt.libvirtError as error:
+            if errors.is_broken(error) or self._power(attempt, domain) is None:
+                raise
+
     def _destroy(self, attempt: Attempt, domain: Any) -> None:
         if self._power(attempt, domain) is None:
             return
@@ -552,10 +557,13 @@ class LibvirtDriver:
             leases = network.leases(link, attempt, self._setup.network, mark.mac)
         return tuple(leases.get(mark.mac, ()))
 
-    def _forward(self, attempt: Attempt, domain: Any, mark: Mark) -> None:
+    def _forward(self, it: _Subject) -> None:
         """Lead a port of the host's loopback to the guest's SSH, and write it on the live mark."""
+        attempt, domain = it.attempt, it.domain
         for port in network.forward_ports(domain.UUIDString()):
             if network.forward(attempt, domain, port, GUEST_SSH):
+                # The mark of what runs, which after a restore is older than the definition's.
+                mark = self._mark(attempt, domain) or it.mark
                 text = mark.with_forward(port).text()
                 attempt(domain.setMetadata, ELEMENT, text, PREFIX, NAMESPACE, LIVE)
                 return

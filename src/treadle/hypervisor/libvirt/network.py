@@ -192,19 +192,27 @@ def filter_xml() -> str:
 
 
 def prepare_filter(link: Link, attempt: Attempt, bridge: str) -> bool:
-    """Define the filter and find out whether the host can apply it.
+    """Define the filter and find out, once per connection, whether the host can apply it.
 
     Defining always works; applying needs ebtables. So it is applied once to the bridge itself, as
-    if that were a guest's port, where it matches nothing.
+    if that were a guest's port, where it matches nothing. It is not defined again: that would
+    apply it again to every guest. Rules that change need a new name.
     """
+    if link.known.get(("filter", bridge)):
+        return True
     try:
-        attempt(link.conn.nwfilterDefineXML, filter_xml())
+        known = as_value(
+            attempt, link.conn.nwfilterLookupByName, FILTER, missing=libvirt.VIR_ERR_NO_NWFILTER
+        )
+        if known is None:
+            attempt(link.conn.nwfilterDefineXML, filter_xml())
         binding = attempt(link.conn.nwfilterBindingCreateXML, _binding_xml(bridge), 0)
         attempt(binding.delete)
     except libvirt.libvirtError as error:
         if errors.is_broken(error):
             raise
         return False
+    link.known["filter", bridge] = True
     return True
 
 

@@ -25,11 +25,13 @@ CODE = bytes(
 )  # fmt: skip
 BOOT_SIGNATURE = b"\x55\xaa"
 SECTOR = 512
+#: The BIOS does not boot from a disk of a single sector.
+DISK_BYTES = 1 << 20
 NAME = "treadle-probe"
 
 
 def boot_sector() -> bytes:
-    """One whole disk."""
+    """The first sector of its disk."""
     return CODE.ljust(SECTOR - len(BOOT_SIGNATURE), b"\0") + BOOT_SIGNATURE
 
 
@@ -79,7 +81,7 @@ def run(
     """Whether the probe guest powers itself off within `seconds`. Leaves nothing behind."""
     uuid = str(uuid4())
     name = f"{NAME}-{uuid[:8]}"
-    volume = storage.scratch(link, attempt, pool, NAME, boot_sector())
+    volume = storage.scratch(link, attempt, pool, NAME, boot_sector(), DISK_BYTES)
     stops.expect(uuid)
     domain: Any = None
     try:

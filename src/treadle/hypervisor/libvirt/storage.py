@@ -378,8 +378,10 @@ def remove_volumes(attempt: Attempt, pool: Any, uuid: str) -> None:
         remove(attempt, pool, name)
 
 
-def scratch(link: Link, attempt: Attempt, pool: Any, prefix: str, data: bytes) -> Any:
-    """A small volume of a name of its own."""
-    volume = create_raw(attempt, pool, f"{prefix}-{uuid4().hex[:12]}", len(data))
+def scratch(
+    link: Link, attempt: Attempt, pool: Any, prefix: str, data: bytes, size: int
+) -> Any:
+    """A volume of `size` bytes and a name of its own that begins with `data`."""
+    volume = create_raw(attempt, pool, f"{prefix}-{uuid4().hex[:12]}", size)
     upload(link, attempt, volume, iter((data,)), len(data))
     return volume

@@ -1,0 +1,237 @@
+"""Real libvirt, real QEMU guests: the life of a VM, and what goes wrong around it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.conftest import Cloud, all_up, wait_for
+from treadle.lab.fabric import can_run
+
+pytestmark = [
+    pytest.mark.lab, pytest.mark.skipif(can_run() is not None, reason=str(can_run())),
+]
+POOL = "/var/lib/libvirt/treadle"
+
+
+@pytest.fixture(autouse=True)
+def clean(cloud: Cloud) -> Iterator[None]:
+    all_up(cloud)
+    yield
+    all_up(cloud)
+    cloud.destroy_all()
+    for host in cloud.lab.status():
+        wait_for(lambda h=host: not cloud.volumes(h), 20, f"no volume to be left on {host.name}")
+        assert not cloud.domains(host)
+
+
+def ssh(cloud: Cloud, vmid: int, command: str) -> str:
+    seen = cloud.query(vmid)
+    done = subprocess.run(
+        ["ssh", "-F", str(cloud.lab.ssh_config), "-J", cloud.host(seen["pmid"]).name,
+         "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+         f"root@{seen['ip']}", command],
+        capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_two_vms_run_on_two_machines_and_can_be_logged_into(cloud: Cloud) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        vmids = list(pool.map(cloud.create, ("first_vm", "second-vm")))
+    assert len({cloud.query(vmid)["pmid"] for vmid in vmids}) == 2
+    for vmid in vmids:
+        cloud.guest_is_up(vmid)
+        wait_for(lambda v=vmid: "ip" in cloud.query(v), 20, "its address")
+    assert ssh(cloud, vmids[0], "hostname").strip() == "first-vm"
+    assert ssh(cloud, vmids[1], "hostname").strip() == "second-vm"
+    uuid = cloud.admin(f"/instances/{vmids[0]}")["uuid"]
+    decision = cloud.admin(f"/instances/{vmids[0]}/decision")
+    assert decision["winner"] == cloud.query(vmids[0])["pmid"]
+    assert uuid in cloud.domains(cloud.host(decision["winner"]))
+
+
+def test_the_whole_life_of_a_vm(cloud: Cloud) -> None:
+    vmid = cloud.create("lively")
+    cloud.guest_is_up(vmid)
+    for action, state in (
+        ("pause", "paused"), ("resume", "running"), ("suspend", "suspended"),
+        ("resume", "running"), ("reboot", "running"),
+    ):
+        assert cloud.get(f"/vm/{action}?vmid={vmid}") == {"status": 1}
+        assert cloud.query(vmid)["state"] == state
+    cloud.guest_is_up(vmid)
+    assert cloud.get(f"/vm/stop?vmid={vmid}") == {"status": 1}
+    assert cloud.query(vmid)["state"] == "stopped"
+    assert cloud.get(f"/vm/pause?vmid={vmid}")["status"] == 0
+    assert cloud.get(f"/vm/start?vmid={vmid}") == {"status": 1}
+    cloud.guest_is_up(vmid)
+    log = cloud.admin(f"/instances/{vmid}")["actions"]
+    assert [one["action"] for one in log] == [
+        "create", "pause", "resume", "suspend", "resume", "reboot", "stop", "start",
+    ]
+    assert all(one["outcome"] == "ok" and one["finished_at"] for one in log)
+
+
+def test_a_guest_that_shuts_itself_down_is_stopped(cloud: Cloud) -> None:
+    vmid = cloud.create("tired")
+    cloud.guest_is_up(vmid)
+    wait_for(lambda: "ip" in cloud.query(vmid), 20, "its address")
+    ssh(cloud, vmid, "(sleep 0.2; poweroff) >/dev/null 2>&1 &")
+    wait_for(lambda: cloud.query(vmid)["state"] == "stopped", 20, "it to be seen as stopped")
+    assert "shut itself down" in cloud.query(vmid)["error"]
+    assert cloud.get(f"/vm/start?vmid={vmid}") == {"status": 1}
+
+
+def test_a_guest_that_is_killed_is_started_again(cloud: Cloud) -> None:
+    vmid = cloud.create("unlucky")
+    host = cloud.host(cloud.query(vmid)["pmid"])
+    uuid = cloud.admin(f"/instances/{vmid}")["uuid"]
+    cloud.lab.exec(host.name, "virsh", "-q", "destroy", uuid)
+
+    def starts() -> int:
+        log = cloud.admin(f"/instances/{vmid}")["actions"]
+        return sum(step["name"] == "start" for one in log for step in one["steps"])
+
+    wait_for(lambda: starts() == 2, 20, "the second start")
+    wait_for(lambda: cloud.query(vmid)["state"] == "running", 10, "it to run")
+
+
+def test_libvirtd_restarted_under_running_vms(cloud: Cloud) -> None:
+    vmid = cloud.create("steady")
+    host = cloud.host(cloud.query(vmid)["pmid"])
+    pids = cloud.lab.exec(host.name, "pgrep", "qemu-system").stdout
+    cloud.lab.restart_libvirtd(host.name)
+    assert cloud.get(f"/vm/pause?vmid={vmid}") == {"status": 1}
+    assert cloud.get(f"/vm/resume?vmid={vmid}") == {"status": 1}
+    assert cloud.lab.exec(host.name, "pgrep", "qemu-system").stdout == pids
+    assert cloud.query(vmid)["state"] == "running"
+
+
+def test_a_host_that_loses_power_gets_its_vms_back(cloud: Cloud) -> None:
+    vmid = cloud.create("phoenix")
+    pmid = cloud.query(vmid)["pmid"]
+    host = cloud.host(pmid)
+    cloud.lab.kill_host(host.name)
+    wait_for(lambda: cloud.get(f"/pm/query?pmid={pmid}")["state"] == "down", 60, "it to be down")
+    cloud.lab.boot_host(host.name)
+    all_up(cloud)
+    cloud.guest_is_up(vmid)
+    assert cloud.query(vmid)["state"] == "running"
+    assert cloud.query(vmid)["pmid"] == pmid
+
+
+def _kill_at(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, verb: str, after: bool) -> list[str]:
+    """Take the power from the host on which `verb` is first called; its name comes back."""
+    killed: list[str] = []
+    once = threading.Lock()
+    fleet = cloud.treadle.fleet
+    drivers = [fleet.driver(p, cloud.admin(f"/hosts/{p}")["uri"])
+               for p in cloud.get("/pm/list")["pmids"]]
+    for driver in drivers:
+        real = getattr(driver, verb)
+
+        def call(argument: Any, real: Any = real, uri: str = driver.uri) -> None:
+            host = next(one for one in cloud.lab.status() if one.address in uri)
+            first = once.acquire(blocking=False)
+            if after:
+                real(argument)
+            if first:
+                killed.append(host.name)
+                cloud.lab.kill_host(host.name)
+            if not after:
+                real(argument)
+
+        monkeypatch.setattr(driver, verb, call)
+    return killed
+
+
+def test_a_host_that_dies_before_the_start_is_left_for_another(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = _kill_at(cloud, monkeypatch, "define", after=False)
+    try:
+        vmid = cloud.create("mover")
+        assert killed
+        assert cloud.host(cloud.query(vmid)["pmid"]).name != killed[0]
+        assert cloud.query(vmid)["state"] == "running"
+    finally:
+        monkeypatch.undo()
+        for name in killed:
+            cloud.lab.boot_host(name)
+
+
+def test_a_host_that_dies_in_the_start_fails_the_call_and_keeps_nothing(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = _kill_at(cloud, monkeypatch, "start", after=True)
+    monkeypatch.setattr("treadle.api.classic.DELETE_WAIT_S", 1.0)
+    try:
+        answer = cloud.get("/vm/create?name=doomed&instance_type=1")
+        assert answer["vmid"] == 0
+        assert "stopped answering" in answer["error"]
+    finally:
+        monkeypatch.undo()
+        for name in killed:
+            cloud.lab.boot_host(name)
+    all_up(cloud)
+    wait_for(lambda: cloud.get("/vm/list")["vmids"] == [], 30, "it to be removed")
+
+
+def test_a_full_disk_sends_the_vm_to_another_host(cloud: Cloud) -> None:
+    hosts = cloud.lab.status()
+    crowded = hosts[:2]
+    for host in crowded:
+        # A small disk of its own under the pool, full to the brim.
+        cloud.lab.exec(host.name, "mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", POOL)
+        cloud.lab.exec(host.name, "sh", "-c", f"dd if=/dev/zero of={POOL}/filler bs=64k || true")
+        cloud.lab.exec(host.name, "virsh", "-q", "pool-refresh", "treadle")
+    try:
+        vmid = cloud.create("squeezed")
+        assert cloud.host(cloud.query(vmid)["pmid"]).name == hosts[2].name
+        cloud.get(f"/vm/destroy?vmid={vmid}")
+    finally:
+        for host in crowded:
+            cloud.lab.exec(host.name, "umount", POOL)
+            cloud.lab.exec(host.name, "virsh", "-q", "pool-refresh", "treadle")
+
+
+def test_an_image_comes_from_another_machine_over_ssh(cloud: Cloud, guest_image: Path) -> None:
+    host = cloud.lab.status()[0]
+    target = cloud.lab.folder / "shared.qcow2"
+    target.write_bytes(guest_image.read_bytes())
+    cloud.lab.exec(host.name, "cp", str(target), "/root/odd name [1].qcow2")
+    token = cloud.treadle.context.admin_token
+    made = cloud.client.post(
+        "/treadle/v1/images", headers={"Authorization": f"Bearer {token}"},
+        content=json.dumps({
+            "source": f"root@{host.address}:/root/odd name [1].qcow2", "name": "from-afar",
+        }),
+    ).json()
+
+    def state() -> Any:
+        found = {one["id"]: one for one in cloud.admin("/images")["images"]}[made["id"]]
+        assert found["state"] != "error", found["error"]
+        return found["state"]
+
+    wait_for(lambda: state() == "active", 30, "the image")
+    vmid = cloud.create("afar", f"&image_id={made['id']}")
+    assert cloud.query(vmid)["state"] == "running"
+
+
+def test_ten_creates_at_once_upload_the_image_once_a_host(cloud: Cloud) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        vmids = list(pool.map(lambda n: cloud.create(f"many-{n}"), range(6)))
+    assert len(set(vmids)) == 6
+    for host in cloud.admin("/hosts")["hosts"]:
+        listed = cloud.lab.exec(cloud.host(host["id"]).name, "ls", POOL).stdout.split()
+        images = [name for name in listed if name.startswith("image-")]
+        assert len([name for name in images if name.endswith(".ok")]) * 2 == len(images)
