@@ -206,9 +206,11 @@ def test_a_full_disk_sends_the_vm_to_another_host(cloud: Cloud) -> None:
 
 def test_an_image_comes_from_another_machine_over_ssh(cloud: Cloud, guest_image: Path) -> None:
     host = cloud.lab.status()[0]
-    target = cloud.lab.folder / "shared.qcow2"
-    target.write_bytes(guest_image.read_bytes())
-    cloud.lab.exec(host.name, "cp", str(target), "/root/odd name [1].qcow2")
+    subprocess.run(
+        ["scp", "-q", "-s", "-F", str(cloud.lab.ssh_config), str(guest_image),
+         f"{host.name}:/root/odd name.qcow2"], check=True, timeout=60,
+    )
+    cloud.lab.exec(host.name, "mv", "/root/odd name.qcow2", "/root/odd name [1].qcow2")
     token = cloud.treadle.context.admin_token
     made = cloud.client.post(
         "/treadle/v1/images", headers={"Authorization": f"Bearer {token}"},

@@ -86,6 +86,14 @@ def driver_factory(folder: Path, hosts: HostDefaults | None = None) -> DriverFac
     return make
 
 
+def ssh_config(folder: Path, hosts: HostDefaults) -> Path:
+    """The configuration with which hosts and images are reached, written into `folder`."""
+    from treadle.hypervisor.libvirt import ssh
+
+    ssh.write_files(folder, Path(hosts.identity_file) if hosts.identity_file else None)
+    return folder / "ssh_config"
+
+
 @dataclass
 class Treadle:
     """All parts of one process, put together."""
@@ -147,9 +155,11 @@ def assemble(
         KIND: InstanceHandler(database, fleet, scheduler, timing, cloud_id),
         HOST_KIND: HostHandler(database, fleet, signals, policy),
         IMAGE_KIND: HostImageHandler(database, fleet, signals, policy),
-        FETCH_KIND: ImageHandler(database, image_folder, FetchLimits(
-            settings.image.max_gib * GIB, settings.image.fetch_seconds
-        )),
+        FETCH_KIND: ImageHandler(
+            database, image_folder,
+            FetchLimits(settings.image.max_gib * GIB, settings.image.fetch_seconds),
+            ssh_config(folder, hosts),
+        ),
     }
     controller = Controller(
         database, handlers, signals, lease_s=limits.lease_s, poll_s=limits.poll_s,

@@ -53,6 +53,7 @@ AuthorizedKeysFile {host_init.HERE}/authorized_keys
 PidFile none
 StrictModes no
 UsePAM no
+Subsystem sftp internal-sftp
 UseDNS no
 PermitRootLogin prohibit-password
 PasswordAuthentication no

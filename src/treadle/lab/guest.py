@@ -38,7 +38,7 @@ TOOL_SECONDS = 60
 
 #: Loaded before the seed is read; a kernel that has one built in just lacks the file.
 EARLY_MODULES = (
-    "virtio_pci", "virtio_rng", "virtio_blk", "virtio_net", "isofs", "vfat", "nls_ascii",
+    "virtio_pci", "virtio_rng", "virtio_blk", "virtio_net", "isofs", "vfat", "nls_ascii", "nls_iso8859_1",
     "nls_cp437", "button", "evdev",
 )  # fmt: skip
 #: Loaded once the guest is up: memory statistics and the agent's channel.

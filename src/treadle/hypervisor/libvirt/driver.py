@@ -46,7 +46,7 @@ from treadle.hypervisor.libvirt.domain_xml import (
     domain_xml,
     read_mark,
 )
-from treadle.hypervisor.libvirt.states import domain_of, power_of
+from treadle.hypervisor.libvirt.states import SHUTS_DOWN_WHEN_ASKED, domain_of, power_of
 
 T = TypeVar("T")
 

@@ -38,7 +38,7 @@ def with_ssh(uri: str, state_dir: Path, identity_file: Path | None) -> str:
         raise InvalidInput("uri", uri, "host keys are always checked: take no_verify out")
     if "command" in given:
         return uri
-    script = _write_files(state_dir, identity_file)
+    script = write_files(state_dir, identity_file)
     added = f"command={quote(str(script), safe='/')}"
     query = f"{parts.query}&{added}" if parts.query else added
     return urlunsplit(parts._replace(query=query))
@@ -72,7 +72,8 @@ def _quoted(path: Path) -> str:
     return '"' + text.replace("%", "%%") + '"'
 
 
-def _write_files(state_dir: Path, identity_file: Path | None) -> Path:
+def write_files(state_dir: Path, identity_file: Path | None) -> Path:
+    """Write `ssh_config`, and `ssh`, the program that uses it, whose path comes back."""
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = state_dir.absolute() / "ssh_config"
     script = state_dir.absolute() / "ssh"

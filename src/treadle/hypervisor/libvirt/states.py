@@ -17,6 +17,9 @@ POWERS = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: Power.PAUSED,
 }
 
+#: States in which asking a guest to shut down means something. In SHUTDOWN it is on its way.
+SHUTS_DOWN_WHEN_ASKED = frozenset({libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED})
+
 #: SAVED, where no saved image is left: the image was thrown away.
 CAUSES = {
     libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: StopCause.GUEST,
