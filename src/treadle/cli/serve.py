@@ -151,9 +151,10 @@ def assemble(
     context = Context(database, signals, settings, driver, fleet, admin_token(folder))
     image_folder = folder / "images"
     image_folder.mkdir(mode=0o700, exist_ok=True)
+    watching = HostHandler(database, fleet, signals, policy)
     handlers: dict[str, Handler] = {
         KIND: InstanceHandler(database, fleet, scheduler, timing, cloud_id),
-        HOST_KIND: HostHandler(database, fleet, signals, policy),
+        HOST_KIND: watching,
         IMAGE_KIND: HostImageHandler(database, fleet, signals, policy),
         FETCH_KIND: ImageHandler(
             database, image_folder,
@@ -165,6 +166,7 @@ def assemble(
         database, handlers, signals, lease_s=limits.lease_s, poll_s=limits.poll_s,
         threads=limits.threads, host_threads=limits.host_threads,
     )
+    watching.hint = controller.hint
     return Treadle(
         settings, folder, database, signals, fleet, controller, context, make_app(context)
     )

@@ -6,7 +6,7 @@ does it hold what the rows say, and does it hold anything that it should not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -28,7 +28,7 @@ from treadle.compute.reconciler import (
 )
 from treadle.controller import queue
 from treadle.controller.queue import LeaseLost, Ticket
-from treadle.controller.signals import Signals
+from treadle.controller.signals import Key, Signals
 from treadle.controller.worker import backoff
 from treadle.db.clock import now
 from treadle.db.engine import Database
@@ -87,6 +87,8 @@ class HostHandler:
         self._signals = signals
         self._policy = policy
         self._prepared: dict[int, str] = {}
+        self.hint: Callable[[Key], None] = lambda _key: None
+        """Told of every event; the composition root sets it to the engine's."""
 
     def run(self, ticket: Ticket) -> Ticket | None:
         """Ask the host, compare, and put in order."""
@@ -142,13 +144,7 @@ class HostHandler:
 
     def _watcher(self, host_id: int) -> Any:
         def watcher(kind: EventKind, uuid: str) -> None:
-            def hint(conn: sa.Connection) -> None:
-                if kind is EventKind.DOMAIN:
-                    queue.wake(conn, KIND, [uuid])
-                else:
-                    queue.wake(conn, HOST_KIND, [str(host_id)])
-
-            self._db.submit(hint).add_done_callback(lambda _done: self._signals.work_is_due())
+            self.hint((KIND, uuid) if kind is EventKind.DOMAIN else (HOST_KIND, str(host_id)))
 
         return watcher
 

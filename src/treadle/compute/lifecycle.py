@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from treadle.compute.model import Goal, Instance, Phase, State
+from treadle.compute.model import SETTLED, Goal, Instance, Phase, State
 from treadle.errors import RetryLater
 from treadle.hypervisor.base import Domain, HostRefused, Power, StopCause
 
@@ -140,19 +140,23 @@ def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Ac
         return Release(again=True) if seen is None else Call("undefine")
     if seen is None or seen.power is Power.REMNANT:
         return _define(instance, seen, context)
+    old = seen.generation < instance.generation
+    if seen.power is POWER_OF[instance.goal] and not old:
+        return Settle(STATE_OF[seen.power])
     if instance.state is State.BUILDING and context.late:
         return Fail(_too_late("not running", context))
-    if seen.generation < instance.generation:
+    if old:
         return _next_generation(instance, seen, context)
-    if seen.power is POWER_OF[instance.goal]:
-        return Settle(STATE_OF[seen.power])
-    if context.late and instance.goal is not Goal.STOPPED:
+    if context.late and instance.goal is not Goal.STOPPED and not _was_settled(instance):
         return Adopt(STATE_OF[seen.power], _too_late(f"not {instance.goal}", context))
     return _move(instance, seen, context)
 
 
-def after_error(instance: Instance, error: Exception, context: Context) -> Action:
-    """What a failed act means. `error` is a `TreadleError`; its family decides."""
+def after_error(
+    instance: Instance, seen: Domain | Lost | None, error: Exception, context: Context
+) -> Action:
+    """What a failed act means, after `seen` led to it. `error` is a `TreadleError`; its family
+    decides."""
     if isinstance(error, RetryLater):
         return Retry(str(error))
     if instance.goal in (Goal.DELETED, Goal.FAILED):
@@ -163,7 +167,11 @@ def after_error(instance: Instance, error: Exception, context: Context) -> Actio
         return Rehome(str(error))
     if instance.state is State.BUILDING:
         return Fail(str(error))
-    return Adopt(instance.state, str(error))
+    if context.tries == 0:
+        # It may have changed between the look and the act: look once more.
+        return Retry(str(error))
+    power = seen.power if isinstance(seen, Domain) else Power.OFF
+    return Adopt(STATE_OF.get(power, State.STOPPED), str(error))
 
 
 def _remove(instance: Instance, seen: Domain | Lost | None) -> Action:
@@ -238,6 +246,14 @@ def _move(instance: Instance, seen: Domain, context: Context) -> Action:
             return Adopt(State.STOPPED, "it is off and its saved memory is not there")
         case _:
             return Call("start")
+
+
+def _was_settled(instance: Instance) -> bool:
+    """It was as wanted before: what is seen now is drift, and no deadline of old counts."""
+    return (
+        SETTLED.get(instance.state) is instance.goal
+        and instance.settled_generation == instance.generation
+    )
 
 
 def _stopped_itself(instance: Instance, seen: Domain) -> bool:

@@ -44,6 +44,9 @@ from treadle.placement.ledger import HostStatus, ImageState
 from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.model import HostColumns, PlacementRequest, PluginError
 
+Following = tuple[Ticket, Loaded | None] | None
+"""The next pass, where one follows at once: its ticket, and the row where it is at hand."""
+
 KIND = "instance"
 IMAGE_KIND = "host_image"
 HOST_KIND = "host"
@@ -102,17 +105,21 @@ class InstanceHandler:
     def run(self, ticket: Ticket) -> Ticket | None:
         """Make passes while the next one follows at once and stays on the same lane."""
         lane = ticket.lane
-        following: Ticket | None = ticket
-        while following is not None and following.lane == lane:
-            following = self._pass(following)
-        return following
+        following: Following = (ticket, self._db.read(lambda conn: store.load(conn, ticket.id)))
+        while following is not None:
+            ticket, loaded = following
+            if ticket.lane != lane:
+                return ticket
+            following = self._pass(ticket, loaded)
+        return None
 
-    def _pass(self, ticket: Ticket) -> Ticket | None:
-        loaded = self._db.read(lambda conn: store.load(conn, ticket.id))
+    def _pass(self, ticket: Ticket, loaded: Loaded | None) -> Following:
         if loaded is None:
             self._db.write(lambda conn: queue.remove(conn, ticket))
             return None
         context = self._context(loaded, ticket)
+        # What was hinted at until now is about to be seen.
+        ticket.lease.hinted = False
         seen, trouble = self._observe(loaded)
         if trouble:
             context = replace(context, last_error=trouble)
@@ -155,14 +162,14 @@ class InstanceHandler:
     def _carry_out(
         self, ticket: Ticket, loaded: Loaded, action: Action, seen: Domain | Lost | None,
         context: Context,
-    ) -> Ticket | None:
+    ) -> Following:
         match action:
             case Place():
                 # One at a time, so that each is ranked on what the one before has taken.
                 with self._placing:
                     return self._place(ticket, loaded, context)
             case Call(verb):
-                return self._call(ticket, loaded, verb, context)
+                return self._call(ticket, loaded, verb, seen, context)
             case AwaitImage():
                 return self._await_image(ticket, loaded)
             case Release(again):
@@ -170,7 +177,7 @@ class InstanceHandler:
             case Settle(state):
                 return self._settle(ticket, loaded, state, seen)
             case Adopt(state, reason):
-                return self._adopt(ticket, loaded, state, reason)
+                return self._adopt(ticket, loaded, state, reason, seen)
             case Rehome(reason):
                 return self._rehome(ticket, loaded, reason)
             case Fail(reason):
@@ -191,19 +198,21 @@ class InstanceHandler:
 
     def _go_on(
         self, ticket: Ticket, change: Callable[[sa.Connection], None], *, lane: int | None = None
-    ) -> Ticket:
-        def commit(conn: sa.Connection) -> Ticket:
+    ) -> Following:
+        """Commit, and begin the next pass with the row as this commit leaves it."""
+
+        def commit(conn: sa.Connection) -> Following:
             following = queue.carry(
                 conn, ticket, self._timing.lease_s, lane=ticket.lane if lane is None else lane
             )
             change(conn)
-            return following
+            return following, store.load(conn, ticket.id)
 
         return self._db.write(commit)
 
     # -- placing
 
-    def _place(self, ticket: Ticket, loaded: Loaded, context: Context) -> Ticket | None:
+    def _place(self, ticket: Ticket, loaded: Loaded, context: Context) -> Following:
         instance = loaded.instance
         started = time.time()
         room = room_of(loaded)
@@ -225,7 +234,8 @@ class InstanceHandler:
 
             def take(
                 conn: sa.Connection, ranking: Any = ranking, record: Any = record
-            ) -> Ticket | None:
+            ) -> Following:
+                record.conflicts.clear()  # the transaction may be run again
                 for host_id in map(int, ranking):
                     if ledger.claim(conn, host_id, instance.id, room):
                         record.won(host_id)
@@ -251,7 +261,7 @@ class InstanceHandler:
     def _placed(
         self, conn: sa.Connection, ticket: Ticket, loaded: Loaded, host_id: int, record: Any,
         started: float,
-    ) -> Ticket:
+    ) -> Following:
         instance = loaded.instance
         following = queue.carry(conn, ticket, self._timing.lease_s, lane=host_id)
         store.update(
@@ -265,11 +275,14 @@ class InstanceHandler:
         store.log_step(conn, instance.id, instance.revision, Step(
             "place", host_id, started, time.time(), "ok",
         ))
-        return following
+        return following, None
 
     # -- acting
 
-    def _call(self, ticket: Ticket, loaded: Loaded, verb: str, context: Context) -> Ticket | None:
+    def _call(
+        self, ticket: Ticket, loaded: Loaded, verb: str, seen: Domain | Lost | None,
+        context: Context,
+    ) -> Following:
         instance = loaded.instance
         assert instance.host_id is not None
         assert loaded.host_uri is not None
@@ -284,8 +297,8 @@ class InstanceHandler:
                 call(driver, verb, instance.uuid)
         except TreadleError as error:
             step = Step(verb, instance.host_id, started, time.time(), "error", str(error))
-            after = lifecycle.after_error(instance, error, context)
-            return self._after_error(ticket, loaded, after, step, context)
+            after = lifecycle.after_error(instance, seen, error, context)
+            return self._after_error(ticket, loaded, after, step, seen, context)
         step = Step(verb, instance.host_id, started, time.time(), "ok")
 
         def change(conn: sa.Connection) -> None:
@@ -303,14 +316,15 @@ class InstanceHandler:
         """What a verb that has succeeded changes in the row."""
         if verb == "define" and instance.phase is not Phase.DEFINED:
             return {"phase": Phase.DEFINED}
-        if verb == "power_off" and instance.graceful:
+        if verb == "define" and instance.state is not State.BUILDING:
             # The patience was for the guest's own shutdown; starting it again has its own.
-            return {"graceful": False, "deadline": now + self._timing.build_deadline_s}
+            return {"deadline": now + self._timing.build_deadline_s}
         return {}
 
     def _after_error(
-        self, ticket: Ticket, loaded: Loaded, after: Action, step: Step, context: Context
-    ) -> Ticket | None:
+        self, ticket: Ticket, loaded: Loaded, after: Action, step: Step,
+        seen: Domain | Lost | None, context: Context,
+    ) -> Following:
         instance = loaded.instance
         message = step.message or ""
         if isinstance(after, Retry):
@@ -324,7 +338,11 @@ class InstanceHandler:
         following = self._go_on(
             ticket, lambda conn: store.log_step(conn, instance.id, instance.revision, step)
         )
-        return self._carry_out(following, loaded, after, None, context)
+        if following is None:
+            return None
+        # What was woken since the row was read is not covered by what `after` does.
+        again = replace(following[0], wake=ticket.wake)
+        return self._carry_out(again, loaded, after, seen, context)
 
     def _spec(self, loaded: Loaded) -> DomainSpec:
         instance = loaded.instance
@@ -336,7 +354,7 @@ class InstanceHandler:
             metadata={"cloud": self._cloud_id, "id": str(instance.id), "name": instance.name},
         )
 
-    def _await_image(self, ticket: Ticket, loaded: Loaded) -> Ticket | None:
+    def _await_image(self, ticket: Ticket, loaded: Loaded) -> Following:
         instance = loaded.instance
 
         def change(conn: sa.Connection) -> None:
@@ -354,7 +372,7 @@ class InstanceHandler:
 
     # -- ends
 
-    def _release(self, ticket: Ticket, loaded: Loaded, again: bool) -> Ticket:
+    def _release(self, ticket: Ticket, loaded: Loaded, again: bool) -> Following:
         instance = loaded.instance
 
         def change(conn: sa.Connection) -> None:
@@ -369,7 +387,7 @@ class InstanceHandler:
 
     def _settle(
         self, ticket: Ticket, loaded: Loaded, state: State, seen: Domain | Lost | None
-    ) -> Ticket | None:
+    ) -> Following:
         instance = loaded.instance
         values: dict[str, Any] = {}
         if instance.state is not state:
@@ -378,7 +396,7 @@ class InstanceHandler:
             if instance.launched_at is None:
                 values["launched_at"] = loaded.now
             if instance.settled_generation != instance.generation:
-                values |= {"settled_generation": instance.generation, "graceful": False}
+                values["settled_generation"] = instance.generation
             if instance.fault is not None:
                 values["fault"] = None
         address = instance.address
@@ -426,23 +444,30 @@ class InstanceHandler:
                 return max(ADDRESS_POLL_S, age / 8)
         return FAR_S
 
-    def _adopt(self, ticket: Ticket, loaded: Loaded, state: State, reason: str) -> Ticket | None:
+    def _adopt(
+        self, ticket: Ticket, loaded: Loaded, state: State, reason: str,
+        seen: Domain | Lost | None,
+    ) -> Following:
         instance = loaded.instance
+        generation = instance.generation
+        if isinstance(seen, Domain):
+            # A reboot that did not come about is given up with the rest.
+            generation = min(generation, seen.generation)
 
         def change(conn: sa.Connection) -> None:
             current = store.get(conn, instance.id)
             if current is None or current.revision != instance.revision:
                 return
             store.update(
-                conn, instance.id, goal=SETTLED[state], state=state, graceful=False,
-                settled_generation=instance.generation, fault=reason,
+                conn, instance.id, goal=SETTLED[state], state=state, generation=generation,
+                settled_generation=generation, fault=reason,
             )
             store.end_actions(conn, instance.id, instance.revision, "error", reason)
 
         self._commit(ticket, change, delay=FAR_S)
         return None
 
-    def _rehome(self, ticket: Ticket, loaded: Loaded, reason: str) -> Ticket:
+    def _rehome(self, ticket: Ticket, loaded: Loaded, reason: str) -> Following:
         instance = loaded.instance
         return self._go_on(ticket, lambda conn: store.update(
             conn, instance.id, phase=Phase.LEAVING, fault=reason,
@@ -451,7 +476,7 @@ class InstanceHandler:
     def _fail(
         self, ticket: Ticket, loaded: Loaded, reason: str,
         record: Mapping[str, Any] | None = None,
-    ) -> Ticket:
+    ) -> Following:
         """Give the instance up, and those that were asked for together with it, all or none."""
         instance = loaded.instance
 
@@ -461,15 +486,17 @@ class InstanceHandler:
             current = store.get(conn, instance.id)
             if current is None or current.revision != instance.revision:
                 return
-            goal = Goal.DELETED if instance.rollback else Goal.FAILED
+            # One that ran once is past its request: it and its siblings are not rolled back.
+            rollback = instance.rollback and instance.launched_at is None
+            goal = Goal.DELETED if rollback else Goal.FAILED
             store.update(conn, instance.id, goal=goal, state=State.ERROR, fault=reason)
             store.end_actions(conn, instance.id, instance.revision, "error", reason)
-            if instance.rollback:
+            if rollback:
                 give_up_batch(conn, instance, reason)
 
         return self._go_on(ticket, change)
 
-    def _retry(self, ticket: Ticket, reason: str) -> Ticket | None:
+    def _retry(self, ticket: Ticket, reason: str) -> Following:
         self._commit(ticket, delay=backoff(ticket.tries), error=reason)
         return None
 

@@ -38,12 +38,14 @@ class Lease:
     """Until when a row is ours, on this process's monotonic clock; `renew` moves it.
 
     It is taken before the statement is sent, so it is never later than the lease in the database.
+    `hinted`: something has happened since the pass last looked; the engine wakes the row then.
     """
 
-    __slots__ = ("expires",)
+    __slots__ = ("expires", "hinted")
 
     def __init__(self, expires: float) -> None:
         self.expires = expires
+        self.hinted = False
 
     def time_left(self) -> float:
         """Seconds until the lease ends."""

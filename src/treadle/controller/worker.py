@@ -203,9 +203,30 @@ class Controller:
             if self._held.get(ticket.key) is ticket:
                 del self._held[ticket.key]
             self._load[ticket.lane] -= 1
+            hinted = ticket.lease.hinted
             if not self._held:
                 self._idle.notify_all()
+        if hinted:
+            self._wake(ticket.key)
         self._signals.due.set()
+
+    def hint(self, key: Key) -> None:
+        """Something happened to what `key` names: have a pass look at it. Returns at once.
+
+        While a pass is under way, most hints are of its own doing: they count only if the pass
+        does not look again after them.
+        """
+        with self._lock:
+            held = self._held.get(key)
+            if held is not None:
+                held.lease.hinted = True
+                return
+        self._wake(key)
+
+    def _wake(self, key: Key) -> None:
+        kind, id = key
+        woken = self._db.submit(lambda conn: queue.wake(conn, kind, [id]))
+        woken.add_done_callback(lambda _done: self._signals.work_is_due())
 
     # -- leases
 
