@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from treadle.errors import Permanent
 from treadle.lab import host_init
 
 __all__ = ["Lab", "LabError", "LabHost", "can_run"]
@@ -42,9 +43,8 @@ READY_SECONDS = 60.0
 DEAD_SECONDS = 10.0
 TOOL_SECONDS = 30.0
 PROGRAMS = (
-    "ip", "ssh", "ssh-keygen", "nsenter", "libvirtd", "virtlogd", "sshd", "dnsmasq", "iptables",
-    "qemu-system-x86_64", "qemu-img",
-)  # fmt: skip
+    "ip ssh ssh-keygen nsenter libvirtd virtlogd sshd dnsmasq iptables qemu-system-x86_64 qemu-img"
+)
 SEARCH_PATH = host_init.ENVIRONMENT["PATH"]
 
 SSHD_CONFIG = f"""\
@@ -110,7 +110,7 @@ def _silent(line: str) -> None:
     """Report nothing."""
 
 
-class LabError(Exception):
+class LabError(Permanent):
     """The lab cannot do what was asked; the message says why and, where known, what to do."""
 
 
@@ -132,7 +132,7 @@ def can_run() -> str | None:
         return "the lab needs Linux: run it in a virtual machine or a privileged container"
     if os.geteuid() != 0:
         return "the lab needs root: run it with sudo"
-    missing = [name for name in PROGRAMS if shutil.which(name, path=SEARCH_PATH) is None]
+    missing = [name for name in PROGRAMS.split() if shutil.which(name, path=SEARCH_PATH) is None]
     if missing:
         return f"the lab needs {', '.join(missing)}: run bin/setup"
     done = subprocess.run(
@@ -214,11 +214,16 @@ class Lab:
             progress(f"lab {self.name}: ending {len(inits)} hosts")
             for folder in (self.folder / "hosts").glob("*"):
                 _keep_capabilities(folder)
-            self._parallel(_kill, inits)
-            prefix = re.compile(rf"{re.escape(self.bridge)}-[0-9]+")
-            for link in [link for _, link in socket.if_nameindex() if prefix.fullmatch(link)]:
+            # What a killed owner had just started may still be writing: until nothing is left.
+            deadline = time.monotonic() + DEAD_SECONDS
+            while True:
+                self._parallel(_kill, _inits_of(self.folder))
+                shutil.rmtree(self.folder, ignore_errors=True)
+                if not self.folder.exists() and not _inits_of(self.folder):
+                    break
+                _wait_until(deadline, f"{self.folder} cannot be removed")
+            for link in self._links():
                 _remove_link(link)
-            shutil.rmtree(self.folder)
 
     def status(self) -> list[LabHost]:
         """The hosts, as their processes are now."""
@@ -361,11 +366,11 @@ class Lab:
         link = self._link(host.name)
         _remove_link(link)
         _run([sys.executable, "-I", "-S", host_init.__file__, str(host.folder / "config.json")])
-        pid = _init_pid(host.folder)
+        pid = host_init.running_pid(host.folder)
         if pid == 0:
             raise LabError(f"{host.name} ended at once: {_last_line(host.folder)}")
         _ip(
-            f"link add {link} type veth peer name eth0 netns {pid}",
+            f"link add {link} type veth peer name eth0 address {_mac(host.address)} netns {pid}",
             f"link set {link} master {self.bridge} up",
         )
         self._wait_ready(host.name, time.monotonic() + READY_SECONDS)
@@ -401,7 +406,7 @@ class Lab:
 
     def _make_bridge(self, net: ipaddress.IPv4Network) -> None:
         if not _link_exists(self.bridge):
-            _ip(f"link add {self.bridge} type bridge stp_state 0 forward_delay 0",
+            _ip(f"link add {self.bridge} address {_mac(str(net[1]))} type bridge stp_state 0",
                 f"link set {self.bridge} alias {self.folder}")  # fmt: skip
         _ip(f"address replace {net[1]}/{net.prefixlen} dev {self.bridge}",
             f"link set {self.bridge} up")  # fmt: skip
@@ -417,6 +422,11 @@ class Lab:
     def _link(self, name: str) -> str:
         """The lab's end of the host's cable."""
         return f"{self.bridge}-{name.removeprefix('host')}"
+
+    def _links(self) -> list[str]:
+        """The lab's ends of all cables that there are."""
+        mine = re.compile(rf"{re.escape(self.bridge)}-[0-9]+")
+        return [link for _, link in socket.if_nameindex() if mine.fullmatch(link)]
 
     # -- records --------------------------------------------------------------------------------
 
@@ -443,7 +453,7 @@ class Lab:
     def _host(self, known: dict[str, str]) -> LabHost:
         name, address = known["name"], known["address"]
         folder = self.folder / "hosts" / name
-        pid = _init_pid(folder)
+        pid = host_init.running_pid(folder)
         uri = f"qemu+ssh://root@{address}/system"
         return LabHost(name, address, pid, uri, folder, "up" if pid else "down")
 
@@ -460,18 +470,6 @@ class Lab:
 
 
 # -- processes ----------------------------------------------------------------------------------
-
-
-def _init_pid(folder: Path) -> int:
-    """The host's process 1 as recorded, if that very process still runs; else 0."""
-    try:
-        known = json.loads((folder / "init.json").read_text())
-    except FileNotFoundError:
-        return 0
-    if known["boot"] != host_init.boot_id():
-        return 0
-    pid = int(known["pid"])
-    return pid if host_init.process_start(pid) == known["started"] else 0
 
 
 def _inits_of(folder: Path) -> list[int]:
@@ -511,10 +509,7 @@ def _kill(pid: int) -> None:
 
 
 def _daemon_starts(folder: Path, daemon: str) -> int:
-    try:
-        return int(json.loads((folder / "daemons.json").read_text())[daemon]["starts"])
-    except FileNotFoundError:
-        return 0
+    return int(json.loads((folder / "daemons.json").read_text())[daemon]["starts"])
 
 
 def _keep_capabilities(folder: Path) -> None:
@@ -581,6 +576,11 @@ def _run(command: Sequence[str], text: str | None = None) -> str:
 
 def _ip(*commands: str) -> None:
     _run(["ip", "-batch", "-"], "\n".join(commands) + "\n")
+
+
+def _mac(address: str) -> str:
+    """A card's address that follows from its IPv4 one, so a host that boots again is known."""
+    return "02:54:" + ipaddress.IPv4Address(address).packed.hex(":")
 
 
 def _link_exists(link: str) -> bool:

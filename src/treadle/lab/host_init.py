@@ -108,6 +108,18 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def running_pid(folder: Path) -> int:
+    """The host's process 1 as recorded, if that very process still runs; else 0."""
+    try:
+        known = json.loads((folder / "init.json").read_text())
+    except FileNotFoundError:
+        return 0
+    if known["boot"] != boot_id():
+        return 0
+    pid = int(known["pid"])
+    return pid if process_start(pid) == known["started"] else 0
+
+
 def build_root(config: dict[str, Any]) -> None:
     """Mount the host's private folders and kernel file systems over the machine's."""
     folder = str(config["folder"])
@@ -258,14 +270,8 @@ def launch(config_path: Path) -> None:
         for source, target in ((null, 0), (log, 1), (log, 2)):
             os.dup2(source, target)
         os.closerange(3, 64)
-        status = 1
-        try:
-            run(config)
-            status = 0
-        except (OSError, subprocess.CalledProcessError) as error:
-            log_line(f"host {config['name']}: {error}")
-        finally:
-            os._exit(status)
+        run(config)
+        return
     write_json(folder / "init.json", {"pid": pid, "started": process_start(pid), "boot": boot_id()})
     os.write(tell, b"1")
 
