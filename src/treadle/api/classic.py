@@ -34,6 +34,9 @@ from treadle.placement import ledger
 log = structlog.get_logger("treadle.api")
 
 NUMBER = re.compile(r"[0-9]{1,18}")
+SHORT = {"pmid": "physical machine", "instance_type": "instance type", "image_id": "image"}
+"""Arguments whose columns hold no more than `SHORT_MAX`, and what they count."""
+SHORT_MAX = 2**31 - 1
 DELETE_WAIT_S = 60.0
 ACT_SLACK_S = 30.0
 WAIT_SLACK_S = 10.0
@@ -44,7 +47,7 @@ Endpoint = Callable[[Context, Arguments, str], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class CallSpec:
-    """One call. `key` and `zero` are what a failing answer has."""
+    """One call. `key` and `zero` are what a failing answer has; no key: only the `error`."""
 
     path: str
     run: Endpoint
@@ -52,6 +55,11 @@ class CallSpec:
     zero: int
     arguments: frozenset[str]
     changes: bool = False
+
+    @property
+    def failure(self) -> dict[str, int]:
+        """What a failing answer has besides its `error`."""
+        return {self.key: self.zero} if self.key else {}
 
 
 # -- arguments
@@ -69,6 +77,8 @@ def _number(name: str, text: str) -> int:
     value = int(text) if NUMBER.fullmatch(text) else 0
     if value < 1:
         raise InvalidInput(name, text, "it must be a whole number from 1 up")
+    if name in SHORT and value > SHORT_MAX:
+        raise NotFound(f"there is no {SHORT[name]} {value}")
     return value
 
 
@@ -108,10 +118,17 @@ async def vm_create(context: Context, arguments: Arguments, request_id: str) -> 
             seen = await context.settled(
                 one.uuid, built, limits.build_deadline_s + WAIT_SLACK_S
             )
-            if seen is None or seen.state is not State.RUNNING:
+            if seen is None or not _runs(seen):
                 raise await _not_built(context, [m.uuid for m in made], seen)
     ids = [one.id for one in made]
     return {"vmid": ids[0]} if count is None else {"vmid": ids[0], "vmids": ids}
+
+
+def _runs(made: Instance) -> bool:
+    """Whether a build has ended well; somebody else may have paused or stopped it since."""
+    return SETTLED.get(made.state) not in (None, Goal.DELETED, Goal.FAILED) and made.goal not in (
+        Goal.DELETED, Goal.FAILED
+    )
 
 
 async def _not_built(
@@ -277,7 +294,7 @@ def _calls() -> list[CallSpec]:
         CallSpec("/image/list", image_list, "images", 0, none),
         CallSpec("/volume/create", no_volumes, "volumeid", 0, frozenset({"name", "size"}),
                  changes=True),
-        CallSpec("/volume/query", no_volumes, "volumeid", 0, volume),
+        CallSpec("/volume/query", no_volumes, "", 0, volume),
         CallSpec("/volume/destroy", no_volumes, "status", 0, volume, changes=True),
         CallSpec("/volume/attach", no_volumes, "status", 0, both, changes=True),
         CallSpec("/volume/detach", no_volumes, "status", 0, both, changes=True),
@@ -298,7 +315,7 @@ async def _arguments(request: Request, spec: CallSpec, max_body: int) -> Argumen
             body += chunk
             if len(body) > max_body:
                 raise InvalidInput("body", f"{len(body)} bytes and more", f"at most {max_body}")
-        kind = request.headers.get("content-type", "").partition(";")[0].strip()
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if body and kind not in ("application/x-www-form-urlencoded", ""):
             raise InvalidInput("Content-Type", kind, "use application/x-www-form-urlencoded")
         pairs += _pairs(bytes(body))
@@ -344,10 +361,13 @@ def _route(context: Context, spec: CallSpec) -> Route:
             status = status_of(error)
             if status == 500:
                 log.exception("request_failed", path=spec.path, request_id=request_id)
-            return answer({spec.key: spec.zero, "error": message_of(error)}, status)
+            return answer({**spec.failure, "error": message_of(error)}, status)
 
-    methods = ["GET", "POST"] if spec.changes else ["GET"]
-    return Route(spec.path, endpoint, methods=methods)
+    route = Route(spec.path, endpoint, methods=["GET", "POST"] if spec.changes else ["GET"])
+    if spec.changes and route.methods:
+        # It comes with GET by itself, but whoever sends it expects nothing to change.
+        route.methods.discard("HEAD")
+    return route
 
 
 def routes(context: Context) -> list[Route]:

@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -161,6 +161,6 @@ def built(instance: Instance) -> bool:
     return instance.state is not State.BUILDING or instance.goal is not Goal.RUNNING
 
 
-def answer(body: Any, status: int = 200) -> Response:
+def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """JSON."""
-    return Response(_encode(body), status, media_type="application/json")
+    return Response(_encode(body), status, headers, media_type="application/json")

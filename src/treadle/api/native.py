@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 import sqlalchemy as sa
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -43,7 +43,7 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
 class NewHost(msgspec.Struct, forbid_unknown_fields=True):
     """A host to add: any libvirt URI."""
 
-    uri: Annotated[str, msgspec.Meta(min_length=3, max_length=1024)]
+    uri: Annotated[str, msgspec.Meta(pattern=r"\A[!-~]{3,1024}\Z")]
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=255)] | None = None
 
 
@@ -76,11 +76,22 @@ async def _body(context: Context, request: Request, kind: type[Any]) -> Any:
         raise InvalidInput("body", bytes(body[:60]).decode("latin-1"), str(error)) from error
 
 
-def _id(request: Request) -> int:
+def _id(request: Request, most: int = 10**18 - 1) -> int:
     text = request.path_params["id"]
-    if not text.isdecimal() or len(text) > 18:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 18 or int(text) > most:
         raise NotFound(f"there is nothing named {text[:40]!r} here")
     return int(text)
+
+
+def _host_id(request: Request) -> int:
+    return _id(request, 2**31 - 1)
+
+
+def _printable(name: str) -> str:
+    """A name that can be shown in one line. Errors: `InvalidInput`."""
+    if not name.isprintable():
+        raise InvalidInput("name", name, "use printable characters only")
+    return name
 
 
 def host_body(host: Host) -> dict[str, Any]:
@@ -107,8 +118,11 @@ async def hosts_list(context: Context, _request: Request) -> Any:
 async def hosts_add(context: Context, request: Request) -> Any:
     """Register a host; it is reached in the background."""
     wanted = await _body(context, request, NewHost)
-    context.driver(wanted.uri).close()
-    name = wanted.name or wanted.uri
+    name = _printable(wanted.name or wanted.uri)
+    try:
+        context.driver(wanted.uri).close()
+    except ValueError as error:
+        raise InvalidInput("uri", wanted.uri, "it is not a URI") from error
 
     def add(conn: sa.Connection) -> Host | None:
         id = register_host(conn, context, wanted.uri, name)
@@ -132,7 +146,7 @@ def register_host(conn: sa.Connection, context: Context, uri: str, name: str) ->
 
 async def hosts_show(context: Context, request: Request) -> Any:
     """One host."""
-    id = _id(request)
+    id = _host_id(request)
     host = await context.read(lambda conn: ledger.get_host(conn, id))
     if host is None:
         raise NotFound(f"there is no host {id}")
@@ -141,7 +155,7 @@ async def hosts_show(context: Context, request: Request) -> Any:
 
 async def hosts_remove(context: Context, request: Request) -> Any:
     """Forget an empty host."""
-    id = _id(request)
+    id = _host_id(request)
 
     def remove(conn: sa.Connection) -> None:
         if ledger.get_host(conn, id) is None:
@@ -163,7 +177,7 @@ async def images_add(context: Context, request: Request) -> Any:
     """Register an image; it is read in the background."""
     wanted = await _body(context, request, NewImage)
     source = parse_source(wanted.source)
-    name = wanted.name or image_name(source)
+    name = _printable(wanted.name or image_name(source))
 
     def add(conn: sa.Connection) -> images.Image | None:
         return images.get(conn, register_image(conn, wanted.source, name))
@@ -277,6 +291,8 @@ def _route(context: Context, method: str, path: str, run: Endpoint, status: int)
             context.check_admin(request)
             made = await run(context, request)
             return made if isinstance(made, Response) else answer(made, status)
+        except ClientDisconnect:
+            return answer({}, 400)
         except Exception as error:
             code = status_of(error)
             kind = type(error).__name__ if code != 500 else "InternalError"

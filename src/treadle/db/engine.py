@@ -4,8 +4,8 @@ A transaction is a function of a connection: `database.write(lambda conn: ...)`.
 no I/O of its own, may be run again, and the value it returns is given back once it is durable.
 
 SQLite: one writer thread owns the only writing connection and commits what waits together (a group
-commit, a savepoint each), so one fsync serves many callers. PostgreSQL: a pool; serialization
-failures and deadlocks are run again.
+commit), so one fsync serves many callers. PostgreSQL: a pool; serialization
+failures, deadlocks and rows that two make at once are run again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from treadle.errors import Permanent, RetryLater
 
@@ -68,6 +68,15 @@ def _marked() -> Iterator[None]:
         _here.depth = 0
 
 
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """Where a pool has had no connection to give, it is our own error that says so."""
+    try:
+        yield
+    except sa.exc.TimeoutError as late:
+        raise DatabaseBusy(f"no answer from the database in {WRITE_DEADLINE_S:g} s") from late
+
+
 def sqlite_is_safe(version: tuple[int, ...]) -> bool:
     """False for versions that can lose commits in WAL mode (sqlite.org/wal.html, section 11)."""
     return version >= BACKPORTS.get((version[0], version[1]), SAFE_SQLITE)
@@ -91,8 +100,8 @@ class Database:
         raise NotImplementedError
 
     def read(self, work: Work[T]) -> T:
-        """Run `work` on one consistent snapshot in this thread."""
-        with _marked(), self._reader().connect() as conn, conn.begin():
+        """Run `work` on one consistent snapshot in this thread. Errors: `DatabaseBusy`."""
+        with _marked(), _in_time(), self._reader().connect() as conn, conn.begin():
             return work(conn)
 
     def submit_read(self, work: Work[T]) -> Future[T]:
@@ -106,7 +115,7 @@ class Database:
     _readers: ThreadPoolExecutor
 
     def _reader(self) -> sa.Engine:
-        return self.engine
+        raise NotImplementedError
 
 
 class _Job:
@@ -152,6 +161,8 @@ class SqliteDatabase(Database):
         self._prepare(self.engine, clock, synchronous, "BEGIN IMMEDIATE", read_only=False)
         self._prepare(self._read_engine, clock, synchronous, "BEGIN", read_only=True)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closing = threading.Lock()
+        self._closed = False
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="db-read")
         self._writer = threading.Thread(target=self._run, name="db-write", daemon=True)
         self._writer.start()
@@ -183,7 +194,11 @@ class SqliteDatabase(Database):
 
     def submit(self, work: Work[T]) -> Future[T]:
         job = _Job(work)
-        self._jobs.put(job)
+        with self._closing:
+            if self._closed:
+                job.future.set_exception(DatabaseBusy("the database is closed"))
+            else:
+                self._jobs.put(job)
         return job.future
 
     def write(self, work: Work[T]) -> T:
@@ -195,7 +210,9 @@ class SqliteDatabase(Database):
             raise DatabaseBusy(f"no answer from the database in {WRITE_DEADLINE_S:g} s") from late
 
     def close(self) -> None:
-        self._jobs.put(None)
+        with self._closing:
+            self._closed = True
+            self._jobs.put(None)
         self._writer.join(WRITE_DEADLINE_S)
         self._readers.shutdown()
         self._read_engine.dispose()
@@ -222,37 +239,36 @@ class SqliteDatabase(Database):
                 return
 
     def _commit(self, batch: list[_Job]) -> None:
-        outcomes: list[tuple[_Job, Any, BaseException | None]] = []
+        # One whose caller has gone away is left out; from here on nobody can cancel the others.
+        self._in_order([job for job in batch if job.future.set_running_or_notify_cancel()])
+
+    def _in_order(self, batch: list[_Job]) -> None:
+        """Commit the jobs together; where one raises, what is before it, it alone, and the rest."""
+        failed = self._together(batch) if batch else None
+        if failed is not None:
+            self._in_order(batch[:failed])
+            self._together([batch[failed]])
+            self._in_order(batch[failed + 1:])
+
+    def _together(self, batch: list[_Job]) -> int | None:
+        """Commit the jobs in one transaction and tell their callers.
+
+        Where one of several raises, nothing is kept, nobody is told, and its index comes back.
+        """
+        values: list[Any] = []
         try:
             with _marked(), self.engine.connect() as conn, conn.begin():
                 for job in batch:
-                    outcomes.append(self._one(conn, job, alone=len(batch) == 1))
-        except Exception as error:  # noqa: BLE001 - every waiting caller must be told
+                    values.append(job.work(conn))
+        except Exception as error:  # noqa: BLE001 - it is the callers' to deal with
+            if len(values) < len(batch) and len(batch) > 1:
+                return len(values)
             for job in batch:
-                if not job.future.done():
-                    job.future.set_exception(error)
-            return
-        for job, value, failure in outcomes:
-            if failure is None:
-                job.future.set_result(value)
-            else:
-                job.future.set_exception(failure)
-
-    @staticmethod
-    def _one(
-        conn: sa.Connection, job: _Job, *, alone: bool
-    ) -> tuple[_Job, Any, BaseException | None]:
-        if alone:
-            return job, job.work(conn), None
-        conn.exec_driver_sql("SAVEPOINT job")
-        try:
-            value = job.work(conn)
-        except Exception as error:  # noqa: BLE001 - it belongs to this job's caller alone
-            conn.exec_driver_sql("ROLLBACK TO job")
-            conn.exec_driver_sql("RELEASE job")
-            return job, None, error
-        conn.exec_driver_sql("RELEASE job")
-        return job, value, None
+                job.future.set_exception(error)
+            return None
+        for job, value in zip(batch, values, strict=True):
+            job.future.set_result(value)
+        return None
 
 
 class PostgresDatabase(Database):
@@ -260,7 +276,8 @@ class PostgresDatabase(Database):
 
     dialect = "postgresql"
     RETRIES = 5
-    RETRIED = frozenset({"40001", "40P01"})  # serialization failure, deadlock
+    # Serialization failure, deadlock, and a row that another has made since this one looked for it.
+    RETRIED = frozenset({"40001", "40P01", "23505"})
 
     def __init__(self, url: str, *, pool_size: int = 8) -> None:
         self.engine = sa.create_engine(
@@ -268,7 +285,13 @@ class PostgresDatabase(Database):
             pool_timeout=WRITE_DEADLINE_S,
             connect_args={"connect_timeout": 5, "options": "-c statement_timeout=30000"},
         )
+        self._snapshots = self.engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
         self._readers = ThreadPoolExecutor(pool_size, thread_name_prefix="db")
+
+    def _reader(self) -> sa.Engine:
+        return self._snapshots
 
     def submit(self, work: Work[T]) -> Future[T]:
         return self._readers.submit(self.write, work)
@@ -276,9 +299,9 @@ class PostgresDatabase(Database):
     def write(self, work: Work[T]) -> T:
         for attempt in range(self.RETRIES):
             try:
-                with _marked(), self.engine.begin() as conn:
+                with _marked(), _in_time(), self.engine.begin() as conn:
                     return work(conn)
-            except OperationalError as error:
+            except DBAPIError as error:
                 if attempt + 1 == self.RETRIES or not self._retried(error):
                     raise
         raise AssertionError("unreachable")
@@ -305,7 +328,7 @@ def open_database(
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError as error:
         raise DatabaseUnfit("database.url is not a URL: use postgresql://USER@HOST/NAME") from error
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
+    if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
         return SqliteDatabase(Path(parsed.database), synchronous=synchronous)
     if parsed.get_backend_name() == "postgresql":
         try:

@@ -13,6 +13,9 @@ from treadle.db.engine import Database, DatabaseUnfit
 HEAD = "0001"
 """The newest revision in `migrations/versions`; a test compares it with Alembic's own answer."""
 
+LOCK = 0x747265
+"""The number of PostgreSQL's advisory lock that is held while a database is migrated."""
+
 FOLDER = Path(__file__).parent / "migrations"
 
 
@@ -55,8 +58,14 @@ def upgrade(database: Database) -> None:
     from alembic import command
     from alembic.util import CommandError
 
+    def migrate(conn: sa.Connection) -> None:
+        if conn.dialect.name == "postgresql":
+            # Controllers that start together: one migrates, the others wait and find it done.
+            conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
+        command.upgrade(alembic_config(conn), "head")
+
     try:
-        database.write(lambda conn: command.upgrade(alembic_config(conn), "head"))
+        database.write(migrate)
     except CommandError as error:
         raise DatabaseUnfit(
             f"the database is at revision {found}, which this version does not know: "

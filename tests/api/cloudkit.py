@@ -1,0 +1,226 @@
+"""A whole controller over simulated machines, behind a real HTTP server on the loopback."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import sqlalchemy as sa
+import uvicorn
+
+from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry
+from treadle.cli.serve import Inventory, Treadle, assemble
+from treadle.config import Settings
+from treadle.controller import queue
+from treadle.db.schema import allocation, work
+from treadle.hypervisor.fake import FakeFleet, FakeHost
+from treadle.image import store as images
+from treadle.image.fetch import LocalPath
+from treadle.image.store import ImageStatus
+from treadle.placement import ledger
+
+PATIENCE_S = 20.0
+ROOMY = "?vcpus=16&memory_mib=65536&disk_mib=1048576"
+FLAVORS = (
+    FlavorEntry(1, 1, 512, 1), FlavorEntry(2, 2, 1024, 4), FlavorEntry(3, 4, 2048, 8),
+)
+QUICK: dict[str, object] = {
+    "controller.poll_s": 0.05, "controller.resync_s": 1.0, "database.synchronous": "NORMAL",
+}
+
+
+def until(condition: Callable[[], Any], what: str = "it") -> Any:
+    """The condition's value as soon as it is true."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"{what} has not come about in {PATIENCE_S:g} s")
+        time.sleep(0.005)
+
+
+@dataclass
+class Cloud:
+    """A running controller and the machines it drives."""
+
+    treadle: Treadle
+    fleet: FakeFleet
+    port: int
+    client: httpx2.Client
+    _server: uvicorn.Server
+    _thread: threading.Thread
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def admin(self) -> dict[str, str]:
+        """The headers of an operator."""
+        return {"Authorization": f"Bearer {self.treadle.context.admin_token}"}
+
+    def get(self, path: str, **options: Any) -> httpx2.Response:
+        """GET."""
+        return self.client.get(path, **options)
+
+    def ok(self, path: str) -> dict[str, Any]:
+        """The body of a call that must succeed."""
+        answer = self.client.get(path)
+        assert answer.status_code == 200, (path, answer.status_code, answer.text)
+        assert answer.headers["content-type"] == "application/json"
+        body: dict[str, Any] = answer.json()
+        return body
+
+    def fails(self, path: str, status: int, failure: dict[str, Any], says: str = "") -> str:
+        """The sentence of a call that must fail: the documented value, and a sentence."""
+        answer = self.client.get(path)
+        return assert_failure(answer, status, failure, says)
+
+    def create(self, name: str = "web", tid: int = 1, extra: str = "") -> int:
+        """A VM that runs."""
+        id: int = self.ok(f"/vm/create?name={name}&instance_type={tid}{extra}")["vmid"]
+        return id
+
+    def query(self, vmid: int) -> dict[str, Any]:
+        """What is told of a VM."""
+        return self.ok(f"/vm/query?vmid={vmid}")
+
+    def native(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        """A call of an operator."""
+        return self.client.request(method, f"/treadle/v1{path}", headers=self.admin, **options)
+
+    def host(self, name: str) -> FakeHost:
+        """The machine itself."""
+        return self.fleet.hosts[name]
+
+    def guests(self) -> list[str]:
+        """UUIDs of all domains on all machines, running or not."""
+        return sorted(uuid for host in self.fleet.hosts.values() for uuid in host.guests)
+
+    def used(self) -> list[tuple[int, int, int]]:
+        """Per host: cores, memory and instances that the ledger says are taken."""
+        return [
+            (host.vcpus_used, host.memory_used_mib, host.instances)
+            for host in self.treadle.database.read(ledger.list_hosts)
+        ]
+
+    def allocations(self) -> int:
+        """How many instances hold room."""
+        count = sa.select(sa.func.count()).select_from(allocation)
+        return self.treadle.database.read(lambda conn: conn.execute(count).scalar_one())
+
+    def open_work(self) -> int:
+        """How many instances have something left to do."""
+        count = sa.select(sa.func.count()).select_from(work).where(work.c.kind == "instance")
+        return self.treadle.database.read(lambda conn: conn.execute(count).scalar_one())
+
+    def look_again(self) -> None:
+        """A hint that every row is due, as an event would give."""
+        def wake(conn: sa.Connection) -> None:
+            for kind, id in conn.execute(sa.select(work.c.kind, work.c.id)).all():
+                queue.wake(conn, kind, [id])
+
+        self.treadle.database.write(wake)
+        self.treadle.signals.work_is_due()
+
+    def image_states(self) -> list[ImageStatus]:
+        """How the images stand."""
+        return [one.state for one in self.treadle.database.read(images.list_images)]
+
+    def hosts_up(self) -> int:
+        """How many hosts answer."""
+        return sum(h.state == "up" for h in self.treadle.database.read(ledger.list_hosts))
+
+    def raw(self, request: bytes) -> bytes:
+        """What the server says to bytes that no HTTP client would send."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S) as conn:
+            conn.sendall(request)
+            conn.shutdown(socket.SHUT_WR)
+            said = bytearray()
+            while chunk := conn.recv(65536):
+                said += chunk
+        return bytes(said)
+
+    def stop(self) -> None:
+        """End it all."""
+        self.client.close()
+        self._server.should_exit = True
+        self._thread.join(PATIENCE_S)
+        self.treadle.close()
+        assert not self._thread.is_alive()
+
+
+def assert_failure(
+    answer: httpx2.Response, status: int, failure: dict[str, Any], says: str = ""
+) -> str:
+    """The answer is the failure that the documentation promises; returns its sentence."""
+    assert answer.status_code == status, (answer.status_code, answer.text)
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    error = body.pop("error")
+    assert body == failure
+    assert isinstance(error, str)
+    assert 0 < len(error) < 2000
+    assert says in error, error
+    assert_no_insides(answer.text)
+    return error
+
+
+def assert_no_insides(text: str) -> None:
+    """Nothing of the program's inside is told to callers."""
+    for trace in ("Traceback", 'File "', "sqlalchemy", "psycopg", "sqlite3", ".py", "SELECT "):
+        assert trace not in text
+
+
+Start = Callable[..., Cloud]
+
+
+def start_cloud(
+    folder: Path, *, hosts: tuple[str, ...], image: Path | None, settings: dict[str, object],
+    down: tuple[str, ...] = (), controller: bool = True, wait: bool = True,
+    image_sources: tuple[Path, ...] = (),
+) -> Cloud:
+    """Put a controller together and serve it; by default wait until it is ready."""
+    fleet = FakeFleet()
+    for uri in hosts:
+        fleet.driver(uri)
+    for name in down:
+        fleet.hosts[name].up = False
+    treadle = assemble(Settings().with_overrides({**QUICK, **settings}), folder, fleet.driver)
+    sources = [path for path in (image, *image_sources) if path is not None]
+    treadle.register(Inventory(
+        [HostEntry(n, uri, uri.partition("//")[2].partition("?")[0])
+         for n, uri in enumerate(hosts)],
+        [ImageEntry(n, LocalPath(path), path.stem) for n, path in enumerate(sources)],
+        FLAVORS,
+    ))
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(100)
+    port = listener.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(
+        treadle.app, log_config=None, access_log=False, lifespan="off",
+        timeout_graceful_shutdown=1, server_header=False,
+    ))
+    thread = threading.Thread(target=server.run, args=([listener],), name="http")
+    thread.start()
+    client = httpx2.Client(
+        base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False,
+    )
+    cloud = Cloud(treadle, fleet, port, client, server, thread)
+    if controller:
+        treadle.controller.start()
+    until(lambda: server.started, "the server")
+    if controller and wait:
+        until(lambda: cloud.hosts_up() == len(hosts) - len(down), "the hosts")
+        until(lambda: ImageStatus.NEW not in cloud.image_states(), "the images")
+    return cloud
