@@ -239,6 +239,75 @@ def test_a_commit_that_fails_is_told_to_everybody_in_its_group(
     assert sqlite_database.write(lambda conn: put(conn, "after")) == "after"
 
 
+def test_a_database_that_cannot_be_begun_on_is_asked_once_for_a_whole_group(
+    sqlite_database: SqliteDatabase,
+) -> None:
+    """Each asking may take as long as the lock of another process is waited for."""
+    held = Held(sqlite_database)
+    jobs = [sqlite_database.submit(lambda conn, n=n: put(conn, str(n))) for n in range(20)]
+    askings: list[int] = []
+
+    def fail(_conn: sa.Connection) -> None:
+        askings.append(1)
+        if len(askings) <= 5:
+            raise OSError("database is locked")
+
+    sa.event.listen(sqlite_database.engine, "begin", fail)
+    held.let_go.set()
+    for job in jobs:
+        with pytest.raises(OSError, match="database is locked"):
+            job.result(PATIENCE_S)
+    assert askings == [1]
+    assert sqlite_database.read(keys) == set()
+
+
+def test_a_new_file_that_others_switch_to_the_write_ahead_log_is_waited_for() -> None:
+    said: list[str] = []
+
+    class Cursor:
+        def execute(self, statement: str) -> None:
+            said.append(statement)
+            if len(said) < 4:
+                raise OSError("database is locked")
+
+    engine._switch_to_wal(Cursor())
+    assert said == ["PRAGMA journal_mode=WAL"] * 4
+
+    class Broken:
+        def execute(self, statement: str) -> None:
+            raise OSError(f"file is not a database: {statement}")
+
+    with pytest.raises(OSError, match="not a database"):
+        engine._switch_to_wal(Broken())
+
+
+def test_many_jobs_that_fail_hurt_none_of_those_between_them(
+    sqlite_database: SqliteDatabase,
+) -> None:
+    held = Held(sqlite_database)
+
+    def work(number: int) -> Callable[[sa.Connection], str]:
+        def run(conn: sa.Connection) -> str:
+            put(conn, f"{number:03}")
+            if number % 3 == 0:
+                raise KeyError(number)
+            return f"{number:03}"
+
+        return run
+
+    jobs = [sqlite_database.submit(work(number)) for number in range(engine.GROUP + 20)]
+    held.let_go.set()
+    for number, job in enumerate(jobs):
+        if number % 3 == 0:
+            with pytest.raises(KeyError, match=str(number)):
+                job.result(PATIENCE_S)
+        else:
+            assert job.result(PATIENCE_S) == f"{number:03}"
+    assert sqlite_database.read(keys) == {
+        f"{n:03}" for n in range(engine.GROUP + 20) if n % 3
+    }
+
+
 def test_a_caller_who_no_longer_waits_stops_nobody_else(database: Database) -> None:
     """What an event loop does to a request that is cut off: it cancels the future."""
     held = Held(database)

@@ -166,7 +166,6 @@ def test_a_public_key_with_an_odd_comment_stays_one_key(database: Database) -> N
     assert the(database, id).ssh_keys == keys
 
 
-@pytest.mark.xfail(strict=True, reason="keys are split at more than line feeds when they are read")
 def test_a_public_key_with_a_separator_of_unicode_stays_one_key(database: Database) -> None:
     keys = ("ssh-ed25519 AAAA me\u2028and\x85me", "ssh-rsa BBBB you")
     id = add(database, ssh_keys="\n".join(keys))

@@ -161,13 +161,7 @@ def test_a_host_smaller_than_its_own_memory_gives_none_away(database: Database) 
     assert the_host(database, id).memory_limit_mib == 0
 
 
-def test_a_ratio_never_gives_out_a_part_that_is_not_there(
-    database: Database, request: pytest.FixtureRequest
-) -> None:
-    if database.dialect == "postgresql":
-        request.applymarker(pytest.mark.xfail(
-            strict=True, reason="PostgreSQL's cast rounds where SQLite's cuts off"
-        ))
+def test_a_ratio_never_gives_out_a_part_that_is_not_there(database: Database) -> None:
     facts = replace(FACTS, vcpus=3, memory_mib=1001, disk_mib=1001)
     id = add_host(database, facts=facts, ratios=Ratios(0.9, 0.999, 0.999, 0))
     found = the_host(database, id)
@@ -444,7 +438,6 @@ def test_the_least_recently_used_images_go_first_and_no_more_than_needed(
     assert used(database, id)[2] == 5000
 
 
-@pytest.mark.xfail(strict=True, reason="what is leaving already is counted as if it stayed")
 def test_images_that_are_leaving_already_are_not_replaced_by_others(database: Database) -> None:
     id = add_host(database)
     cached(database, id, *"12345")

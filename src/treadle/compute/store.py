@@ -263,7 +263,7 @@ def _instance(row: Any) -> Instance:
     return Instance(
         row.id, row.uuid, row.name, row.flavor_id, row.vcpus, row.memory_mib, row.disk_gib,
         row.image_id, row.mac, row.user_data,
-        tuple(row.ssh_keys.splitlines()) if row.ssh_keys else (),
+        tuple(row.ssh_keys.split("\n")) if row.ssh_keys else (),
         Goal(row.goal), State(row.state), Phase(row.phase), row.revision, row.generation,
         row.settled_generation, row.graceful, row.deadline, row.attempts,
         frozenset(int(n) for n in re.findall(r"\d+", row.excluded)) if row.excluded

@@ -146,23 +146,24 @@ def set_up(conn: sa.Connection, host_id: int, facts: HostFacts, virt_type: str) 
         | {"capabilities": sorted(facts.capabilities)}
     )
 
-    def limit(total: sa.ColumnElement[Any], used: sa.Column[Any]) -> sa.ColumnElement[Any]:
-        whole = sa.cast(total, sa.BigInteger)
-        return sa.case((whole < used, used), else_=whole)
+    ratios = conn.execute(
+        sa.select(
+            host.c.cpu_ratio, host.c.memory_ratio, host.c.disk_ratio, host.c.reserved_memory_mib
+        ).where(host.c.id == host_id)
+    ).one_or_none()
+    if ratios is None:
+        return
 
-    free_memory = max(0, facts.memory_mib)
+    def limit(total: float, used: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        return sa.case((used > int(total), used), else_=int(total))
+
+    memory = max(0, facts.memory_mib - ratios.reserved_memory_mib) * ratios.memory_ratio
     conn.execute(
         sa.update(host).where(host.c.id == host_id).values(
             status=HostStatus.UP, error=None, facts=body, virt_type=virt_type, seen_at=now(),
-            vcpus_limit=limit(facts.vcpus * host.c.cpu_ratio, host.c.vcpus_used),
-            memory_limit_mib=limit(
-                sa.case(
-                    (host.c.reserved_memory_mib > free_memory, 0.0),
-                    else_=(free_memory - host.c.reserved_memory_mib) * host.c.memory_ratio,
-                ),
-                host.c.memory_used_mib,
-            ),
-            disk_limit_mib=limit(facts.disk_mib * host.c.disk_ratio, host.c.disk_used_mib),
+            vcpus_limit=limit(facts.vcpus * ratios.cpu_ratio, host.c.vcpus_used),
+            memory_limit_mib=limit(memory, host.c.memory_used_mib),
+            disk_limit_mib=limit(facts.disk_mib * ratios.disk_ratio, host.c.disk_used_mib),
         )
     )
 
@@ -326,7 +327,7 @@ def evict(conn: sa.Connection, host_id: int, share: float) -> Sequence[str]:
     rows = conn.execute(
         sa.select(host_image).where(host_image.c.host_id == host_id).order_by(host_image.c.used_at)
     ).all()
-    taken = sum(row.size_mib for row in rows)
+    taken = sum(row.size_mib for row in rows if row.state != ImageState.EVICTING)
     if limit is None or taken <= share * limit:
         return []
     used = set(conn.execute(
