@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 import libvirt
 
@@ -47,6 +48,7 @@ HOPELESS_AT_OPEN = frozenset(
 )
 
 MAX_DETAIL = 300
+_FRAMES = re.compile(r"([^\w\s])\1{3,}|(?<=\s)@\s|\s@(?=\s)")
 
 
 def code_of(error: libvirt.libvirtError) -> int:
@@ -56,8 +58,8 @@ def code_of(error: libvirt.libvirtError) -> int:
 
 
 def detail(error: libvirt.libvirtError) -> str:
-    """libvirt's message on one line, at most 300 characters."""
-    text = " ".join(str(error).split())
+    """libvirt's message on one line, at most 300 characters, without the frames that ssh draws."""
+    text = " ".join(_FRAMES.sub(" ", str(error)).split())
     return text if len(text) <= MAX_DETAIL else text[: MAX_DETAIL - 3] + "..."
 
 

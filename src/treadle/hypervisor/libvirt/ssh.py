@@ -53,6 +53,7 @@ def ssh_config(state_dir: Path, identity_file: Path | None) -> str:
         "Host *",
         "  StrictHostKeyChecking accept-new",
         f"  UserKnownHostsFile {_quoted(state_dir / 'known_hosts')} ~/.ssh/known_hosts",
+        "  HashKnownHosts no",
         "  UpdateHostKeys no",
         "  BatchMode yes",
         "  ClearAllForwardings yes",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +18,17 @@ from uuid import uuid4
 
 import libvirt
 
-from treadle.hypervisor.base import HostRefused, ImageBroken, ImageSpec, Unsupported
+from treadle.hypervisor.base import HostFull, HostRefused, ImageBroken, ImageSpec, Unsupported
 from treadle.hypervisor.libvirt import domain_xml, errors
 from treadle.hypervisor.libvirt.connection import Attempt, Link, as_value
 
 MIB = 1 << 20
 GIB = 1 << 30
 BLOCK = MIB
+#: With less than that, no disk can be made: an empty one takes 0.2 MiB.
+LEAST_FREE = MIB
+REFRESH_TRIES = 10
+REFRESH_PAUSE = 0.02
 SYSTEM_PATH = "/var/lib/libvirt"
 FORMATS = ("raw", "qcow2")
 
@@ -319,7 +324,21 @@ def make_disk(
         backing = ET.SubElement(root, "backingStore")
         ET.SubElement(backing, "path").text = f"{path}/{domain_xml.image_volume(image.sha256)}"
         ET.SubElement(backing, "format", {"type": image.format})
-    attempt(pool.createXML, ET.tostring(root, encoding="unicode"), 0)
+    try:
+        attempt(pool.createXML, ET.tostring(root, encoding="unicode"), 0)
+    except libvirt.libvirtError as error:
+        # A tool on the host makes it, so there is no errno: see whether the pool is full.
+        if not errors.is_broken(error) and _is_full(attempt, pool):
+            raise HostFull(f"the host's pool is full: {errors.detail(error)}") from error
+        raise
+
+
+def _is_full(attempt: Attempt, pool: Any) -> bool:
+    try:
+        attempt(pool.refresh, 0)
+        return int(attempt(pool.info)[3]) < LEAST_FREE
+    except libvirt.libvirtError:
+        return False
 
 
 def write_seed(link: Link, attempt: Attempt, pool: Any, uuid: str, data: bytes) -> None:
@@ -361,21 +380,35 @@ def _tail(link: Link, attempt: Attempt, volume: Any, limit: int) -> bytes:
 
 def remnants(attempt: Attempt, pool: Any) -> set[str]:
     """UUIDs of which a disk is in the pool."""
-    found = (_OURS.fullmatch(name) for name in attempt(pool.listVolumes))
+    found = (_OURS.fullmatch(name) for name in names(attempt, pool))
     return {match.group(1) for match in found if match}
 
 
 def remove_volumes(attempt: Attempt, pool: Any, uuid: str) -> None:
     """Every volume of an instance, its disk last: while that is there, so is the remnant."""
-    try:
-        attempt(pool.refresh, 0)
-    except libvirt.libvirtError as error:
-        if errors.is_broken(error):
-            raise
-    names = [name for name in attempt(pool.listVolumes) if name.startswith(f"{uuid}.")]
+    _refresh(attempt, pool)
     disk = domain_xml.disk_volume(uuid)
-    for name in sorted(names, key=lambda name: name == disk):
+    found = [name for name in names(attempt, pool) if name.startswith(f"{uuid}.")]
+    for name in sorted(found, key=lambda name: name == disk):
         remove(attempt, pool, name)
+
+
+def names(attempt: Attempt, pool: Any) -> list[str]:
+    """The volumes' names, in one call: `listVolumes` counts first, and cuts off what came since."""
+    return [volume.name() for volume in attempt(pool.listAllVolumes, 0)]
+
+
+def _refresh(attempt: Attempt, pool: Any) -> None:
+    """Have libvirt see what others put there: a log that was rotated. It refuses while it makes a
+    volume, which takes some 10 ms; a log that is missed for that is all that is lost."""
+    for _ in range(REFRESH_TRIES):
+        try:
+            attempt(pool.refresh, 0)
+            return
+        except libvirt.libvirtError as error:
+            if errors.is_broken(error):
+                raise
+        time.sleep(REFRESH_PAUSE)
 
 
 def scratch(
