@@ -94,10 +94,10 @@ def test_a_host_that_is_down_at_the_start_is_listed_and_joins_when_it_answers(
     assert cloud.ok("/pm/list") == {"pmids": [1, 2]}
     body = until(lambda: (
         b := cloud.ok("/pm/query?pmid=2")
-    ).get("error") and b)
+    ).get("reason") and b)
     assert body["state"] == "down"
     assert body["capacity"] == {"cpu": 0, "ram": 0, "disk": 0}
-    assert "h2 does not answer" in body["error"]
+    assert "h2 does not answer" in body["reason"]
     assert cloud.ok("/healthz") == {"status": "ok", "hosts_up": 1, "hosts": 2}
     assert cloud.query(cloud.create())["pmid"] == 1
     cloud.host("h2").boot()
@@ -108,7 +108,7 @@ def test_a_host_that_is_down_at_the_start_is_listed_and_joins_when_it_answers(
 
 def test_with_no_host_that_answers_the_answer_says_so(start: Start) -> None:
     cloud = start(f"fake://h1{ROOMY}", down=("h1",))
-    until(lambda: "error" in cloud.ok("/pm/query?pmid=1"))
+    until(lambda: "reason" in cloud.ok("/pm/query?pmid=1"))
     says = cloud.fails("/vm/create?name=web&instance_type=1", 503, {"vmid": 0})
     assert "down" in says
     until(lambda: clean(cloud))
@@ -174,7 +174,7 @@ def test_a_guest_that_ends_by_itself_is_shown_as_stopped(start: Start) -> None:
     [uuid] = cloud.guests()
     cloud.host("h1").guest_powers_off(uuid)
     found = until(lambda: (b := cloud.query(vmid))["state"] == "stopped" and b)
-    assert "shut itself down" in found["error"]
+    assert "shut itself down" in found["reason"]
     assert cloud.ok(f"/vm/start?vmid={vmid}") == {"status": 1}
     assert "error" not in cloud.query(vmid)
 

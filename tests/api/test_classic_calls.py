@@ -102,7 +102,7 @@ def test_a_vm_that_was_not_waited_for_tells_later_why_it_failed(start: Start) ->
     until(lambda: cloud.query(vmid)["state"] == "error")
     found = cloud.query(vmid)
     assert found["pmid"] == 0
-    assert "no host can take it" in found["error"]
+    assert "no host can take it" in found["reason"]
     assert cloud.ok(f"/vm/destroy?vmid={vmid}") == {"status": 1}
     cloud.fails(f"/vm/query?vmid={vmid}", 404, {"vmid": 0}, "has been deleted")
 

@@ -87,7 +87,7 @@ def test_a_guest_that_shuts_itself_down_is_stopped(cloud: Cloud) -> None:
     wait_for(lambda: "ip" in cloud.query(vmid), 20, "its address")
     ssh(cloud, vmid, "(sleep 0.2; poweroff) >/dev/null 2>&1 &")
     wait_for(lambda: cloud.query(vmid)["state"] == "stopped", 20, "it to be seen as stopped")
-    assert "shut itself down" in cloud.query(vmid)["error"]
+    assert "shut itself down" in cloud.query(vmid)["reason"]
     assert cloud.get(f"/vm/start?vmid={vmid}") == {"status": 1}
 
 

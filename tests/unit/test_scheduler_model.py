@@ -10,7 +10,8 @@ import pytest
 
 from treadle.errors import CannotPlace, InvalidInput
 from treadle.scheduler.engine import Scheduler, explain
-from treadle.scheduler.model import Decision, HostColumns, HostView, PlacementRequest, Ranking
+from treadle.scheduler.model import HostColumns, HostView, PlacementRequest, Ranking
+from treadle.scheduler.record import Decision
 
 FILTERS = ("state", "capacity", "capabilities", "excluded")
 

@@ -152,7 +152,7 @@ async def vm_query(context: Context, arguments: Arguments, _request_id: str) -> 
     if instance.address:
         body["ip"] = instance.address
     if instance.fault:
-        body["error"] = instance.fault
+        body["reason"] = instance.fault
     return body
 
 
@@ -239,7 +239,7 @@ async def pm_query(context: Context, arguments: Arguments, _request_id: str) -> 
         "address": host.name,
     }
     if host.error:
-        body["error"] = host.error
+        body["reason"] = host.error
     return body
 
 

@@ -255,6 +255,15 @@ def _machine(text: str) -> tuple[str, str, object]:
     return uri, host, ("qemu", host.lower(), 0 if port == 22 else port, "/system", "", ())
 
 
+def check_uri(text: str) -> None:
+    """Whether a URI can be a machine's. Errors: `InvalidInput`."""
+    try:
+        _machine_of_uri(text)
+    except ValueError as error:
+        mend = f"{error}: give a libvirt URI such as qemu+ssh://root@HOST/system"
+        raise InvalidInput("uri", text, mend) from error
+
+
 def _machine_of_uri(text: str) -> tuple[str, str, object]:
     if not text.isascii() or re.search(r"[\s\"<>\\^`{|}]", text):
         raise ValueError("a URI holds no white space, quotes or letters beyond ASCII")

@@ -20,7 +20,7 @@ import structlog
 from treadle.api.app import make_app
 from treadle.api.context import Context
 from treadle.api.native import register_host, register_image
-from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry
+from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry, check_uri
 from treadle.compute import store
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
@@ -32,7 +32,7 @@ from treadle.controller.worker import Controller, Handler
 from treadle.db.engine import Database, open_database
 from treadle.db.migrate import upgrade
 from treadle.db.schema import meta
-from treadle.errors import InvalidInput, Permanent
+from treadle.errors import Permanent
 from treadle.hypervisor.base import DriverFactory, HostSetup, Hypervisor
 from treadle.hypervisor.fake import FakeFleet
 from treadle.image.fetch import FetchLimits, HttpUrl
@@ -72,11 +72,9 @@ def driver_factory(folder: Path, hosts: HostDefaults | None = None) -> DriverFac
     fakes = FakeFleet()
 
     def make(uri: str) -> Hypervisor:
-        parts = urlsplit(uri)
-        if parts.scheme == "fake":
+        check_uri(uri)
+        if urlsplit(uri).scheme == "fake":
             return fakes.driver(uri)
-        if not parts.scheme or not (parts.hostname or parts.path) or not uri.isprintable():
-            raise InvalidInput("uri", uri, "give a libvirt URI such as qemu+ssh://root@HOST/system")
         from treadle.hypervisor.libvirt import LibvirtDriver, LibvirtOptions
 
         return LibvirtDriver(uri, LibvirtOptions(

@@ -257,7 +257,7 @@ class HostImageHandler:
 
         host, state, row = self._db.read(read)
         if host is None or row is None or state not in (ImageState.WANTED, ImageState.EVICTING):
-            self._db.write(lambda conn: queue.remove(conn, ticket))
+            self._db.write(lambda conn: queue.complete(conn, ticket))
             return None
         if ticket.lease.time_left() < MARGIN_S:
             raise LeaseLost("too little of the lease is left to begin an act")
@@ -282,7 +282,7 @@ class HostImageHandler:
         self, conn: sa.Connection, ticket: Ticket, host_id: int, sha256: str, state: ImageState,
         reason: str | None,
     ) -> None:
-        queue.remove(conn, ticket)
+        queue.complete(conn, ticket)
         ledger.set_image(conn, host_id, sha256, state, reason)
         queue.wake(conn, KIND, store.waiting_for_image(conn, host_id, sha256))
         for old in ledger.evict(conn, host_id, self._policy.image_share):
@@ -291,7 +291,7 @@ class HostImageHandler:
     @staticmethod
     def _evicted(conn: sa.Connection, ticket: Ticket, host_id: int, sha256: str) -> None:
         if ledger.image_state(conn, host_id, sha256) is ImageState.EVICTING:
-            queue.remove(conn, ticket)
+            queue.complete(conn, ticket)
             ledger.forget_image(conn, host_id, sha256)
         else:
             # Wanted again meanwhile: the next pass brings it back.

@@ -316,7 +316,8 @@ class InstanceHandler:
         """What a verb that has succeeded changes in the row."""
         if verb == "define" and instance.phase is not Phase.DEFINED:
             return {"phase": Phase.DEFINED}
-        if verb == "define" and instance.state is not State.BUILDING:
+        again = instance.goal is Goal.RUNNING and instance.state is not State.BUILDING
+        if again and verb in ("power_off", "define"):
             # The patience was for the guest's own shutdown; starting it again has its own.
             return {"deadline": now + self._timing.build_deadline_s}
         return {}

@@ -177,6 +177,19 @@ def remove(conn: sa.Connection, ticket: Ticket) -> None:
         raise LeaseLost(f"{ticket.kind} {ticket.id} was taken over")
 
 
+def complete(conn: sa.Connection, ticket: Ticket) -> bool:
+    """End the row with the pass, unless it was woken meanwhile: then it is due now, and False.
+
+    Errors: `LeaseLost`.
+    """
+    if conn.execute(_COMPLETE, {
+        "k": ticket.kind, "i": ticket.id, "t": ticket.token, "x_wake": ticket.wake,
+    }).rowcount == 1:
+        return True
+    finish(conn, ticket, delay=0.0)
+    return False
+
+
 def carry(conn: sa.Connection, ticket: Ticket, lease_s: float, *, lane: int) -> Ticket:
     """End one pass and begin the next with the same lease, lengthened. Errors: `LeaseLost`."""
     started = time.monotonic()
@@ -242,6 +255,7 @@ _FINISH = sa.update(work).where(_MINE).values(
     lane=sa.bindparam("x_lane", type_=sa.Integer),
 )
 _REMOVE = sa.delete(work).where(_MINE)
+_COMPLETE = _REMOVE.where(work.c.wake == sa.bindparam("x_wake", type_=sa.Integer))
 _CARRY = sa.update(work).where(_MINE).values(
     lease_until=now() + sa.bindparam("x_lease", type_=sa.Float), tries=0,
     lane=sa.bindparam("x_lane", type_=sa.Integer),

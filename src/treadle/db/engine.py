@@ -82,6 +82,21 @@ def sqlite_is_safe(version: tuple[int, ...]) -> bool:
     return version >= BACKPORTS.get((version[0], version[1]), SAFE_SQLITE)
 
 
+def _switch_to_wal(cursor: Any) -> None:
+    """Use the write-ahead log. While others switch the same new file, SQLite says that it is
+    locked without waiting as it does elsewhere."""
+    end = time.monotonic() + 10.0
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except Exception as error:
+            if "database is locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
 class Database:
     """Reads, writes and the clock of one database. Close it when done."""
 
@@ -176,7 +191,7 @@ class SqliteDatabase(Database):
         def _connect(raw: Any, _record: Any) -> None:
             raw.create_function("treadle_now", 0, clock)
             cursor = raw.cursor()
-            cursor.execute("PRAGMA journal_mode=WAL")
+            _switch_to_wal(cursor)
             cursor.execute(f"PRAGMA synchronous={'NORMAL' if synchronous == 'NORMAL' else 'FULL'}")
             cursor.execute("PRAGMA foreign_keys=ON")
             cursor.execute("PRAGMA busy_timeout=10000")
@@ -256,12 +271,14 @@ class SqliteDatabase(Database):
         Where one of several raises, nothing is kept, nobody is told, and its index comes back.
         """
         values: list[Any] = []
+        begun = False
         try:
             with _marked(), self.engine.connect() as conn, conn.begin():
+                begun = True
                 for job in batch:
                     values.append(job.work(conn))
         except Exception as error:  # noqa: BLE001 - it is the callers' to deal with
-            if len(values) < len(batch) and len(batch) > 1:
+            if begun and len(values) < len(batch) and len(batch) > 1:
                 return len(values)
             for job in batch:
                 job.future.set_exception(error)

@@ -39,7 +39,7 @@ class ImageHandler:
         id = int(ticket.id)
         image = self._db.read(lambda conn: store.get(conn, id))
         if image is None or image.state is not ImageStatus.NEW:
-            self._db.write(lambda conn: queue.remove(conn, ticket))
+            self._db.write(lambda conn: queue.complete(conn, ticket))
             return None
         forbid_in_transaction()
         try:
@@ -56,7 +56,8 @@ class ImageHandler:
             return None
 
         def commit(conn: sa.Connection) -> bool:
-            queue.remove(conn, ticket)
+            if not queue.complete(conn, ticket):
+                return False
             taken = store.set_active(
                 conn, id, path=str(found.path), sha256=found.sha256, format=facts.format,
                 size_bytes=found.size_bytes, virtual_bytes=facts.virtual_bytes,
@@ -74,10 +75,10 @@ class ImageHandler:
 
     def _failed(self, ticket: Ticket, id: int, reason: str, *, final: bool) -> None:
         def commit(conn: sa.Connection) -> None:
-            if final:
-                queue.remove(conn, ticket)
-            else:
+            if not final:
                 queue.finish(conn, ticket, delay=backoff(ticket.tries, first=1.0), error=reason)
+            elif not queue.complete(conn, ticket):
+                return
             store.set_error(conn, id, reason, final=final)
 
         self._db.write(commit)

@@ -3,7 +3,6 @@
 from treadle.scheduler.engine import Scheduler, explain
 from treadle.scheduler.model import (
     Cause,
-    Decision,
     Filter,
     HostColumns,
     HostView,
@@ -13,6 +12,7 @@ from treadle.scheduler.model import (
     Ranking,
     Weigher,
 )
+from treadle.scheduler.record import Decision
 from treadle.scheduler.registry import Registry
 
 __all__ = [

@@ -11,24 +11,26 @@ from numpy.random import default_rng
 
 from treadle.errors import InvalidInput
 from treadle.scheduler.model import (
-    SHOWN_HOSTS,
-    SHOWN_TOP,
     BoolArray,
     Cause,
-    Decision,
-    Detail,
     ExplainsCauses,
     Filter,
     HostColumns,
     PlacementRequest,
     PluginError,
     Policy,
-    Ranked,
     Ranking,
-    Refusal,
     Remembers,
     UsesWeighers,
     call_plugin,
+)
+from treadle.scheduler.record import (
+    SHOWN_HOSTS,
+    SHOWN_TOP,
+    Decision,
+    Detail,
+    Ranked,
+    Refusal,
     sentence,
 )
 from treadle.scheduler.registry import Registry
