@@ -253,7 +253,6 @@ def serve(settings: Settings, inventory: Inventory | None = None) -> None:
     """Run until SIGTERM or SIGINT. Errors: `CannotStart`, `InvalidInput`, `DatabaseUnfit`."""
     import uvicorn
 
-    sys.setswitchinterval(0.0005)
 
     configure_logging(settings)
     folder = make_private(state_folder(settings, os.geteuid(), os.environ))
