@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -176,7 +177,7 @@ class Demo:
     def _lab_ground(self) -> Ground:
         from treadle.lab.fabric import Lab
 
-        self.lab = Lab("demo")
+        self.lab = Lab(self._lab_name())
         with self.screen.step(f"{self.options.hosts} physical machines"):
             hosts = self.lab.up(self.options.hosts, self.screen.detail)
         key = self.lab.key
@@ -187,7 +188,8 @@ class Demo:
                 "guest": {"ssh_keys": [key.with_suffix(".pub").read_text().strip()]},
             },
             ssh=f"ssh -F {self.lab.ssh_config} -J host{{pmid}} root@{{ip}}",
-            console="treadle lab shell --name demo host{pmid} -- virsh console {domain}",
+            console=f".venv/bin/treadle lab shell --name {self.lab.name} host{{pmid}} "
+                    "virsh console {domain}",
         )
 
     def _local_ground(self) -> Ground:
@@ -207,6 +209,11 @@ class Demo:
                 "-o StrictHostKeyChecking=accept-new -p {ssh_port} root@127.0.0.1",
             console="virsh -c qemu:///session console {domain}",
         )
+
+    def _lab_name(self) -> str:
+        """The demo's own; a demo with another folder than the usual has another lab."""
+        usual = self.folder == Path("/var/lib/treadle-demo")
+        return "demo" if usual else f"d{zlib.crc32(str(self.folder).encode()) % 10**7}"
 
     def _virt_type(self) -> dict[str, str]:
         """What an earlier run found to boot here: it spares the probe."""
@@ -396,7 +403,7 @@ class Demo:
         if _no_lab() is None:
             from treadle.lab.fabric import Lab
 
-            (self.lab or Lab("demo")).down(lambda _line: None)
+            (self.lab or Lab(self._lab_name())).down(lambda _line: None)
 
     # -- HTTP
 

@@ -34,7 +34,7 @@ from treadle.lab import host_init
 
 __all__ = ["Lab", "LabError", "LabHost", "can_run"]
 
-ROOT = Path("/var/lib/treadle")
+ROOT = Path("/var/lib/treadle-lab")
 #: What the hosts' emulators can do, kept between labs: finding out costs each host a second.
 CAPABILITIES = Path("/var/cache/treadle/qemu-capabilities")
 NAME = re.compile(r"[a-z0-9]{1,8}")
@@ -148,9 +148,9 @@ def can_run() -> str | None:
 class Lab:
     """A lab by name. Two of different names live beside each other.
 
-    ``folder`` holds all that belongs to it, ``/var/lib/treadle/NAME`` unless given. Methods that
-    change something may be called from several processes: they take turns. Errors are LabError.
-    ``ssh -F SSH_CONFIG host1`` logs in; ``ssh_command`` is an ssh that uses that configuration, for
+    ``folder`` holds all that belongs to it, ``/var/lib/treadle-lab/NAME`` unless given. Methods
+    that change something may be called from several processes: they take turns. Errors:
+    LabError. ``ssh -F SSH_CONFIG host1`` logs in; ``ssh_command`` is an ssh that uses that configuration, for
     a libvirt URI's ``command`` parameter.
     """
 

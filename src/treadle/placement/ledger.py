@@ -146,26 +146,15 @@ def set_up(conn: sa.Connection, host_id: int, facts: HostFacts, virt_type: str) 
         | {"capabilities": sorted(facts.capabilities)}
     )
 
-    ratios = conn.execute(
-        sa.select(
-            host.c.cpu_ratio, host.c.memory_ratio, host.c.disk_ratio, host.c.reserved_memory_mib
-        ).where(host.c.id == host_id)
-    ).one_or_none()
+    ratios = conn.execute(_RATIOS, {"h": host_id}).one_or_none()
     if ratios is None:
         return
-
-    def limit(total: float, used: sa.Column[Any]) -> sa.ColumnElement[Any]:
-        return sa.case((used > int(total), used), else_=int(total))
-
     memory = max(0, facts.memory_mib - ratios.reserved_memory_mib) * ratios.memory_ratio
-    conn.execute(
-        sa.update(host).where(host.c.id == host_id).values(
-            status=HostStatus.UP, error=None, facts=body, virt_type=virt_type, seen_at=now(),
-            vcpus_limit=limit(facts.vcpus * ratios.cpu_ratio, host.c.vcpus_used),
-            memory_limit_mib=limit(memory, host.c.memory_used_mib),
-            disk_limit_mib=limit(facts.disk_mib * ratios.disk_ratio, host.c.disk_used_mib),
-        )
-    )
+    conn.execute(_SET_UP, {
+        "h": host_id, "x_facts": body, "x_type": virt_type,
+        "v": int(facts.vcpus * ratios.cpu_ratio), "m": int(memory),
+        "d": int(facts.disk_mib * ratios.disk_ratio),
+    })
 
 
 def set_down(conn: sa.Connection, host_id: int, error: str) -> bool:
@@ -360,6 +349,20 @@ def _p(name: str) -> sa.BindParameter[int]:
     return sa.bindparam(name, type_=sa.BigInteger)
 
 
+def _limit(used: sa.Column[int], total: str) -> sa.Case[int]:
+    return sa.case((used > _p(total), used), else_=_p(total))
+
+
+_RATIOS = sa.select(
+    host.c.cpu_ratio, host.c.memory_ratio, host.c.disk_ratio, host.c.reserved_memory_mib
+).where(host.c.id == sa.bindparam("h"))
+_SET_UP = sa.update(host).where(host.c.id == sa.bindparam("h")).values(
+    status=HostStatus.UP, error=None, facts=sa.bindparam("x_facts", type_=sa.Text),
+    virt_type=sa.bindparam("x_type", type_=sa.String), seen_at=now(),
+    vcpus_limit=_limit(host.c.vcpus_used, "v"),
+    memory_limit_mib=_limit(host.c.memory_used_mib, "m"),
+    disk_limit_mib=_limit(host.c.disk_used_mib, "d"),
+)
 _HOST = sa.select(host).where(host.c.id == sa.bindparam("h"))
 _SNAPSHOT = sa.select(
     host.c.id, host.c.name, host.c.status, host.c.enabled, host.c.facts, host.c.vcpus_limit,
