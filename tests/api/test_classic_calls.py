@@ -286,7 +286,7 @@ def test_a_vm_that_is_paused_the_moment_it_runs_has_been_made(
     context = cloud.treadle.context
     wait_for = type(context).settled
 
-    async def settled(self: Any, uuid: str, done: Any, seconds: float) -> Any:
+    async def settled(self: Any, uuid: str, done: Any, seconds: float, **_kw: bool) -> Any:
         from treadle.compute import actions, store
 
         made = await wait_for(self, uuid, done, seconds)

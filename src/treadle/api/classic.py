@@ -116,7 +116,8 @@ async def vm_create(context: Context, arguments: Arguments, request_id: str) -> 
     if wait == "1":
         for one in made:
             seen = await context.settled(
-                one.uuid, built, limits.build_deadline_s + WAIT_SLACK_S
+                one.uuid, built, limits.build_deadline_s + WAIT_SLACK_S,
+                just_asked=one is made[0],
             )
             if seen is None or not _runs(seen):
                 raise await _not_built(context, [m.uuid for m in made], seen)
@@ -163,7 +164,7 @@ async def vm_destroy(context: Context, arguments: Arguments, request_id: str) ->
         lambda conn: actions.delete(conn, vmid, request_id=request_id)
     )
     seen = await context.settled(
-        instance.uuid, lambda i: i.state is State.DELETED, DELETE_WAIT_S
+        instance.uuid, lambda i: i.state is State.DELETED, DELETE_WAIT_S, just_asked=True
     )
     if seen is not None and seen.state is not State.DELETED:
         raise RetryLater(
@@ -182,11 +183,13 @@ async def vm_act(
     patience = (
         limits.stop_deadline_s if action in ("stop", "reboot") else limits.build_deadline_s
     )
-    await context.write(lambda conn: actions.act(
+    before = await context.write(lambda conn: actions.act(
         conn, vmid, action, request_id=request_id, deadline_s=patience
     ))
-    uuid_ = await context.read(lambda conn: actions.require(conn, vmid).uuid)
-    seen = await context.settled(uuid_, _at_rest, patience + ACT_SLACK_S)
+    already = before.goal is actions.ACTIONS[action].goal and action != "reboot"
+    seen = await context.settled(
+        before.uuid, _at_rest, patience + ACT_SLACK_S, just_asked=not already
+    )
     if seen is None or seen.goal is not actions.ACTIONS[action].goal or not _at_rest(seen):
         why = seen.fault if seen is not None and seen.fault else "it took too long"
         raise RetryLater(f"VM {vmid} did not {action}: {why}")

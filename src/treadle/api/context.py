@@ -61,9 +61,13 @@ class Context:
         return value
 
     async def settled(
-        self, uuid: str, done: Callable[[Instance], bool], seconds: float
+        self, uuid: str, done: Callable[[Instance], bool], seconds: float, *,
+        just_asked: bool = False,
     ) -> Instance | None:
-        """Wait until `done` holds of the instance; what it is then, or at the end of the time."""
+        """Wait until `done` holds of the instance; what it is then, or at the end of the time.
+
+        `just_asked`: it cannot hold yet, so the first look is spared.
+        """
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
 
@@ -74,17 +78,18 @@ class Context:
         end = loop.time() + seconds
         try:
             while True:
-                instance = await self.read(lambda conn: store.by_uuid(conn, uuid))
                 left = end - loop.time()
-                if instance is None or done(instance) or left <= 0:
-                    return instance
-                # Another process may have done it: no hint comes from there.
-                with_hint = asyncio.wait_for(changed.wait(), min(LOOK_ANYWAY_S, left))
+                if not just_asked:
+                    instance = await self.read(lambda conn: store.by_uuid(conn, uuid))
+                    if instance is None or done(instance) or left <= 0:
+                        return instance
+                just_asked = False
                 try:
-                    await with_hint
+                    # Another process may do it: no hint comes from there.
+                    await asyncio.wait_for(changed.wait(), min(LOOK_ANYWAY_S, max(left, 0.0)))
+                    changed.clear()
                 except TimeoutError:
                     continue
-                changed.clear()
         finally:
             undo()
 

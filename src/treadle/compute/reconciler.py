@@ -58,6 +58,7 @@ IMAGE_POLL_S = 5.0
 ADDRESS_POLL_S = 0.5
 ADDRESS_PATIENCE_S = 120.0
 PLACE_TRIES = 3
+MAY_BE_THE_LAST = frozenset({"start", "pause", "resume", "suspend", "power_off"})
 MIB = 1 << 20
 
 
@@ -300,16 +301,24 @@ class InstanceHandler:
             after = lifecycle.after_error(instance, seen, error, context)
             return self._after_error(ticket, loaded, after, step, seen, context)
         step = Step(verb, instance.host_id, started, time.time(), "ok")
+        changed = self._effect(instance, verb, loaded.now)
 
         def change(conn: sa.Connection) -> None:
             store.log_step(conn, instance.id, instance.revision, step)
-            changed = self._effect(instance, verb, loaded.now)
             if changed:
                 store.update(conn, instance.id, **changed)
 
         if verb == "shut_down":
             self._commit(ticket, change, delay=SHUT_DOWN_POLL_S)
             return None
+        if verb in MAY_BE_THE_LAST:
+            # One more look before the commit: where all is as wanted, the same commit says so.
+            ticket.lease.hinted = False
+            acted = replace(loaded, instance=replace(instance, **changed))
+            shown, _ = self._observe(acted)
+            following = lifecycle.plan(acted.instance, shown, context)
+            if isinstance(following, Settle):
+                return self._settle(ticket, acted, following.state, shown, change)
         return self._go_on(ticket, change)
 
     def _effect(self, instance: Instance, verb: str, now: float) -> Mapping[str, Any]:
@@ -387,8 +396,10 @@ class InstanceHandler:
         return self._go_on(ticket, change, lane=0)
 
     def _settle(
-        self, ticket: Ticket, loaded: Loaded, state: State, seen: Domain | Lost | None
+        self, ticket: Ticket, loaded: Loaded, state: State, seen: Domain | Lost | None,
+        first: Callable[[sa.Connection], None] | None = None,
     ) -> Following:
+        """It is as wanted; `first` is what the act that led to it changes in the same commit."""
         instance = loaded.instance
         values: dict[str, Any] = {}
         if instance.state is not state:
@@ -409,6 +420,8 @@ class InstanceHandler:
             values |= {"deleted_at": loaded.now, "address": None}
 
         def change(conn: sa.Connection) -> None:
+            if first is not None:
+                first(conn)
             if values:
                 store.update(conn, instance.id, **values)
             store.end_actions(
@@ -428,7 +441,8 @@ class InstanceHandler:
 
             self._db.write(end)
             return None
-        self._commit(ticket, change if values or self._open(instance) else None,
+        something = bool(values) or first is not None or self._open(instance)
+        self._commit(ticket, change if something else None,
                      delay=self._look_again(loaded, state, address))
         return None
 

@@ -149,8 +149,8 @@ class Lab:
     """A lab by name. Two of different names live beside each other.
 
     ``folder`` holds all that belongs to it, ``/var/lib/treadle-lab/NAME`` unless given. Methods
-    that change something may be called from several processes: they take turns. Errors:
-    LabError. ``ssh -F SSH_CONFIG host1`` logs in; ``ssh_command`` is an ssh that uses that configuration, for
+    that change something may be called from several processes: they take turns. Errors: LabError.
+    ``ssh -F SSH_CONFIG host1`` logs in; ``ssh_command`` is an ssh that uses that configuration, for
     a libvirt URI's ``command`` parameter.
     """
 
