@@ -55,6 +55,7 @@ MARGIN_S = 1.0
 """An act is begun only with this much of the lease left; the keeper lengthens it meanwhile."""
 SHUT_DOWN_POLL_S = 1.0
 IMAGE_POLL_S = 5.0
+NO_EFFECT_S = 5.0
 ADDRESS_POLL_S = 0.5
 ADDRESS_PATIENCE_S = 120.0
 PLACE_TRIES = 3
@@ -106,15 +107,17 @@ class InstanceHandler:
     def run(self, ticket: Ticket) -> Ticket | None:
         """Make passes while the next one follows at once and stays on the same lane."""
         lane = ticket.lane
+        done: set[str] = set()
         following: Following = (ticket, self._db.read(lambda conn: store.load(conn, ticket.id)))
         while following is not None:
             ticket, loaded = following
             if ticket.lane != lane:
                 return ticket
-            following = self._pass(ticket, loaded)
+            following = self._pass(ticket, loaded, done)
         return None
 
-    def _pass(self, ticket: Ticket, loaded: Loaded | None) -> Following:
+    def _pass(self, ticket: Ticket, loaded: Loaded | None, done: set[str]) -> Following:
+        """One pass. `done`: the verbs that this run has called; each is called once in it."""
         if loaded is None:
             self._db.write(lambda conn: queue.remove(conn, ticket))
             return None
@@ -125,6 +128,14 @@ class InstanceHandler:
         if trouble:
             context = replace(context, last_error=trouble)
         action = lifecycle.plan(loaded.instance, seen, context)
+        if isinstance(action, Call):
+            if action.verb in done:
+                # A guest that dies as soon as it is started, for one: not as fast as we can.
+                self._commit(
+                    ticket, delay=NO_EFFECT_S, error=f"{action.verb} has had no effect"
+                )
+                return None
+            done.add(action.verb)
         return self._carry_out(ticket, loaded, action, seen, context)
 
     def _context(self, loaded: Loaded, ticket: Ticket) -> Context:

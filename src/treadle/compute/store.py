@@ -100,8 +100,7 @@ def ids_on_host(conn: sa.Connection, host_id: int) -> list[int]:
 
 def on_host(conn: sa.Connection, host_id: int) -> list[Instance]:
     """All that are on the host."""
-    rows = conn.execute(sa.select(table).where(table.c.host_id == host_id).order_by(table.c.id))
-    return [_instance(row) for row in rows]
+    return [_instance(row) for row in conn.execute(_ON_HOST, {"h": host_id})]
 
 
 def of_batch(conn: sa.Connection, batch: str) -> list[Instance]:
@@ -275,6 +274,9 @@ def _instance(row: Any) -> Instance:
 
 _SELECTED = [table.c[name] for name in _COLUMNS]
 _GET = sa.select(*_SELECTED).where(table.c.id == sa.bindparam("i"))
+_ON_HOST = (
+    sa.select(*_SELECTED).where(table.c.host_id == sa.bindparam("h")).order_by(table.c.id)
+)
 _GET_UUID = sa.select(*_SELECTED).where(table.c.uuid == sa.bindparam("u"))
 _LIVE = sa.select(table.c.id).where(table.c.state != State.DELETED.value).order_by(table.c.id)
 _LOAD = (

@@ -264,6 +264,6 @@ _CARRY = sa.update(work).where(_MINE).values(
     lease_until=now() + sa.bindparam("x_lease", type_=sa.Float), tries=0,
     lane=sa.bindparam("x_lane", type_=sa.Integer),
 ).returning(work.c.wake, now().label("now"))
-_RENEW = sa.update(work).where(_MINE).values(
+_RENEW = sa.update(work).where(_MINE, work.c.lease_until > 0).values(
     lease_until=now() + sa.bindparam("x_lease", type_=sa.Float)
 )

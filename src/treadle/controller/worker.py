@@ -31,6 +31,8 @@ log = structlog.get_logger("treadle.controller")
 CLAIM = 64
 LANE_QUEUE = 16
 EXIT_LEASE_LOST = 70
+RENEWAL = 0.2
+"""What part of a lease its renewal may take."""
 
 
 class Handler(Protocol):
@@ -233,14 +235,17 @@ class Controller:
     # -- leases
 
     def _keep(self) -> None:
-        renewed_at_most_every = self._lease_s / 4
-        while not self._stop.wait(min(1.0, renewed_at_most_every)):
+        step = min(1.0, self._lease_s / 4)
+        # The next look comes after one step and one renewal that is not answered: what would
+        # not live until then ends now.
+        least = step + self._lease_s * (RENEWAL + 0.05)
+        while not self._stop.wait(step):
             with self._lock:
                 held = list(self._held.values())
             ending = [t for t in held if t.lease.time_left() < self._lease_s * 0.7]
             if ending:
                 self._renew(ending)
-            dying = [t for t in ending if t.lease.time_left() < self._lease_s * 0.1]
+            dying = [t for t in ending if t.lease.time_left() < least]
             if dying:
                 with self._lock:
                     dying = [t for t in dying if self._held.get(t.key) is t]
@@ -251,7 +256,7 @@ class Controller:
         started = time.monotonic()
         renewal = self._db.submit(lambda conn: queue.renew(conn, tickets, self._lease_s))
         try:
-            kept = renewal.result(self._lease_s * 0.3)
+            kept = renewal.result(self._lease_s * RENEWAL)
         except (TimeoutError, DBAPIError, TreadleError) as error:
             log.warning("leases_not_renewed", count=len(tickets), error=str(error))
             return

@@ -110,6 +110,12 @@ class FakeHost:
             for guest in self.guests.values():
                 if guest.power in (Power.RUNNING, Power.PAUSED):
                     guest.power, guest.cause = Power.OFF, StopCause.UNKNOWN
+        self.cut_off()
+
+    def cut_off(self) -> None:
+        """The host does not answer, and everything on it runs on."""
+        with self.lock:
+            self.up = False
             watchers, self.watchers = self.watchers, []
         for watcher in watchers:
             watcher(EventKind.HOST_LOST, "")
