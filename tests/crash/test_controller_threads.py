@@ -207,15 +207,15 @@ def test_work_is_done_without_any_signal_within_the_poll(cloud: Cloud) -> None:
 
 def test_an_act_longer_than_its_lease_keeps_it(cloud: Cloud) -> None:
     """The keeper renews it, so the second controller never takes over."""
-    cloud.control(lease_s=0.6)
-    cloud.control(lease_s=0.6)
+    cloud.control(lease_s=2.0)
+    cloud.control(lease_s=2.0)
     until(cloud.hosts_up)
     begun: list[str] = []
 
     def slow(when: str, verb: str, uuid: str) -> None:
         if verb == "start" and when == "before":
             begun.append(uuid)
-            time.sleep(1.5)
+            time.sleep(3.0)  # longer than the lease
 
     for name in cloud.names:
         cloud.fakes.hosts[name].trap = slow

@@ -39,15 +39,13 @@ class Lease:
 
     It is taken before the statement is sent, so it is never later than the lease in the database.
     `hinted`: something has happened since the pass last looked; the engine wakes the row then.
-    `due_again`: the row was let go and is due at once; the engine looks at the queue then.
     """
 
-    __slots__ = ("due_again", "expires", "hinted")
+    __slots__ = ("expires", "hinted")
 
     def __init__(self, expires: float) -> None:
         self.expires = expires
         self.hinted = False
-        self.due_again = False
 
     def time_left(self) -> float:
         """Seconds until the lease ends."""
@@ -168,10 +166,8 @@ def finish(
         "x_delay": delay, "x_tries": 0 if error is None else ticket.tries + 1, "x_error": error,
         "x_lane": ticket.lane if lane is None else lane,
     })
-    row = done.one_or_none()
-    if row is None:
+    if done.rowcount != 1:
         raise LeaseLost(f"{ticket.kind} {ticket.id} was taken over")
-    ticket.lease.due_again = row.wake != ticket.wake or delay <= 0
 
 
 def remove(conn: sa.Connection, ticket: Ticket) -> None:
@@ -257,7 +253,7 @@ _FINISH = sa.update(work).where(_MINE).values(
     tries=sa.bindparam("x_tries", type_=sa.Integer),
     last_error=sa.bindparam("x_error", type_=sa.Text),
     lane=sa.bindparam("x_lane", type_=sa.Integer),
-).returning(work.c.wake)
+)
 _REMOVE = sa.delete(work).where(_MINE)
 _COMPLETE = _REMOVE.where(work.c.wake == sa.bindparam("x_wake", type_=sa.Integer))
 _CARRY = sa.update(work).where(_MINE).values(

@@ -204,15 +204,14 @@ class Controller:
         with self._idle:
             if self._held.get(ticket.key) is ticket:
                 del self._held[ticket.key]
-            was_full = self._load[ticket.lane] >= LANE_QUEUE
             self._load[ticket.lane] -= 1
             hinted = ticket.lease.hinted
             if not self._held:
                 self._idle.notify_all()
         if hinted:
             self._wake(ticket.key)
-        if was_full or ticket.lease.due_again:
-            self._signals.due.set()
+        # The pass may have left work for others, or its own row due again.
+        self._signals.due.set()
 
     def hint(self, key: Key) -> None:
         """Something happened to what `key` names: have a pass look at it. Returns at once.
