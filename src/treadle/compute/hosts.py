@@ -106,8 +106,8 @@ class HostHandler:
         except TreadleError as error:
             self._down(ticket, host, error)
             return None
-        leftovers = self._up(ticket, host, facts, virt_type, domains)
-        self._sweep(ticket, driver, host, leftovers)
+        self._sweep(ticket, driver, host, domains)
+        self._up(ticket, host, facts, virt_type, domains)
         return None
 
     # -- reaching it
@@ -144,7 +144,12 @@ class HostHandler:
 
     def _watcher(self, host_id: int) -> Any:
         def watcher(kind: EventKind, uuid: str) -> None:
-            self.hint((KIND, uuid) if kind is EventKind.DOMAIN else (HOST_KIND, str(host_id)))
+            if kind is EventKind.DOMAIN:
+                self.hint((KIND, uuid))
+            else:
+                # It may come back as another than it was: its next pass prepares it anew.
+                self._prepared.pop(host_id, None)
+                self.hint((HOST_KIND, str(host_id)))
 
         return watcher
 
@@ -170,8 +175,8 @@ class HostHandler:
     def _up(
         self, ticket: Ticket, host: Host, facts: HostFacts, virt_type: str,
         domains: Sequence[Domain],
-    ) -> list[str]:
-        def commit(conn: sa.Connection) -> list[str]:
+    ) -> None:
+        def commit(conn: sa.Connection) -> None:
             queue.finish(conn, ticket, delay=self._policy.resync_s)
             ledger.set_up(conn, host.id, facts, virt_type)
             rows = {row.uuid: row for row in store.on_host(conn, host.id)}
@@ -180,27 +185,27 @@ class HostHandler:
             else:
                 queue.wake(conn, KIND, list(rows))
             strangers = [domain for domain in domains if domain.uuid not in rows]
-            elsewhere = store.by_uuids(conn, [domain.uuid for domain in strangers])
-            leftovers = [uuid for uuid, row in elsewhere.items() if is_leftover(row)]
-            orphans = [domain for domain in strangers if domain.uuid not in leftovers]
+            swept = leftovers(conn, host.id, strangers)
             conn.execute(sa.delete(orphan).where(orphan.c.host_id == host.id))
-            for domain in orphans:
-                conn.execute(sa.insert(orphan).values(
-                    host_id=host.id, uuid=domain.uuid, power=domain.power, seen_at=now(),
-                ))
-            return leftovers
+            for domain in strangers:
+                if domain.uuid not in swept:
+                    conn.execute(sa.insert(orphan).values(
+                        host_id=host.id, uuid=domain.uuid, power=domain.power, seen_at=now(),
+                    ))
 
-        leftovers = self._db.write(commit)
+        self._db.write(commit)
         self._signals.work_is_due()
         if host.status is not HostStatus.UP:
             log.info("host_up", host=host.name, virt_type=virt_type)
-        return leftovers
 
     def _sweep(
-        self, ticket: Ticket, driver: Hypervisor, host: Host, leftovers: Sequence[str]
+        self, ticket: Ticket, driver: Hypervisor, host: Host, domains: Sequence[Domain]
     ) -> None:
-        """Remove what an instance left behind here when it was placed elsewhere or deleted."""
-        for uuid in leftovers:
+        """Remove what an instance left behind here when it was placed elsewhere or deleted.
+
+        Before the commit that ends the pass, so that all of it is done under the lease.
+        """
+        for uuid in sorted(self._db.read(lambda conn: leftovers(conn, host.id, domains))):
             if ticket.lease.time_left() < MARGIN_S:
                 return
             try:
@@ -223,6 +228,12 @@ def drifted(rows: dict[str, Instance], domains: Sequence[Domain]) -> list[str]:
         if domain is None or domain.power is not expected or domain.generation < row.generation:
             found.append(uuid)
     return found
+
+
+def leftovers(conn: sa.Connection, host_id: int, domains: Sequence[Domain]) -> set[str]:
+    """UUIDs of the domains on the host that nobody wants there any more."""
+    known = store.by_uuids(conn, [domain.uuid for domain in domains])
+    return {uuid for uuid, row in known.items() if row.host_id != host_id and is_leftover(row)}
 
 
 def is_leftover(row: Instance) -> bool:
