@@ -99,13 +99,18 @@ class Controller:
             self._own.append(thread)
 
     def stop(self, seconds: float = 10.0) -> None:
-        """Claim nothing more and wait up to `seconds` for the passes under way."""
+        """Claim nothing more and wait up to `seconds` for the passes under way. What was claimed
+        and not begun is let go, so that another controller need not wait for the lease."""
+        end = time.monotonic() + seconds
         self._stop.set()
         self._signals.due.set()
+        for thread in self._own[:1]:
+            # The dispatcher first: until it has ended, it may give out what it has just claimed.
+            thread.join(max(0.0, end - time.monotonic()))
         with self._idle:
-            self._idle.wait_for(lambda: not self._held, seconds)
-        for thread in self._own:
-            thread.join(seconds)
+            self._idle.wait_for(lambda: not self._held, max(0.0, end - time.monotonic()))
+        for thread in self._own[1:]:
+            thread.join(max(0.0, end - time.monotonic()))
         for lane in self._lanes.values():
             lane.shutdown(wait=False, cancel_futures=True)
 
@@ -154,7 +159,8 @@ class Controller:
                 )
         try:
             lane.submit(self._work, ticket)
-        except RuntimeError:  # the lane is shut down: the lease runs out and another takes it
+        except RuntimeError:  # the lane is shut down
+            self._release(ticket, None)
             self._let_go(ticket)
 
     # -- a pass
@@ -162,18 +168,19 @@ class Controller:
     def _work(self, ticket: Ticket) -> None:
         following: Ticket | None = ticket
         while following is not None and following.lane == ticket.lane:
-            if self._stop.is_set() and following is not ticket:
+            if self._stop.is_set():
                 break
             ticket = following
             with self._lock:
                 self._held[ticket.key] = ticket
             following = self._pass(ticket)
-        self._let_go(ticket)
+        # Before it is let go of: who waits for all to be idle sees no gap.
         if following is not None:
             if self._stop.is_set():
                 self._release(following, None)
             else:
                 self._give(following)
+        self._let_go(ticket)
 
     def _pass(self, ticket: Ticket) -> Ticket | None:
         try:
