@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from uuid import uuid4
 import libvirt
 import pytest
 
+from tests.waiting import wait_for
 from treadle.hypervisor.base import (
     DomainSpec,
     HostSetup,
@@ -33,17 +33,6 @@ from treadle.hypervisor.libvirt import Deadlines, LibvirtDriver, LibvirtOptions
 WORKER = re.sub("[^0-9]", "", os.environ.get("PYTEST_XDIST_WORKER", ""))
 UP = b"TREADLE-GUEST-UP"
 QUICK = Deadlines(connect=3.0, look=3.0, change=6.0)
-
-
-def wait_for(done: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Poll until `done` gives something true; that."""
-    end = time.monotonic() + seconds
-    while True:
-        found = done()
-        if found:
-            return found
-        assert time.monotonic() < end, f"waited {seconds:g} s for {what}"
-        time.sleep(0.02)
 
 
 @dataclass

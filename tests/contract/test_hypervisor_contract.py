@@ -9,7 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.contract.conftest import UP, World, wait_for
+from tests.contract.conftest import UP, World
+from tests.waiting import wait_for
 from treadle.errors import InvalidInput
 from treadle.hypervisor.base import (
     Console,

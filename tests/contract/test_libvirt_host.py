@@ -14,7 +14,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.contract.conftest import QUICK, UP, Behind, Daemon, wait_for
+from tests.contract.conftest import QUICK, UP, Behind, Daemon
+from tests.waiting import wait_for
 from treadle.errors import InvalidInput
 from treadle.hypervisor.base import (
     DomainSpec,

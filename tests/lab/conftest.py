@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from tests.waiting import wait_for
 from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry
 from treadle.cli.serve import Inventory, Treadle, assemble
 from treadle.config import Settings, load
@@ -26,17 +26,6 @@ FOREIGN_XML = """
 <domain type='qemu'><name>not-ours</name><uuid>{uuid}</uuid><memory unit='MiB'>16</memory>
 <vcpu>1</vcpu><os><type arch='x86_64'>hvm</type></os><devices/></domain>
 """
-
-
-def wait_for(done: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Poll until `done` gives something true; that."""
-    end = time.monotonic() + seconds
-    while True:
-        found = done()
-        if found:
-            return found
-        assert time.monotonic() < end, f"waited {seconds:g} s for {what}"
-        time.sleep(0.05)
 
 
 @dataclass

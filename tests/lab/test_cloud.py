@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.conftest import Cloud, all_up, wait_for
+from tests.lab.conftest import Cloud, all_up
+from tests.waiting import wait_for
 from treadle.lab.fabric import can_run
 
 pytestmark = [

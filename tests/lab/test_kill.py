@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import urllib3
 
-from tests.lab.conftest import wait_for
+from tests.waiting import wait_for
 from treadle.lab.fabric import Lab, can_run
 
 pytestmark = [

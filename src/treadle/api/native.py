@@ -22,11 +22,11 @@ from treadle.api.context import Context, answer
 from treadle.api.faults import message_of, status_of
 from treadle.compute import actions, store
 from treadle.compute.fleet import call
+from treadle.compute.inventory import register_host, register_image
 from treadle.compute.reconciler import HOST_KIND
 from treadle.controller import queue
 from treadle.db.schema import orphan
 from treadle.errors import Conflict, InvalidInput, NotFound
-from treadle.image import handler as image_handler
 from treadle.image import store as images
 from treadle.image.fetch import image_name, parse_source
 from treadle.placement import ledger
@@ -125,23 +125,14 @@ async def hosts_add(context: Context, request: Request) -> Any:
         raise InvalidInput("uri", wanted.uri, "it is not a URI") from error
 
     def add(conn: sa.Connection) -> Host | None:
-        id = register_host(conn, context, wanted.uri, name)
+        id = register_host(
+            conn, context.settings.host_defaults, wanted.uri, name
+        )
         return ledger.get_host(conn, id)
 
     host = await context.write(add)
     assert host is not None
     return host_body(host)
-
-
-def register_host(conn: sa.Connection, context: Context, uri: str, name: str) -> int:
-    """Make the host's row and its work."""
-    defaults = context.settings.host_defaults
-    id = ledger.add_host(conn, uri, name, ledger.Ratios(
-        defaults.cpu_ratio, defaults.memory_ratio, defaults.disk_ratio,
-        defaults.reserved_memory_mib,
-    ))
-    queue.enqueue(conn, HOST_KIND, str(id), lane=id)
-    return id
 
 
 async def hosts_show(context: Context, request: Request) -> Any:
@@ -185,13 +176,6 @@ async def images_add(context: Context, request: Request) -> Any:
     image = await context.write(add)
     assert image is not None
     return asdict(image)
-
-
-def register_image(conn: sa.Connection, source: str, name: str) -> int:
-    """Make the image's row and its work."""
-    id = images.add(conn, source, name)
-    queue.enqueue(conn, image_handler.KIND, str(id))
-    return id
 
 
 async def flavors_list(context: Context, _request: Request) -> Any:

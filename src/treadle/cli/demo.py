@@ -487,7 +487,3 @@ def _toml(settings: dict[str, dict[str, Any]]) -> str:
     for section, keys in settings.items():
         lines += [f"[{section}]", *(f"{k} = {json.dumps(v)}" for k, v in keys.items()), ""]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

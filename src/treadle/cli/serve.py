@@ -20,11 +20,11 @@ import structlog
 
 from treadle.api.app import make_app
 from treadle.api.context import Context
-from treadle.api.native import register_host, register_image
 from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry, check_uri
 from treadle.compute import store
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
+from treadle.compute.inventory import register_host, register_image
 from treadle.compute.reconciler import HOST_KIND, IMAGE_KIND, KIND, InstanceHandler, Timing
 from treadle.config import HostDefaults, Settings, make_private, state_folder
 from treadle.controller import queue
@@ -108,7 +108,7 @@ class Treadle:
 
     def register(self, inventory: Inventory) -> None:
         """Take what the start named into the database; ids stay what they were."""
-        self.database.write(lambda conn: _register(conn, self.context, inventory))
+        self.database.write(lambda conn: _register(conn, self.settings.host_defaults, inventory))
         self.signals.work_is_due()
 
     def close(self) -> None:
@@ -194,10 +194,10 @@ def _cloud_id(conn: sa.Connection) -> str:
     return known
 
 
-def _register(conn: sa.Connection, context: Context, inventory: Inventory) -> None:
+def _register(conn: sa.Connection, defaults: HostDefaults, inventory: Inventory) -> None:
     if inventory.hosts is not None:
         kept = {
-            register_host(conn, context, entry.uri, entry.address) for entry in inventory.hosts
+            register_host(conn, defaults, entry.uri, entry.address) for entry in inventory.hosts
         }
         for host in ledger.list_hosts(conn):
             if host.id not in kept and not ledger.remove_host(conn, host.id):

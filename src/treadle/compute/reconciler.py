@@ -199,10 +199,10 @@ class InstanceHandler:
 
     def _commit(
         self, ticket: Ticket, change: Callable[[sa.Connection], None] | None = None, *,
-        delay: float = 0.0, error: str | None = None, lane: int | None = None,
+        delay: float = 0.0, error: str | None = None,
     ) -> None:
         def commit(conn: sa.Connection) -> None:
-            queue.finish(conn, ticket, delay=delay, error=error, lane=lane)
+            queue.finish(conn, ticket, delay=delay, error=error)
             if change is not None:
                 change(conn)
 

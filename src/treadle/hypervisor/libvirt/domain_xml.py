@@ -142,15 +142,7 @@ def domain_xml(spec: DomainSpec, place: Place, mark: Mark) -> str:
     ET.SubElement(root, "metadata").append(mark.xml())
     _leaf(root, "memory", str(spec.memory_mib), unit="MiB")
     _leaf(root, "vcpu", str(spec.vcpus))
-    boot = ET.SubElement(root, "os")
-    kind = _leaf(boot, "type", "hvm")
-    if place.arch:
-        kind.set("arch", place.arch)
-    if place.machine:
-        kind.set("machine", place.machine)
-    ET.SubElement(boot, "boot", {"dev": "hd"})
-    features = ET.SubElement(root, "features")
-    ET.SubElement(features, "acpi")
+    features = _machine(root, place)
     if place.arch in ("x86_64", "i686", ""):
         ET.SubElement(features, "apic")
     _cpu(root, place)
@@ -179,15 +171,7 @@ def probe_xml(name: str, uuid: str, place: Place, disk: str, memory_mib: int = 1
     _leaf(root, "uuid", uuid)
     _leaf(root, "memory", str(memory_mib), unit="MiB")
     _leaf(root, "vcpu", "1")
-    boot = ET.SubElement(root, "os")
-    kind = _leaf(boot, "type", "hvm")
-    if place.arch:
-        kind.set("arch", place.arch)
-    if place.machine:
-        kind.set("machine", place.machine)
-    ET.SubElement(boot, "boot", {"dev": "hd"})
-    features = ET.SubElement(root, "features")
-    ET.SubElement(features, "acpi")
+    features = _machine(root, place)
     ET.SubElement(features, "apic")
     _cpu(root, place)
     _leaf(root, "on_poweroff", "destroy")
@@ -202,6 +186,20 @@ def probe_xml(name: str, uuid: str, place: Place, disk: str, memory_mib: int = 1
     ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
     ET.SubElement(devices, "memballoon", {"model": "none"})
     return ET.tostring(root, encoding="unicode")
+
+
+def _machine(root: ET.Element, place: Place) -> ET.Element:
+    """What it boots on; its features, to add to."""
+    boot = ET.SubElement(root, "os")
+    kind = _leaf(boot, "type", "hvm")
+    if place.arch:
+        kind.set("arch", place.arch)
+    if place.machine:
+        kind.set("machine", place.machine)
+    ET.SubElement(boot, "boot", {"dev": "hd"})
+    features = ET.SubElement(root, "features")
+    ET.SubElement(features, "acpi")
+    return features
 
 
 def _cpu(root: ET.Element, place: Place) -> None:
