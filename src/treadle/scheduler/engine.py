@@ -34,6 +34,7 @@ from treadle.scheduler.record import (
     sentence,
 )
 from treadle.scheduler.registry import Registry
+from treadle.scheduler.table import HostTable
 
 
 class Scheduler:
@@ -93,6 +94,14 @@ class Scheduler:
         except PluginError as error:
             self._count(error.kind, error.plugin)
             raise
+
+    def pick(self, table: HostTable, request: PlacementRequest) -> int | None:
+        """Give the first host of what `rank` gives over the table's snapshot, None for none.
+
+        Raises `PluginError` as `rank` does.
+        """
+        ranking, _ = self.rank(table.columns(), request)
+        return int(ranking.ids[0]) if len(ranking) else None
 
     def _rank(
         self, hosts: HostColumns, request: PlacementRequest, *, dry_run: bool

@@ -7,7 +7,7 @@ cannot be written to. Numbers are int64, scores float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -21,6 +21,7 @@ from treadle.errors import InvalidInput, Permanent
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+Pairs = tuple[tuple[str, str], ...]
 
 # Above this, float64 no longer holds every integer and a formula over columns could differ from
 # the same formula over plain numbers.
@@ -64,6 +65,14 @@ class PlacementRequest:
     `capabilities` are all needed. `seed` (0 or more) feeds every random choice: the same seed over
     the same hosts gives the same order.
 
+    `only_hosts`: None for any. `excluded_hosts`: by the user's wish; `tried_hosts`: a build has
+    failed there. `extra_specs` (the flavor's) and `image_properties` are sorted pairs of key and
+    value. `group` is "affinity", "anti-affinity" or one of them with "soft-" before it;
+    `group_hosts` are sorted pairs of host id and how many members of the group are there;
+    `max_per_host` bounds those of an anti-affine group. `pci` are sorted pairs of a device's alias
+    and how many. `tenant`, `batch` and `asked_at` (seconds since 1970, or since a trace's start)
+    are what a predictor of lifetimes may go by.
+
     Raises `InvalidInput` when an amount or the seed is negative, or an amount is above 2**50.
     """
 
@@ -77,6 +86,19 @@ class PlacementRequest:
     capabilities: frozenset[str] = frozenset()
     excluded_hosts: frozenset[int] = frozenset()
     seed: int = 0
+    only_hosts: frozenset[int] | None = None
+    tried_hosts: frozenset[int] = frozenset()
+    zone: str | None = None
+    extra_specs: Pairs = ()
+    image_properties: Pairs = ()
+    group: str | None = None
+    group_hosts: tuple[tuple[int, int], ...] = ()
+    max_per_host: int = 1
+    numa_nodes: int = 0
+    pci: tuple[tuple[str, int], ...] = ()
+    tenant: str | None = None
+    batch: str | None = None
+    asked_at: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("vcpus", "memory_mib", "disk_mib", "image_mib"):
@@ -99,15 +121,37 @@ class PlacementRequest:
             "capabilities": sorted(self.capabilities),
             "excluded_hosts": sorted(self.excluded_hosts),
             "seed": self.seed,
+            **{name: _plain(getattr(self, name)) for name in _OPTIONAL
+               if getattr(self, name) != _OPTIONAL[name]},
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PlacementRequest:
         """Build it from what `to_dict` gave."""
         values = dict(data)
-        for name in ("capabilities", "excluded_hosts"):
-            values[name] = frozenset(values[name])
+        for name in ("capabilities", "excluded_hosts", "only_hosts", "tried_hosts"):
+            if values.get(name) is not None:
+                values[name] = frozenset(values[name])
+        for name in ("extra_specs", "image_properties", "group_hosts", "pci"):
+            if name in values:
+                values[name] = tuple((key, value) for key, value in values[name])
         return cls(**values)
+
+
+_OPTIONAL: dict[str, Any] = {
+    "only_hosts": None, "tried_hosts": frozenset(), "zone": None, "extra_specs": (),
+    "image_properties": (), "group": None, "group_hosts": (), "max_per_host": 1, "numa_nodes": 0,
+    "pci": (), "tenant": None, "batch": None, "asked_at": 0.0,
+}
+"""What a record leaves out where it is so."""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, tuple):
+        return [list(pair) for pair in value]
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +159,11 @@ class HostView:
     """One host as a row. `state` is "up", "down" or "disabled"; only "up" takes instances.
 
     Free amounts are limit minus used, and negative when a limit was lowered below what is used.
+    `properties` are sorted pairs of what the host's aggregates say; a key may be there more than
+    once. `numa` has the free vCPUs and MiB of each NUMA node, `pci` sorted pairs of a device's
+    alias and how many are free. `load` is the part of its CPUs that is busy (0 to 1), None where
+    it is not known. `busy_until`: when the last of its instances is expected to end, on the clock
+    of `PlacementRequest.asked_at`; 0 where nothing is expected.
     """
 
     id: int
@@ -130,6 +179,13 @@ class HostView:
     disk_used_mib: int
     instances: int = 0
     images: frozenset[str] = frozenset()
+    zone: str | None = None
+    rack: str | None = None
+    properties: Pairs = ()
+    numa: tuple[tuple[int, int], ...] = ()
+    pci: tuple[tuple[str, int], ...] = ()
+    load: float | None = None
+    busy_until: float = 0.0
 
     @property
     def free_vcpus(self) -> int:
@@ -196,8 +252,7 @@ class HostColumns:
         self._views = views
         self._codes = codes
         self._parent = parent
-        self._capability: dict[str, BoolArray] = {}
-        self._image: dict[str, BoolArray] = {}
+        self._derived: dict[Hashable, tuple[Callable[[HostView], Any], npt.NDArray[Any]]] = {}
 
     @classmethod
     def from_views(cls, views: Iterable[HostView], version: int) -> HostColumns:
@@ -221,7 +276,7 @@ class HostColumns:
         """Give the snapshot that follows this one, with `views` in place of the same hosts' rows.
 
         Hosts that were not there are added. Work grows with the changed rows, plus one copy of the
-        numbers, as long as no host is added and no host's capabilities or images change.
+        numbers, as long as no host is added.
         """
         if self._parent is not None:
             return HostColumns.from_views(self, version).replaced(views, version)
@@ -233,18 +288,16 @@ class HostColumns:
         table = self._table.copy()
         every = list(self._views)
         codes = dict(self._codes)
-        capabilities_same = images_same = True
         for host, view in changed.items():
             row = cast(int, rows[host])
-            capabilities_same &= view.capabilities == every[row].capabilities
-            images_same &= view.images == every[row].images
             table[:, row] = _number_row(view, codes)
             every[row] = view
         columns = HostColumns(table, tuple(every), version, codes)
-        if capabilities_same:
-            columns._capability = dict(self._capability)
-        if images_same:
-            columns._image = dict(self._image)
+        for key, (of, column) in self._derived.items():
+            fresh = column.copy()
+            for host, view in changed.items():
+                fresh[cast(int, rows[host])] = of(view)
+            columns._derived[key] = of, _sealed(fresh)
         return columns
 
     def take(self, rows: IntArray) -> HostColumns:
@@ -341,29 +394,32 @@ class HostColumns:
         """True where the host's architecture is `arch`."""
         return cast(BoolArray, self._column(_ARCH) == self._codes.get(arch, -2))
 
+    def derived(
+        self, key: Hashable, of: Callable[[HostView], _T], dtype: npt.DTypeLike = np.bool_
+    ) -> npt.NDArray[Any]:
+        """Give `of(host)` for each host: a column for what the others do not say.
+
+        It is worked out once for a `key` and kept for the rows that do not change, so `of` may
+        depend on the host and what is in `key` alone.
+        """
+        known = self._derived.get(key)
+        if known is not None:
+            return known[1]
+        if self._parent is not None:
+            source, rows = self._parent
+            column = source.derived(key, of, dtype)[rows]
+        else:
+            column = np.array([of(view) for view in self._views], dtype=dtype)
+        self._derived[key] = of, _sealed(column)
+        return column
+
     def has_capability(self, name: str) -> BoolArray:
         """True where the host has the capability `name`."""
-        column = self._capability.get(name)
-        if column is None:
-            if self._parent is not None:
-                source, rows = self._parent
-                column = source.has_capability(name)[rows]
-            else:
-                column = np.array([name in view.capabilities for view in self._views], dtype=bool)
-            self._capability[name] = cast(BoolArray, _sealed(column))
-        return column
+        return self.derived(("capability", name), lambda host: name in host.capabilities)
 
     def has_image(self, sha256: str) -> BoolArray:
         """True where the image is on the host already."""
-        column = self._image.get(sha256)
-        if column is None:
-            if self._parent is not None:
-                source, rows = self._parent
-                column = source.has_image(sha256)[rows]
-            else:
-                column = np.array([sha256 in view.images for view in self._views], dtype=bool)
-            self._image[sha256] = cast(BoolArray, _sealed(column))
-        return column
+        return self.derived(("image", sha256), lambda host: sha256 in host.images)
 
     def disk_need_mib(self, request: PlacementRequest) -> IntArray:
         """Disk the request takes on each host, MiB.
