@@ -115,7 +115,7 @@ class Controller(Struct, frozen=True):
     poll_s: Annotated[
         float, Meta(ge=0.05, le=60, description="How often it looks for work without a wake-up.")
     ] = 1.0
-    threads: Annotated[int, Meta(ge=1, le=64, description="Threads that work on rows.")] = 4
+    threads: Annotated[int, Meta(ge=1, le=64, description="Threads that work on rows.")] = 8
     host_threads: Annotated[int, Meta(ge=1, le=32, description="Threads of each host.")] = 4
     resync_s: Annotated[
         float, Meta(ge=1, le=3600, description="How often a settled instance is looked at.")

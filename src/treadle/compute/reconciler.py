@@ -6,7 +6,6 @@ through the ticket first: where the lease was lost, nothing of the pass is kept.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -36,13 +35,14 @@ from treadle.compute.store import Loaded, Step
 from treadle.controller import queue
 from treadle.controller.queue import FAR_S, LeaseLost, Ticket
 from treadle.controller.worker import backoff
-from treadle.db.engine import Database
+from treadle.db.engine import Database, note
 from treadle.errors import TreadleError
 from treadle.hypervisor.base import Domain, DomainSpec, HostUnreachable, Power, Seed
 from treadle.placement import ledger
+from treadle.placement.board import Board
 from treadle.placement.ledger import HostStatus, ImageState
 from treadle.scheduler.engine import Scheduler
-from treadle.scheduler.model import HostColumns, PlacementRequest, PluginError
+from treadle.scheduler.model import PlacementRequest, PluginError
 
 Following = tuple[Ticket, Loaded | None] | None
 """The next pass, where one follows at once: its ticket, and the row where it is at hand."""
@@ -102,7 +102,7 @@ class InstanceHandler:
         self._scheduler = scheduler
         self._timing = timing
         self._cloud_id = cloud_id
-        self._placing = threading.Lock()
+        self._board = Board(database)
 
     def run(self, ticket: Ticket) -> Ticket | None:
         """Make passes while the next one follows at once and stays on the same lane."""
@@ -177,9 +177,7 @@ class InstanceHandler:
     ) -> Following:
         match action:
             case Place():
-                # One at a time, so that each is ranked on what the one before has taken.
-                with self._placing:
-                    return self._place(ticket, loaded, context)
+                return self._place(ticket, loaded, context)
             case Call(verb):
                 return self._call(ticket, loaded, verb, seen, context)
             case AwaitImage():
@@ -233,15 +231,16 @@ class InstanceHandler:
             disk_mib=room.disk_mib, image=room.sha256, image_mib=room.image_mib,
             excluded_hosts=instance.excluded, seed=int(instance.uuid[:8], 16),
         )
-        for _ in range(PLACE_TRIES):
-            views = self._db.read(ledger.snapshot)
-            columns = HostColumns.from_views(views, int(started * 1000))
+        for attempt in range(PLACE_TRIES):
             try:
-                ranking, record = self._scheduler.rank(columns, request)
+                outlook = self._board.rank(self._scheduler, request, room, anew=attempt > 0)
             except PluginError as error:
                 return self._fail(ticket, loaded, str(error))
+            ranking, record = outlook.ranking, outlook.record
             if not len(ranking):
-                break
+                if outlook.exact:
+                    break
+                continue
             _ = record.detail  # worked out here, not in the transaction
 
             def take(
@@ -251,16 +250,20 @@ class InstanceHandler:
                 for host_id in map(int, ranking):
                     if ledger.claim(conn, host_id, instance.id, room):
                         record.won(host_id)
+                        note(conn, ledger.PLACED, instance.uuid)
                         return self._placed(conn, ticket, loaded, host_id, record, started)
                     record.lost(host_id)
                 return None
 
-            following = self._db.write(take)
+            try:
+                following = self._db.write(take)
+            finally:
+                self._board.let_go(instance.uuid)
             if following is not None:
                 return following
         else:
-            return self._retry(ticket, "the room was taken by others meanwhile")
-        if any(view.state == HostStatus.NEW for view in views) and not context.late:
+            return self._retry(ticket, "others are taking the room at this moment")
+        if outlook.unknown and not context.late:
             return self._retry(ticket, "some hosts have not been reached yet")
         refusal = record.error()
         reason = str(refusal)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Work = Callable[[sa.Connection], T]
+Noted = dict[str, set[int | str]]
+_NOTED = "treadle_noted"
 
 WRITE_DEADLINE_S = 30.0
 GROUP = 64
@@ -44,6 +46,12 @@ class DatabaseBusy(RetryLater):
 
 class DatabaseUnfit(Permanent):
     """The database cannot be used as it is; the message names the mend."""
+
+
+def note(conn: sa.Connection, topic: str, item: int | str) -> None:
+    """Tell those who `watch` the database of `item`, once the transaction has committed."""
+    noted: Noted = conn.info.setdefault(_NOTED, {})
+    noted.setdefault(topic, set()).add(item)
 
 
 def in_transaction() -> bool:
@@ -127,7 +135,20 @@ class Database:
         """Finish what is queued and let the connections go."""
         raise NotImplementedError
 
+    def watch(self, callback: Callable[[Noted], None]) -> None:
+        """Call `callback` with what transactions of this process `note`, topic by topic.
+
+        It is called once they have committed, before their callers know. It must be short.
+        """
+        self._watchers = (*self._watchers, callback)
+
+    def _publish(self, noted: Noted | None) -> None:
+        if noted:
+            for callback in self._watchers:
+                callback(noted)
+
     _readers: ThreadPoolExecutor
+    _watchers: tuple[Callable[[Noted], None], ...] = ()
 
     def _reader(self) -> sa.Engine:
         raise NotImplementedError
@@ -273,10 +294,14 @@ class SqliteDatabase(Database):
         values: list[Any] = []
         begun = False
         try:
-            with _marked(), self.engine.connect() as conn, conn.begin():
-                begun = True
-                for job in batch:
-                    values.append(job.work(conn))
+            with _marked(), self.engine.connect() as conn:
+                conn.info.pop(_NOTED, None)
+                with conn.begin():
+                    begun = True
+                    for job in batch:
+                        values.append(job.work(conn))
+                noted = conn.info.pop(_NOTED, None)
+            self._publish(noted)
         except Exception as error:  # noqa: BLE001 - it is the callers' to deal with
             if begun and len(values) < len(batch) and len(batch) > 1:
                 return len(values)
@@ -316,8 +341,13 @@ class PostgresDatabase(Database):
     def write(self, work: Work[T]) -> T:
         for attempt in range(self.RETRIES):
             try:
-                with _marked(), _in_time(), self.engine.begin() as conn:
-                    return work(conn)
+                with _marked(), _in_time(), self.engine.connect() as conn:
+                    conn.info.pop(_NOTED, None)
+                    with conn.begin():
+                        value = work(conn)
+                    noted = conn.info.pop(_NOTED, None)
+                self._publish(noted)
+                return value
             except DBAPIError as error:
                 if attempt + 1 == self.RETRIES or not self._retried(error):
                     raise

@@ -8,7 +8,7 @@ behind it. The functions take an open connection and belong to the caller's tran
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -16,9 +16,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.db.clock import now
+from treadle.db.engine import note
 from treadle.db.schema import allocation, host, host_image, image, instance, orphan
 from treadle.hypervisor.base import HostFacts
 from treadle.scheduler.model import HostView
+
+CHANGED = "host"
+"""What `note` tells of: ids of hosts that are not as they were."""
+PLACED = "placed"
+"""What `note` tells of: UUIDs of instances whose room has been claimed."""
 
 
 class HostStatus(StrEnum):
@@ -101,6 +107,7 @@ def add_host(conn: sa.Connection, uri: str, name: str, ratios: Ratios) -> int:
         conn.execute(
             sa.update(host).where(host.c.id == known).values(enabled=True, note=None, name=name)
         )
+        note(conn, CHANGED, known)
         return known
     added = conn.execute(
         sa.insert(host)
@@ -110,12 +117,15 @@ def add_host(conn: sa.Connection, uri: str, name: str, ratios: Ratios) -> int:
         )
         .returning(host.c.id)
     )
-    return int(added.scalar_one())
+    id = int(added.scalar_one())
+    note(conn, CHANGED, id)
+    return id
 
 
-def disable_host(conn: sa.Connection, host_id: int, note: str) -> None:
+def disable_host(conn: sa.Connection, host_id: int, reason: str) -> None:
     """Place nothing more on it; what runs there goes on."""
-    conn.execute(sa.update(host).where(host.c.id == host_id).values(enabled=False, note=note))
+    conn.execute(sa.update(host).where(host.c.id == host_id).values(enabled=False, note=reason))
+    note(conn, CHANGED, host_id)
 
 
 def remove_host(conn: sa.Connection, host_id: int) -> bool:
@@ -125,6 +135,7 @@ def remove_host(conn: sa.Connection, host_id: int) -> bool:
     for table in (host_image, orphan):
         conn.execute(sa.delete(table).where(table.c.host_id == host_id))
     conn.execute(sa.delete(host).where(host.c.id == host_id))
+    note(conn, CHANGED, host_id)
     return True
 
 
@@ -155,6 +166,7 @@ def set_up(conn: sa.Connection, host_id: int, facts: HostFacts, virt_type: str) 
         "v": int(facts.vcpus * ratios.cpu_ratio), "m": int(memory),
         "d": int(facts.disk_mib * ratios.disk_ratio),
     })
+    note(conn, CHANGED, host_id)
 
 
 def set_down(conn: sa.Connection, host_id: int, error: str) -> bool:
@@ -165,6 +177,7 @@ def set_down(conn: sa.Connection, host_id: int, error: str) -> bool:
         .values(status=HostStatus.DOWN, error=error)
     )
     if changed.rowcount:
+        note(conn, CHANGED, host_id)
         return True
     conn.execute(sa.update(host).where(host.c.id == host_id).values(error=error))
     return False
@@ -191,14 +204,15 @@ def _host(row: sa.Row[Any]) -> Host:
 # -- snapshot
 
 
-def snapshot(conn: sa.Connection) -> list[HostView]:
-    """Every host as the scheduler sees it."""
+def snapshot(conn: sa.Connection, only: Collection[int] | None = None) -> list[HostView]:
+    """Every host, or `only` those of the ids, as the scheduler sees it."""
+    bound = {} if only is None else {"ids": list(only)}
     images: dict[int, set[str]] = {}
-    for host_id, sha256 in conn.execute(_IMAGES):
+    for host_id, sha256 in conn.execute(_IMAGES if only is None else _IMAGES_OF, bound):
         images.setdefault(host_id, set()).add(sha256)
     nothing: frozenset[str] = frozenset()
     views = []
-    for row in conn.execute(_SNAPSHOT):
+    for row in conn.execute(_SNAPSHOT if only is None else _SNAPSHOT_OF, bound):
         state = "disabled" if not row.enabled else row.status
         arch, capabilities = _traits(row.facts)
         views.append(HostView(
@@ -247,6 +261,7 @@ def claim(conn: sa.Connection, host_id: int, instance_id: int, room: Room) -> bo
     conn.execute(_ALLOCATE, {
         "i": instance_id, "h": host_id, "v": room.vcpus, "m": room.memory_mib, "d": room.disk_mib,
     })
+    note(conn, CHANGED, host_id)
     return True
 
 
@@ -257,6 +272,7 @@ def release(conn: sa.Connection, instance_id: int) -> None:
         conn.execute(_GIVE, {
             "h": row.host_id, "v": row.vcpus, "m": row.memory_mib, "d": row.disk_mib, "n": 1,
         })
+        note(conn, CHANGED, row.host_id)
 
 
 # -- images on hosts
@@ -265,6 +281,7 @@ def release(conn: sa.Connection, instance_id: int) -> None:
 def want_image(conn: sa.Connection, host_id: int, sha256: str, size_mib: int) -> bool:
     """See to it that the image is, or comes, on the host; False where there is no room for it."""
     key = {"h": host_id, "s": sha256}
+    note(conn, CHANGED, host_id)
     state = conn.execute(_IMAGE_STATE, key).scalar()
     if state in (ImageState.READY, ImageState.WANTED):
         conn.execute(_IMAGE_USED, key)
@@ -294,6 +311,7 @@ def set_image(
 ) -> None:
     """Record where the image stands. One that did not come to be gives its room back."""
     key = {"h": host_id, "s": sha256}
+    note(conn, CHANGED, host_id)
     if state in (ImageState.REFUSED, ImageState.BROKEN):
         _free_image_room(conn, host_id, sha256)
         conn.execute(_IMAGE_SIZE, {**key, "x_size": 0})
@@ -302,6 +320,7 @@ def set_image(
 
 def forget_image(conn: sa.Connection, host_id: int, sha256: str) -> None:
     """The image is off the host: its room is free."""
+    note(conn, CHANGED, host_id)
     _free_image_room(conn, host_id, sha256)
     conn.execute(
         sa.delete(host_image).where(host_image.c.host_id == host_id, host_image.c.sha256 == sha256)
@@ -331,6 +350,7 @@ def evict(conn: sa.Connection, host_id: int, share: float) -> Sequence[str]:
             conn.execute(_IMAGE_SET, {
                 "h": host_id, "s": row.sha256, "x_state": ImageState.EVICTING, "x_error": None,
             })
+            note(conn, CHANGED, host_id)
             taken -= row.size_mib
             chosen.append(row.sha256)
     return chosen
@@ -372,6 +392,8 @@ _SNAPSHOT = sa.select(
 _IMAGES = sa.select(host_image.c.host_id, host_image.c.sha256).where(
     host_image.c.state.in_([ImageState.READY, ImageState.WANTED])
 )
+_SNAPSHOT_OF = _SNAPSHOT.where(host.c.id.in_(sa.bindparam("ids", expanding=True)))
+_IMAGES_OF = _IMAGES.where(host_image.c.host_id.in_(sa.bindparam("ids", expanding=True)))
 _TAKE = sa.update(host).where(
     host.c.id == sa.bindparam("h"), host.c.enabled, host.c.status == HostStatus.UP,
     host.c.vcpus_used + _p("v") <= host.c.vcpus_limit,
