@@ -110,6 +110,20 @@ def test_an_image_that_was_removed_can_be_ensured_again(world: World) -> None:
     world.driver.ensure_image(world.image, world.content)
 
 
+def test_an_image_that_a_disk_is_built_on_is_not_removed(world: World) -> None:
+    spec = world.spec(str(uuid4()))
+    world.driver.ensure_image(world.image, world.content)
+    world.driver.define(spec)
+    with pytest.raises(HostRefused, match="in use"):
+        world.driver.remove_image(world.image.sha256)
+    world.driver.start(spec.uuid)
+    world.driver.undefine(spec.uuid)
+    world.driver.remove_image(world.image.sha256)
+    with pytest.raises(HostRefused):
+        world.driver.define(world.spec(str(uuid4())))
+    world.driver.ensure_image(world.image, world.content)
+
+
 def test_a_half_copied_image_is_not_used_and_is_replaced(world: World) -> None:
     if world.name == "fake":
         pytest.skip("the simulated host copies in one step")

@@ -177,6 +177,43 @@ def test_an_evicted_image_leaves_nothing_behind(world: World) -> None:
     sound(world)
 
 
+def test_an_image_that_is_in_use_all_the_same_is_kept(world: World) -> None:
+    """A disk that no row tells of, a copy that an operator made, is built on it."""
+    world.policy = replace(world.policy, image_share=0.0)
+    (first,) = world.create()
+    settle(world)
+    world.act(first, "delete")
+    kept = replace(world.guest(first), power=Power.OFF)
+    settle(world)
+    machine = world.machines[1]
+    stranger = "00000000-0000-4000-8000-00000000abcd"
+    machine.guests[stranger] = replace(kept, spec=replace(kept.spec, uuid=stranger))
+    other = second_image(world)
+    create_of(world, 2)
+    settle(world)
+    assert machine.images >= {world.sha256, other}
+    assert image_states(world)[1, world.sha256] == ImageState.READY
+    sound(world)
+
+
+def test_a_host_that_was_made_anew_is_given_its_images_again(world: World) -> None:
+    world.create()
+    settle(world)
+    machine = world.machines[1]
+    machine.power_failure()
+    world.look()
+    brain = Brain(world, "sees it down")
+    world.drive(brain, 2.0)
+    brain.close()
+    machine.images.clear()
+    machine.boot()
+    world.look()
+    settle(world)
+    assert machine.images == {world.sha256}
+    assert image_states(world)[1, world.sha256] == ImageState.READY
+    sound(world)
+
+
 # -- hosts
 
 

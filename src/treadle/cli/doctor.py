@@ -18,14 +18,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
+import msgspec
 
+from treadle.config import Settings, load, make_private, state_folder
 from treadle.errors import TreadleError
-from treadle.hypervisor.base import HostSetup, Hypervisor, ImageSpec, Probes
+from treadle.hypervisor.base import HostFacts, HostSetup, Hypervisor, ImageSpec, Probes
 
 CLOCK_DRIFT_S = 5.0
 CLOCK_FLOOR = 1_700_000_000
 NAME_S = 2.0
-LOOK = 'date +%s.%N; getent hosts "$(hostname)" >/dev/null; echo $?'
+# As libvirt looks it up: any family, which /etc/hosts answers; "hosts" would ask DNS for IPv6.
+LOOK = 'date +%s.%N; getent ahosts "$(hostname)" >/dev/null; echo $?; date +%s.%N'
 
 
 @dataclass
@@ -51,13 +54,14 @@ class Report:
         return all(row["ok"] for row in self.rows)
 
 
-def check(uri: str | None, seconds: float, as_json: bool) -> bool:
+def check(uri: str | None, seconds: float, as_json: bool, config: Path | None) -> bool:
     """Check this machine, or the host that `uri` names; True where all is well."""
     report = Report(as_json)
-    if uri is None:
-        _controller(report)
-    else:
-        _host(report, uri, seconds)
+    settings = _settings(report, config)
+    if settings is not None and uri is None:
+        _controller(report, settings)
+    elif settings is not None and uri is not None:
+        _host(report, uri, seconds, settings)
     if as_json:
         click.echo(json.dumps({"ok": report.good, "checks": report.rows}, indent=2))
     return report.good
@@ -66,7 +70,15 @@ def check(uri: str | None, seconds: float, as_json: bool) -> bool:
 # -- the controller's own machine
 
 
-def _controller(report: Report) -> None:
+def _settings(report: Report, config: Path | None) -> Settings | None:
+    try:
+        return load(config, os.environ)
+    except TreadleError as error:
+        report.add("settings", False, str(error), "see docs/reference/settings.md")
+        return None
+
+
+def _controller(report: Report, settings: Settings) -> None:
     found = ".".join(map(str, sys.version_info[:3]))
     report.add("python", sys.version_info >= (3, 11), found)
     from pysqlite3 import dbapi2
@@ -84,19 +96,15 @@ def _controller(report: Report) -> None:
         path = shutil.which(program)
         report.add(program, path is not None, path or f"not found, needed {why}",
                    "" if path else f"apt-get install {package}")
-    _state(report)
+    _state(report, settings)
     _names(report, socket.gethostname())
     now = time.time()
     report.add("clock", now > CLOCK_FLOOR, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)),
                "" if now > CLOCK_FLOOR else "set the clock: apt-get install chrony")
 
 
-def _state(report: Report) -> None:
-    from treadle.config import load, make_private, state_folder
-
+def _state(report: Report, settings: Settings) -> None:
     try:
-        config = os.environ.get("TREADLE_CONFIG")
-        settings = load(Path(config) if config else None, os.environ)
         folder = make_private(state_folder(settings, os.geteuid(), os.environ))
         free = shutil.disk_usage(folder).free // (1 << 30)
     except TreadleError as error:
@@ -123,28 +131,29 @@ def _names(report: Report, name: str) -> None:
 # -- a host
 
 
-def _host(report: Report, uri: str, seconds: float) -> None:
-    from treadle.cli.serve import driver_factory
+def _host(report: Report, uri: str, seconds: float, settings: Settings) -> None:
+    from treadle.cli.serve import driver_factory, ssh_config
 
+    # The filter is the controller's to define: it is not taken away again here.
+    hosts = msgspec.structs.replace(settings.host_defaults, anti_spoofing=False)
     with tempfile.TemporaryDirectory(prefix="treadle-doctor-") as folder:
-        private = _ssh_state(Path(folder))
+        private = _ssh_state(Path(folder), settings)
         try:
-            driver = driver_factory(private)(uri)
+            driver = driver_factory(private, hosts)(uri)
         except TreadleError as error:
             report.add("uri", False, str(error), "use a libvirt URI: qemu+ssh://root@HOST/system")
             return
         try:
-            _reached(report, driver, uri, seconds, private)
+            _reached(report, driver, seconds, private)
+            _remote(report, uri, ssh_config(private, hosts))
         finally:
             driver.close()
 
 
-def _ssh_state(folder: Path) -> Path:
+def _ssh_state(folder: Path, settings: Settings) -> Path:
     """A scratch state folder; the keys of hosts known to the controller are known here too."""
-    from treadle.config import load, state_folder
-
     try:
-        known = state_folder(load(None, os.environ), os.geteuid(), os.environ) / "known_hosts"
+        known = state_folder(settings, os.geteuid(), os.environ) / "known_hosts"
         if known.exists():
             shutil.copyfile(known, folder / "known_hosts")
     except (TreadleError, OSError):
@@ -152,9 +161,9 @@ def _ssh_state(folder: Path) -> Path:
     return folder
 
 
-def _reached(report: Report, driver: Hypervisor, uri: str, seconds: float, folder: Path) -> None:
-    with _checked(report, "libvirt", "is libvirtd running there, and may this user use it? "
-                  f"try: virsh -c '{uri}' list") as passed:
+def _reached(report: Report, driver: Hypervisor, seconds: float, folder: Path) -> None:
+    with _checked(report, "libvirt", "is libvirtd running there, may this user log in there, and "
+                  "is the key the one of host_defaults.identity_file?") as passed:
         driver.prepare(HostSetup(
             pool="treadle-doctor", network="treadle-doctor", subnet="10.254.253.0/24"
         ))
@@ -162,12 +171,22 @@ def _reached(report: Report, driver: Hypervisor, uri: str, seconds: float, folde
         passed(f"{facts.hypervisor} {facts.hypervisor_version}, libvirt {facts.libvirt_version}")
     if not report.good:
         return
+    try:
+        _looked_at(report, driver, facts, seconds, folder)
+    finally:
+        if isinstance(driver, Probes):
+            with _checked(report, "tidy", "virsh pool-list --all; virsh net-list --all") as passed:
+                driver.unprepare()
+                passed("what the check made there is gone")
+
+
+def _looked_at(
+    report: Report, driver: Hypervisor, facts: HostFacts, seconds: float, folder: Path
+) -> None:
     report.add("host", facts.vcpus > 0, f"{facts.hostname}: {facts.vcpus} cores, "
                f"{facts.memory_mib} MiB, {facts.disk_mib // 1024} GiB in the pool, {facts.arch}")
     _image(report, driver, folder)
     _probe(report, driver, facts.virt_types, seconds)
-    _remote(report, uri)
-
 
 def _image(report: Report, driver: Hypervisor, folder: Path) -> None:
     content = os.urandom(1 << 20)
@@ -207,14 +226,14 @@ def _probe(
         )
 
 
-def _remote(report: Report, uri: str) -> None:
+def _remote(report: Report, uri: str, config: Path) -> None:
     """Clock and names of a host that is reached by SSH."""
     parts = urlsplit(uri)
     if not parts.scheme.endswith("+ssh") or parts.hostname is None:
         _names(report, socket.gethostname())
         return
     target = f"{parts.username}@{parts.hostname}" if parts.username else parts.hostname
-    command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5"]
+    command = ["ssh", "-F", str(config)]
     if parts.port:
         command += ["-p", str(parts.port)]
     try:
@@ -222,14 +241,16 @@ def _remote(report: Report, uri: str) -> None:
             [*command, "--", target, LOOK],
             capture_output=True, timeout=20, check=True, stdin=subprocess.DEVNULL,
         ).stdout.split()
-        drift = float(said[0]) - time.time()
-        named = said[1] == b"0"
+        drift = float(said[2]) - time.time()
+        slow = float(said[2]) - float(said[0]) > NAME_S
+        named = said[1] == b"0" and not slow
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         report.add("clock and names", True, "not checked: no plain SSH command can be run there")
         return
     report.add("clock", abs(drift) < CLOCK_DRIFT_S, f"{drift:+.1f} s from ours",
                "" if abs(drift) < CLOCK_DRIFT_S else "run a time service there: chrony")
-    report.add("names", named, f"its own name {'resolves' if named else 'does not resolve'}",
+    report.add("names", named, "its own name " + (
+        "resolves" if named else "takes long to resolve" if slow else "does not resolve"),
                "" if named else "add its name to /etc/hosts there: libvirt calls take 10 s else")
 
 

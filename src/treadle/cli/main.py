@@ -356,11 +356,13 @@ def _guarded(call: Callable[[], Any]) -> Any:
 @click.option("--seconds", type=click.FloatRange(1, 120), default=10.0, show_default=True,
               help="Time limit of a probe guest.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(uri: str | None, seconds: float, as_json: bool) -> None:
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False),
+              envvar="TREADLE_CONFIG", help="Settings file (TOML).")
+def doctor(uri: str | None, seconds: float, as_json: bool, config: Path | None) -> None:
     """Check this machine, or a host: what is wrong is told with its mend. Exits 1 then."""
     from treadle.cli.doctor import check
 
-    if not check(uri, seconds, as_json):
+    if not check(uri, seconds, as_json, config):
         raise SystemExit(1)
 
 

@@ -184,6 +184,9 @@ class HostHandler:
                 queue.wake(conn, KIND, drifted(rows, domains))
             else:
                 queue.wake(conn, KIND, list(rows))
+                for sha256 in ledger.doubt_images(conn, host.id):
+                    # Made anew meanwhile, it has none of them.
+                    queue.enqueue(conn, IMAGE_KIND, image_work_id(host.id, sha256), lane=host.id)
             strangers = [domain for domain in domains if domain.uuid not in rows]
             swept = leftovers(conn, host.id, strangers)
             conn.execute(sa.delete(orphan).where(orphan.c.host_id == host.id))
@@ -274,7 +277,12 @@ class HostImageHandler:
             raise LeaseLost("too little of the lease is left to begin an act")
         driver = self._fleet.driver(host.id, host.uri)
         if state is ImageState.EVICTING:
-            call(driver, "remove_image", sha256)
+            try:
+                call(driver, "remove_image", sha256)
+            except HostRefused as error:
+                log.warning("image_kept", host=host.name, sha256=sha256, reason=str(error))
+                self._db.write(lambda conn: self._kept(conn, ticket, host_id, sha256))
+                return None
             self._db.write(lambda conn: self._evicted(conn, ticket, host_id, sha256))
             return None
         spec = ImageSpec(sha256, row.format, row.size_bytes, row.virtual_bytes)
@@ -298,6 +306,12 @@ class HostImageHandler:
         queue.wake(conn, KIND, store.waiting_for_image(conn, host_id, sha256))
         for old in ledger.evict(conn, host_id, self._policy.image_share):
             queue.enqueue(conn, IMAGE_KIND, image_work_id(host_id, old), lane=host_id)
+
+    @staticmethod
+    def _kept(conn: sa.Connection, ticket: Ticket, host_id: int, sha256: str) -> None:
+        queue.complete(conn, ticket)
+        ledger.set_image(conn, host_id, sha256, ImageState.READY)
+        queue.wake(conn, KIND, store.waiting_for_image(conn, host_id, sha256))
 
     @staticmethod
     def _evicted(conn: sa.Connection, ticket: Ticket, host_id: int, sha256: str) -> None:

@@ -184,7 +184,7 @@ class Hypervisor(Protocol):
         """
 
     def remove_image(self, sha256: str) -> None:
-        """Take the image off the host. The caller knows that nothing uses it."""
+        """Take the image off the host. Errors: `HostRefused` where a disk is built on it."""
 
     def define(self, spec: DomainSpec) -> None:
         """Make the disk (unless it is there), the seed and the definition. Starts nothing."""
@@ -232,6 +232,9 @@ class Probes(Protocol):
 
     def probe(self, virt_type: str, seconds: float) -> bool:
         """Whether a guest of that type boots and powers itself off within `seconds`."""
+
+    def unprepare(self) -> None:
+        """Undo `prepare`, where nothing is in the pool and no guest on the network."""
 
 
 DriverFactory = Callable[[str], Hypervisor]

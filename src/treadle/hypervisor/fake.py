@@ -241,7 +241,13 @@ class FakeHypervisor:
         self._call("ensure_image", image.sha256, act)
 
     def remove_image(self, sha256: str) -> None:
-        self._call("remove_image", sha256, lambda: self.host.images.discard(sha256))
+        def act() -> None:
+            for uuid, guest in self.host.guests.items():
+                if guest.spec.image is not None and guest.spec.image.sha256 == sha256:
+                    raise HostRefused(f"the image is in use: the disk of {uuid} is built on it")
+            self.host.images.discard(sha256)
+
+        self._call("remove_image", sha256, act)
 
     # -- one instance
 

@@ -318,6 +318,12 @@ def set_image(
     conn.execute(_IMAGE_SET, {**key, "x_state": state, "x_error": error})
 
 
+def doubt_images(conn: sa.Connection, host_id: int) -> list[str]:
+    """The host may have lost its images: have each looked for again. Returns their digests."""
+    note(conn, CHANGED, host_id)
+    return list(conn.execute(_IMAGES_DOUBTED, {"h": host_id}).scalars())
+
+
 def forget_image(conn: sa.Connection, host_id: int, sha256: str) -> None:
     """The image is off the host: its room is free."""
     note(conn, CHANGED, host_id)
@@ -426,6 +432,9 @@ _IMAGE_SET = sa.update(host_image).where(_THIS_IMAGE).values(
     state=sa.bindparam("x_state", type_=sa.String), error=sa.bindparam("x_error", type_=sa.Text),
     used_at=now(),
 )
+_IMAGES_DOUBTED = sa.update(host_image).where(
+    host_image.c.host_id == sa.bindparam("h"), host_image.c.state == ImageState.READY
+).values(state=ImageState.WANTED).returning(host_image.c.sha256)
 _IMAGE_SIZE = sa.update(host_image).where(_THIS_IMAGE).values(size_mib=_p("x_size"))
 _IMAGE_INSERT = sa.insert(host_image).values(
     host_id=sa.bindparam("h"), sha256=sa.bindparam("s"), state=ImageState.WANTED,

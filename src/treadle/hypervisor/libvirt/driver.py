@@ -155,6 +155,16 @@ class LibvirtDriver:
 
         return self._run("probe", self._options.deadlines.change + seconds, act)
 
+    def unprepare(self) -> None:
+        """The filter stays: it may be another's too."""
+
+        def act(link: Link, attempt: Attempt) -> None:
+            if not self._setup.bridge and not link.session:
+                network.remove_network(link, attempt, self._setup.network)
+            storage.remove_pool(link, attempt, self._setup.pool)
+
+        self._run("unprepare", self._options.deadlines.change, act)
+
     # -- looking
 
     def observe(self, uuid: str) -> Domain | None:

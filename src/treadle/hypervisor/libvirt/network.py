@@ -123,6 +123,21 @@ def _make_room(attempt: Attempt, network: Any, name: str, subnet: IPv4Network) -
     attempt(network.undefine)
 
 
+def remove_network(link: Link, attempt: Attempt, name: str) -> None:
+    """Take the network away, unless guests are on it."""
+    network = as_value(
+        attempt, link.conn.networkLookupByName, name, missing=libvirt.VIR_ERR_NO_NETWORK
+    )
+    if network is None:
+        return
+    if attempt(network.isActive):
+        if attempt(network.listAllPorts, 0):
+            return
+        attempt(network.destroy)
+    attempt(network.undefine)
+    link.known.pop(("network", name), None)
+
+
 def network_of(link: Link, attempt: Attempt, name: str) -> Any:
     """The network, or None; looked up once per connection."""
     network = link.known.get(("network", name))

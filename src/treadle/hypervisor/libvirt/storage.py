@@ -78,6 +78,21 @@ def prepare_pool(link: Link, attempt: Attempt, name: str, path: str) -> None:
     link.known.pop(("path", name), None)
 
 
+def remove_pool(link: Link, attempt: Attempt, name: str) -> None:
+    """Take the pool and its folder away; nothing where volumes are in it."""
+    pool = as_value(
+        attempt, link.conn.storagePoolLookupByName, name, missing=libvirt.VIR_ERR_NO_STORAGE_POOL
+    )
+    if pool is None or (attempt(pool.isActive) and attempt(pool.listAllVolumes, 0)):
+        return
+    if attempt(pool.isActive):
+        attempt(pool.destroy)
+    attempt(pool.delete, 0)
+    attempt(pool.undefine)
+    link.known.pop(("pool", name), None)
+    link.known.pop(("path", name), None)
+
+
 def pool_of(link: Link, attempt: Attempt, name: str) -> Any:
     """The pool; looked up once per connection."""
     pool = link.known.get(("pool", name))
@@ -166,9 +181,20 @@ def put_image(link: Link, attempt: Attempt, pool: Any, image: ImageSpec, content
 
 
 def remove_image(attempt: Attempt, pool: Any, sha256: str) -> None:
-    """Marker first: what is left of a broken removal is a half copy, never used."""
+    """Marker first: what is left of a broken removal is a half copy, never used.
+
+    Errors: `HostRefused` where a disk in the pool is built on it.
+    """
+    image = domain_xml.image_volume(sha256)
+    for volume in attempt(pool.listAllVolumes, 0):
+        if _OURS.fullmatch(volume.name()) is None:
+            continue
+        text = as_value(attempt, volume.XMLDesc, 0, missing=libvirt.VIR_ERR_NO_STORAGE_VOL)
+        backing = ET.fromstring(text).findtext("backingStore/path") if text else None
+        if backing and backing.rpartition("/")[2] == image:
+            raise HostRefused(f"the image is in use: {volume.name()} is built on it")
     remove(attempt, pool, marker(sha256))
-    remove(attempt, pool, domain_xml.image_volume(sha256))
+    remove(attempt, pool, image)
 
 
 def _copy_image(
