@@ -365,6 +365,35 @@ def test_readers_that_are_all_taken_are_busy(
     database.close()
 
 
+def test_reads_that_wait_together_are_told_apart(sqlite_template: Path) -> None:
+    database = SqliteDatabase(sqlite_template, readers=1)
+    database.write(lambda conn: put(conn, "a"))
+    began, let_go = threading.Event(), threading.Event()
+
+    def first(conn: sa.Connection) -> set[str]:
+        began.set()
+        assert let_go.wait(PATIENCE_S)
+        return keys(conn)
+
+    def fails(_conn: sa.Connection) -> None:
+        raise LookupError("mine alone")
+
+    held = database.submit_read(first)
+    assert began.wait(PATIENCE_S)
+    database.write(lambda conn: put(conn, "b"))
+    waiting = [database.submit_read(keys), database.submit_read(fails), database.submit_read(keys)]
+    given_up = database.submit_read(keys)
+    assert given_up.cancel()
+    let_go.set()
+    assert "a" in held.result(PATIENCE_S)
+    assert waiting[0].result(PATIENCE_S) == waiting[2].result(PATIENCE_S) == {"a", "b"}
+    with pytest.raises(LookupError, match="mine alone"):
+        waiting[1].result(PATIENCE_S)
+    database.close()
+    with pytest.raises(DatabaseBusy):
+        database.submit_read(keys).result(PATIENCE_S)
+
+
 def test_closing_finishes_what_is_queued(sqlite_database: SqliteDatabase) -> None:
     held = Held(sqlite_database)
     job = sqlite_database.submit(lambda conn: put(conn, "last"))

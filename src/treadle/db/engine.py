@@ -4,7 +4,8 @@ A transaction is a function of a connection: `database.write(lambda conn: ...)`.
 no I/O of its own, may be run again, and the value it returns is given back once it is durable.
 
 SQLite: one writer thread owns the only writing connection and commits what waits together (a group
-commit), so one fsync serves many callers. PostgreSQL: a pool; serialization
+commit), so one fsync serves many callers; reads that an event loop waits for are taken together
+too, on one snapshot. PostgreSQL: a pool; serialization
 failures, deadlocks and rows that two make at once are run again.
 """
 
@@ -34,6 +35,7 @@ _NOTED = "treadle_noted"
 
 WRITE_DEADLINE_S = 30.0
 GROUP = 64
+READ_GROUP = 8
 SAFE_SQLITE = (3, 51, 3)
 BACKPORTS = {(3, 50): (3, 50, 7), (3, 44): (3, 44, 6)}
 
@@ -129,7 +131,7 @@ class Database:
 
     def submit_read(self, work: Work[T]) -> Future[T]:
         """`read` on one of the few reader threads."""
-        return self._readers.submit(self.read, work)
+        raise NotImplementedError
 
     def close(self) -> None:
         """Finish what is queued and let the connections go."""
@@ -147,7 +149,6 @@ class Database:
             for callback in self._watchers:
                 callback(noted)
 
-    _readers: ThreadPoolExecutor
     _watchers: tuple[Callable[[Noted], None], ...] = ()
 
     def _reader(self) -> sa.Engine:
@@ -160,6 +161,24 @@ class _Job:
     def __init__(self, work: Work[Any]) -> None:
         self.work = work
         self.future: Future[Any] = Future()
+
+
+def _gather(jobs: queue.SimpleQueue[_Job | None], most: int) -> list[_Job] | None:
+    """Wait for a job and take what waits behind it; None once the end has been asked for."""
+    first = jobs.get()
+    if first is None:
+        return None
+    batch = [first]
+    while len(batch) < most:
+        try:
+            job = jobs.get_nowait()
+        except queue.Empty:
+            break
+        if job is None:
+            jobs.put(None)  # after this batch
+            break
+        batch.append(job)
+    return batch
 
 
 class SqliteDatabase(Database):
@@ -199,9 +218,14 @@ class SqliteDatabase(Database):
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
-        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="db-read")
-        self._writer = threading.Thread(target=self._run, name="db-write", daemon=True)
-        self._writer.start()
+        self._asked: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._write_loop, name="db-write", daemon=True)]
+        self._threads += [
+            threading.Thread(target=self._read_loop, name=f"db-read-{n}", daemon=True)
+            for n in range(readers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @staticmethod
     def _prepare(
@@ -229,12 +253,18 @@ class SqliteDatabase(Database):
         return self._read_engine
 
     def submit(self, work: Work[T]) -> Future[T]:
+        return self._hand_over(work, self._jobs)
+
+    def submit_read(self, work: Work[T]) -> Future[T]:
+        return self._hand_over(work, self._asked)
+
+    def _hand_over(self, work: Work[T], jobs: queue.SimpleQueue[_Job | None]) -> Future[T]:
         job = _Job(work)
         with self._closing:
             if self._closed:
                 job.future.set_exception(DatabaseBusy("the database is closed"))
             else:
-                self._jobs.put(job)
+                jobs.put(job)
         return job.future
 
     def write(self, work: Work[T]) -> T:
@@ -249,30 +279,39 @@ class SqliteDatabase(Database):
         with self._closing:
             self._closed = True
             self._jobs.put(None)
-        self._writer.join(WRITE_DEADLINE_S)
-        self._readers.shutdown()
+            for _ in self._threads[1:]:
+                self._asked.put(None)
+        end = time.monotonic() + WRITE_DEADLINE_S
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
         self._read_engine.dispose()
         self.engine.dispose()
 
-    def _run(self) -> None:
-        while True:
-            first = self._jobs.get()
-            if first is None:
-                return
-            batch = [first]
-            stop = False
-            while len(batch) < GROUP:
-                try:
-                    job = self._jobs.get_nowait()
-                except queue.Empty:
-                    break
-                if job is None:
-                    stop = True
-                    break
-                batch.append(job)
+    def _write_loop(self) -> None:
+        while (batch := _gather(self._jobs, GROUP)) is not None:
             self._commit(batch)
-            if stop:
-                return
+
+    def _read_loop(self) -> None:
+        while (batch := _gather(self._asked, READ_GROUP)) is not None:
+            self._read_together(batch)
+
+    def _read_together(self, batch: list[_Job]) -> None:
+        """Run the jobs on one snapshot: each sees all that had committed when it was asked."""
+        batch = [job for job in batch if job.future.set_running_or_notify_cancel()]
+        told = 0
+        try:
+            with _marked(), _in_time(), self._read_engine.connect() as conn, conn.begin():
+                for job in batch:
+                    try:
+                        value = job.work(conn)
+                    except Exception as error:  # noqa: BLE001 - it is the caller's to deal with
+                        job.future.set_exception(error)
+                    else:
+                        job.future.set_result(value)
+                    told += 1
+        except Exception as error:  # noqa: BLE001 - it is the callers' to deal with
+            for job in batch[told:]:
+                job.future.set_exception(error)
 
     def _commit(self, batch: list[_Job]) -> None:
         # One whose caller has gone away is left out; from here on nobody can cancel the others.
@@ -330,13 +369,16 @@ class PostgresDatabase(Database):
         self._snapshots = self.engine.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
-        self._readers = ThreadPoolExecutor(pool_size, thread_name_prefix="db")
+        self._pool = ThreadPoolExecutor(pool_size, thread_name_prefix="db")
 
     def _reader(self) -> sa.Engine:
         return self._snapshots
 
     def submit(self, work: Work[T]) -> Future[T]:
-        return self._readers.submit(self.write, work)
+        return self._pool.submit(self.write, work)
+
+    def submit_read(self, work: Work[T]) -> Future[T]:
+        return self._pool.submit(self.read, work)
 
     def write(self, work: Work[T]) -> T:
         for attempt in range(self.RETRIES):
@@ -358,7 +400,7 @@ class PostgresDatabase(Database):
         return getattr(error.orig, "sqlstate", None) in cls.RETRIED
 
     def close(self) -> None:
-        self._readers.shutdown()
+        self._pool.shutdown()
         self.engine.dispose()
 
 
