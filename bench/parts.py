@@ -171,6 +171,9 @@ def spawn(folder: Path) -> Figures:
         fabric.down()
     return {
         "spawn_ms": statistics.median(through), "raw_libvirt_ms": statistics.median(by_hand),
+        "spawn_over_raw_ms": statistics.median(
+            a - b for a, b in zip(through, by_hand, strict=True)
+        ),
     }
 
 
@@ -178,8 +181,9 @@ PARTS: dict[str, Callable[[Path], Figures]] = {
     "creates": creates, "queries": queries, "idle": idle, "lab": lab, "spawn": spawn,
 }
 TARGETS: dict[str, tuple[str, str]] = {
-    "spawn_ms": ("ms", "at most 50 above raw_libvirt_ms"),
+    "spawn_ms": ("ms", ""),
     "raw_libvirt_ms": ("ms", ""),
+    "spawn_over_raw_ms": ("ms", "at most 50, the median of pairs"),
     "creates_per_s": ("/s", "at least 100"),
     "creates_lost": ("", "0"),
     "vm_query_per_s": ("/s", "at least 3,000"),
