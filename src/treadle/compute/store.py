@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -21,12 +21,27 @@ from treadle.placement.ledger import HostStatus, ImageState
 
 @dataclass(frozen=True, slots=True)
 class Flavor:
-    """A size on offer. Memory in MiB, disk in GiB."""
+    """A size on offer. Memory and swap in MiB, disks in GiB.
+
+    `public_id` and `name` are what OpenStack's clients call it; empty: made from `id`.
+    """
 
     id: int
     vcpus: int
     memory_mib: int
     disk_gib: int
+    public_id: str = ""
+    name: str = ""
+    description: str | None = None
+    swap_mib: int = 0
+    ephemeral_gib: int = 0
+    rxtx_factor: float = 1.0
+    is_public: bool = True
+    extra_specs: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "public_id", self.public_id or str(self.id))
+        object.__setattr__(self, "name", self.name or f"type-{self.id}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +154,13 @@ def _insert_of(names: tuple[str, ...]) -> Any:
     values: dict[str, Any] = {
         name: sa.bindparam(name, type_=table.c[name].type) for name in names
     }
-    return sa.insert(table).values(**values, created_at=now()).returning(table.c.id)
+    return sa.insert(table).values(
+        **values, created_at=now(), updated_at=now()
+    ).returning(table.c.id)
 
 
 def update(conn: sa.Connection, id: int, **values: Any) -> None:
-    """Set columns of one instance."""
+    """Set columns of one instance. Each update counts up `version`, which names what is shown."""
     bound = {f"x_{name}": value for name, value in values.items()}
     conn.execute(_update_of(tuple(values)), {"x_id": id, **bound})
 
@@ -151,8 +168,11 @@ def update(conn: sa.Connection, id: int, **values: Any) -> None:
 @cache
 def _update_of(names: tuple[str, ...]) -> sa.Update:
     """The statement that sets these columns: building one costs more than running it."""
+    values: dict[str, Any] = {
+        name: sa.bindparam(f"x_{name}", type_=table.c[name].type) for name in names
+    }
     return sa.update(table).where(table.c.id == sa.bindparam("x_id")).values(
-        {name: sa.bindparam(f"x_{name}", type_=table.c[name].type) for name in names}
+        **values, version=table.c.version + 1, updated_at=now()
     )
 
 
@@ -183,7 +203,7 @@ def record_decision(
 ) -> None:
     """Keep the record of a placement."""
     conn.execute(_DECISION, {
-        "i": id, "h": host_id, "d": json.dumps(record, separators=(",", ":")),
+        "i": id, "h": host_id, "d": compact(record),
     })
 
 
@@ -225,22 +245,26 @@ def actions(conn: sa.Connection, id: int) -> list[dict[str, Any]]:
 def list_flavors(conn: sa.Connection) -> list[Flavor]:
     """Those on offer, by id."""
     rows = conn.execute(sa.select(flavor).where(flavor.c.active).order_by(flavor.c.id))
-    return [Flavor(r.id, r.vcpus, r.memory_mib, r.disk_gib) for r in rows]
+    return [_flavor(row) for row in rows]
 
 
 def get_flavor(conn: sa.Connection, id: int) -> Flavor | None:
     """One on offer, or None."""
     row = conn.execute(_FLAVOR, {"i": id}).one_or_none()
-    return None if row is None else Flavor(row.id, row.vcpus, row.memory_mib, row.disk_gib)
+    return None if row is None else _flavor(row)
 
 
 def put_flavor(conn: sa.Connection, one: Flavor) -> None:
     """Offer a flavor under its id, in place of what had that id. Instances keep their sizes."""
     values = {
         "vcpus": one.vcpus, "memory_mib": one.memory_mib, "disk_gib": one.disk_gib, "active": True,
+        "public_id": one.public_id, "name": one.name,
+        "description": one.description, "swap_mib": one.swap_mib,
+        "ephemeral_gib": one.ephemeral_gib, "rxtx_factor": one.rxtx_factor,
+        "is_public": one.is_public, "extra_specs": compact(one.extra_specs),
     }
     if conn.execute(sa.update(flavor).where(flavor.c.id == one.id).values(values)).rowcount == 0:
-        conn.execute(sa.insert(flavor).values(id=one.id, **values))
+        conn.execute(sa.insert(flavor).values(id=one.id, created_at=now(), **values))
 
 
 def next_flavor_id(conn: sa.Connection) -> int:
@@ -251,6 +275,19 @@ def next_flavor_id(conn: sa.Connection) -> int:
 def retire_flavors(conn: sa.Connection, keep: Sequence[int]) -> None:
     """Offer no others than these."""
     conn.execute(sa.update(flavor).where(flavor.c.id.not_in(keep)).values(active=False))
+
+
+def compact(value: Any) -> str:
+    """A value as the JSON text that columns hold."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _flavor(row: Any) -> Flavor:
+    return Flavor(
+        row.id, row.vcpus, row.memory_mib, row.disk_gib, row.public_id, row.name,
+        row.description, row.swap_mib, row.ephemeral_gib, row.rxtx_factor, row.is_public,
+        json.loads(row.extra_specs),
+    )
 
 
 # -- statements

@@ -6,6 +6,8 @@ name says otherwise.
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -33,6 +35,14 @@ metadata = MetaData(
 )
 
 BigId = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _uuid() -> Column[str]:
+    """The name of a row that the world sees; made here where the writer does not care."""
+    return Column(
+        "uuid", String(36), nullable=False, server_default="", default=lambda: str(uuid4())
+    )
+
 
 meta = Table(
     "meta", metadata,
@@ -78,6 +88,9 @@ host = Table(
     Column("instances", Integer, nullable=False, server_default="0"),
     Column("added_at", Float, nullable=False),
     Column("seen_at", Float),
+    _uuid(),
+    Column("forced_down", Boolean, nullable=False, server_default=text("false")),
+    Index("ix_host_uuid", "uuid", unique=True),
     CheckConstraint("vcpus_used >= 0 AND vcpus_used <= vcpus_limit", name="vcpus"),
     CheckConstraint("memory_used_mib >= 0 AND memory_used_mib <= memory_limit_mib", name="memory"),
     CheckConstraint("disk_used_mib >= 0 AND disk_used_mib <= disk_limit_mib", name="disk"),
@@ -98,7 +111,38 @@ image = Table(
     Column("virtual_bytes", BigInteger),
     Column("error", Text),
     Column("added_at", Float, nullable=False),
+    _uuid(),
+    Column("project_id", String(64), nullable=False, server_default=""),
+    Column("visibility", String(9), nullable=False, server_default="public"),
+    Column("protected", Boolean, nullable=False, server_default=text("false")),
+    Column("hidden", Boolean, nullable=False, server_default=text("false")),
+    Column("min_disk_gib", Integer, nullable=False, server_default="0"),
+    Column("min_memory_mib", Integer, nullable=False, server_default="0"),
+    Column("container_format", String(16)),
+    Column("disk_format", String(16)),
+    Column("checksum", String(32)),
+    Column("sha512", String(128)),
+    Column("properties", Text, nullable=False, server_default="{}"),
+    Column("updated_at", Float),
+    Column("deleted_at", Float),
+    Index("ix_image_uuid", "uuid", unique=True),
     sqlite_autoincrement=True,
+)
+
+image_tag = Table(
+    "image_tag", metadata,
+    Column("image_id", Integer, ForeignKey("image.id"), primary_key=True),
+    Column("tag", String(255), primary_key=True),
+)
+
+image_member = Table(
+    "image_member", metadata,
+    Column("image_id", Integer, ForeignKey("image.id"), primary_key=True),
+    Column("project_id", String(64), primary_key=True),
+    Column("status", String(8), nullable=False, server_default="pending"),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Index("ix_image_member_project_id", "project_id"),
 )
 
 host_image = Table(
@@ -118,7 +162,26 @@ flavor = Table(
     Column("memory_mib", Integer, nullable=False),
     Column("disk_gib", Integer, nullable=False),
     Column("active", Boolean, nullable=False, server_default=text("true")),
+    Column("public_id", String(255), nullable=False, server_default=""),
+    Column("name", String(255), nullable=False, server_default=""),
+    Column("description", Text),
+    Column("swap_mib", Integer, nullable=False, server_default="0"),
+    Column("ephemeral_gib", Integer, nullable=False, server_default="0"),
+    Column("rxtx_factor", Float, nullable=False, server_default="1"),
+    Column("is_public", Boolean, nullable=False, server_default=text("true")),
+    Column("extra_specs", Text, nullable=False, server_default="{}"),
+    Column("created_at", Float),
+    Index("ix_flavor_public_id", "public_id", unique=True, sqlite_where=text("active"),
+          postgresql_where=text("active")),
+    Index("ix_flavor_name", "name", unique=True, sqlite_where=text("active"),
+          postgresql_where=text("active")),
     sqlite_autoincrement=True,
+)
+
+flavor_access = Table(
+    "flavor_access", metadata,
+    Column("flavor_id", Integer, ForeignKey("flavor.id"), primary_key=True),
+    Column("project_id", String(64), primary_key=True),
 )
 
 instance = Table(
@@ -152,11 +215,103 @@ instance = Table(
     Column("created_at", Float, nullable=False),
     Column("launched_at", Float),
     Column("deleted_at", Float),
+    Column("version", Integer, nullable=False, server_default="1"),
+    Column("updated_at", Float),
+    Column("project_id", String(64), nullable=False, server_default=""),
+    Column("user_id", String(64), nullable=False, server_default=""),
+    Column("hostname", String(255)),
+    Column("description", Text),
+    Column("key_name", String(255)),
+    Column("config_drive", Boolean, nullable=False, server_default=text("false")),
+    Column("disk_config", String(6), nullable=False, server_default="MANUAL"),
+    Column("access_ipv4", String(15), nullable=False, server_default=""),
+    Column("access_ipv6", String(39), nullable=False, server_default=""),
+    Column("networked", Boolean, nullable=False, server_default=text("true")),
+    Column("flavor", Text, nullable=False, server_default="{}"),
+    Column("metadata", Text, nullable=False, server_default="{}"),
+    Column("availability_zone", String(255)),
+    Column("group_id", Integer),
+    Column("scheduler_hints", Text, nullable=False, server_default="{}"),
+    Column("locked_by", String(5)),
+    Column("locked_reason", Text),
+    Column("fault_at", Float),
     Index("ix_instance_host_id", "host_id"),
+    Index("ix_instance_group_id", "group_id"),
+    Index("ix_instance_project_id", "project_id", "created_at", "id"),
+    Index("ix_instance_created_at", "created_at", "id"),
     Index("ix_instance_batch", "batch"),
     Index("ix_instance_live", "id", sqlite_where=text("state != 'deleted'"),
           postgresql_where=text("state != 'deleted'")),
     sqlite_autoincrement=True,
+)
+
+instance_tag = Table(
+    "instance_tag", metadata,
+    Column("instance_id", BigId, ForeignKey("instance.id"), primary_key=True),
+    Column("tag", String(60), primary_key=True),
+    Index("ix_instance_tag_tag", "tag"),
+)
+
+server_group = Table(
+    "server_group", metadata,
+    Column("id", Integer, primary_key=True),
+    _uuid(),
+    Column("project_id", String(64), nullable=False),
+    Column("user_id", String(64), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("policy", String(20), nullable=False),
+    Column("max_per_host", Integer),
+    Column("created_at", Float, nullable=False),
+    Index("ix_server_group_uuid", "uuid", unique=True),
+    Index("ix_server_group_project_id", "project_id"),
+    sqlite_autoincrement=True,
+)
+
+aggregate = Table(
+    "aggregate", metadata,
+    Column("id", Integer, primary_key=True),
+    _uuid(),
+    Column("name", String(255), nullable=False, unique=True),
+    Column("availability_zone", String(255)),
+    Column("metadata", Text, nullable=False, server_default="{}"),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float),
+    Index("ix_aggregate_uuid", "uuid", unique=True),
+    sqlite_autoincrement=True,
+)
+
+aggregate_host = Table(
+    "aggregate_host", metadata,
+    Column("aggregate_id", Integer, ForeignKey("aggregate.id"), primary_key=True),
+    Column("host_id", Integer, ForeignKey("host.id"), primary_key=True),
+    Index("ix_aggregate_host_host_id", "host_id"),
+)
+
+keypair = Table(
+    "keypair", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("user_id", String(64), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("type", String(4), nullable=False),
+    Column("fingerprint", String(255), nullable=False),
+    Column("public_key", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Index("ix_keypair_user_id", "user_id", "name", unique=True),
+    sqlite_autoincrement=True,
+)
+
+quota = Table(
+    "quota", metadata,
+    Column("project_id", String(64), primary_key=True),
+    Column("resource", String(64), primary_key=True),
+    Column("hard_limit", Integer, nullable=False),
+)
+
+quota_class = Table(
+    "quota_class", metadata,
+    Column("name", String(255), primary_key=True),
+    Column("resource", String(64), primary_key=True),
+    Column("hard_limit", Integer, nullable=False),
 )
 
 allocation = Table(
@@ -180,6 +335,8 @@ action = Table(
     Column("finished_at", Float),
     Column("outcome", String(8)),
     Column("message", Text),
+    Column("user_id", String(64), nullable=False, server_default=""),
+    Column("project_id", String(64), nullable=False, server_default=""),
     Index("ix_action_instance_id", "instance_id"),
     sqlite_autoincrement=True,
 )
