@@ -5,67 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from treadle.cli.client import Client
-
-F = TypeVar("F", bound=Callable[..., Any])
+from treadle.cli.base import asks_controller, client, examples, guarded, show
+from treadle.cli.simulate import simulate
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-DEFAULT_URL = "http://127.0.0.1"
-
-
-def examples(*lines: str) -> str:
-    """The end of a help text."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-def asks_controller(command: F) -> F:
-    """The options of every command that talks to a running controller."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
-        click.option("--token", envvar="TREADLE_TOKEN", help="Admin token; else read from the "
-                     "state folder."),
-        click.option("--config", type=click.Path(path_type=Path, dir_okay=False),
-                     envvar="TREADLE_CONFIG", help="Settings file that names the state folder."),
-        click.option("--url", envvar="TREADLE_URL", default=DEFAULT_URL, show_default=True,
-                     help="The controller."),
-    ):
-        command = option(command)
-    return command
-
-
-def client(url: str, token: str | None, config: Path | None) -> Client:
-    """A client of the controller."""
-    from treadle.cli.client import connect
-
-    return connect(url, token, config)
-
-
-def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool, data: Any) -> None:
-    """Print a table on a terminal, tab-separated lines elsewhere, or JSON."""
-    if as_json:
-        click.echo(json.dumps(data, indent=2))
-        return
-    cells = [["" if row.get(c) is None else str(row[c]) for c in columns] for row in rows]
-    if not sys.stdout.isatty():
-        for line in [list(columns), *cells]:
-            click.echo("\t".join(line))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold")
-    for column in columns:
-        table.add_column(column)
-    for line in cells:
-        table.add_row(*line)
-    Console().print(table)
 
 
 @click.group(context_settings=CONTEXT)
@@ -77,6 +26,9 @@ def main() -> None:
     Look after it:      treadle host list, treadle image add ...
     Something is wrong: treadle doctor
     """
+
+
+main.add_command(simulate)
 
 
 @main.command(epilog=examples("treadle version", "treadle version --json"))
@@ -298,7 +250,7 @@ def _lab_rows(hosts: Sequence[Any]) -> list[dict[str, Any]]:
 @lab_name
 def lab_up(hosts: int, name: str, as_json: bool) -> None:
     """Bring the hosts up (needs root)."""
-    found = _lab_rows(_guarded(lambda: _lab(name).up(hosts, _progress)))
+    found = _lab_rows(guarded(lambda: _lab(name).up(hosts, _progress)))
     show(found, LAB_COLUMNS, as_json, found)
 
 
@@ -306,7 +258,7 @@ def lab_up(hosts: int, name: str, as_json: bool) -> None:
 @lab_name
 def lab_down(name: str) -> None:
     """Take the hosts down; nothing of them is left."""
-    _guarded(lambda: _lab(name).down(_progress))
+    guarded(lambda: _lab(name).down(_progress))
 
 
 @lab.command("status", epilog=examples("treadle lab status --json"))
@@ -314,7 +266,7 @@ def lab_down(name: str) -> None:
 @lab_name
 def lab_status(name: str, as_json: bool) -> None:
     """List the hosts of the lab."""
-    found = _lab_rows(_guarded(lambda: _lab(name).status()))
+    found = _lab_rows(guarded(lambda: _lab(name).status()))
     show(found, LAB_COLUMNS, as_json, found)
 
 
@@ -327,7 +279,7 @@ def lab_status(name: str, as_json: bool) -> None:
 def lab_shell(host_name: str, command: Sequence[str], name: str) -> None:
     """Open a shell on a host of the lab, or run a command there."""
     the_lab = _lab(name)
-    known = [one.name for one in _guarded(the_lab.status) if one.state == "up"]
+    known = [one.name for one in guarded(the_lab.status) if one.state == "up"]
     if host_name not in known:
         raise click.ClickException(
             f"no host {host_name!r} is up in the lab: there are {', '.join(known) or 'none'}"
@@ -338,15 +290,6 @@ def lab_shell(host_name: str, command: Sequence[str], name: str) -> None:
 
 def _progress(line: str) -> None:
     click.echo(line, err=True)
-
-
-def _guarded(call: Callable[[], Any]) -> Any:
-    from treadle.errors import TreadleError
-
-    try:
-        return call()
-    except TreadleError as error:
-        raise click.ClickException(str(error)) from error
 
 
 @main.command(epilog=examples(

@@ -1,0 +1,180 @@
+"""`treadle simulate`: policies compared on a trace, before they place anything real."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from treadle.cli.base import examples, guarded, show
+
+if TYPE_CHECKING:
+    from treadle.scheduler.simulate import Outcome
+    from treadle.scheduler.simulate_compare import Comparison, Spread, Watch
+
+_PLAIN_EVERY_S = 5.0
+
+
+@click.command(epilog=examples(
+    "treadle simulate --generate 20000 --hosts 90x48c128g --policy best-fit --policy worst-fit",
+    "treadle simulate --trace azure.csv.gz --hosts 700x48c128g --policy best-fit --seeds 3",
+    "treadle simulate --trace azure.csv.gz --hosts 700x48c128g "
+    "--policy weighted:cpu_free=-1,memory_free=-1 --report out.html",
+))
+@click.option("--trace", "file", type=click.Path(path_type=Path, dir_okay=False),
+              help="CSV or record (.jsonl) of VMs, .gz or not.")
+@click.option("--generate", "vms", type=click.IntRange(1), help="Make up this many VMs instead.")
+@click.option("--hours", type=click.FloatRange(0.1), default=72.0, show_default=True,
+              help="Over how long they are made up.")
+@click.option("--since", type=click.FloatRange(0), help="Leave out what comes before this hour.")
+@click.option("--until", type=click.FloatRange(0), help="End at this hour of the trace.")
+@click.option("--hosts", "spec", help="COUNTxCORES'c'GIB'g': 700x48c128g, or 5x64c256g,3x8c32g.")
+@click.option("--policy", "policies", multiple=True, help="Once for each policy; else the "
+              "settings' one. POLICY:WEIGHER=NUMBER,… names weighers.")
+@click.option("--seeds", type=click.IntRange(1, 1000), default=1, show_default=True,
+              help="Runs of each, with other seeds: gives confidence intervals.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False),
+              envvar="TREADLE_CONFIG", help="Settings file with filters, weighers and the policy.")
+def simulate(**options: Any) -> None:
+    """Replay VMs through the scheduler and compare policies.
+
+    Nothing real is touched. The trace is a file, a record of a cloud, or made up (--generate).
+    Other seeds bring the batches of the same moment in another order; a made-up trace is made anew.
+    """
+    found = guarded(lambda: _run(**options))
+    if options["as_json"]:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        table(found)
+
+
+def _run(
+    file: Path | None, vms: int | None, hours: float, since: float | None, until: float | None,
+    spec: str | None, policies: Sequence[str], seeds: int, config: Path | None, **_: Any,
+) -> Comparison:
+    from treadle.config import load
+    from treadle.scheduler.simulate_compare import Plan, compare
+    from treadle.scheduler.simulate_generate import generate
+    from treadle.scheduler.simulate_trace import Trace, parse_hosts, read_trace
+
+    if (file is None) == (vms is None):
+        raise click.UsageError("name a --trace, or --generate VMs: one of the two")
+    read = None if file is None else read_trace(file).part(since, until)
+
+    def trace_of(seed: int) -> Trace:
+        if read is not None:
+            return read.shuffled(seed)
+        assert vms is not None
+        return generate(vms, hours, seed).part(since, until)
+
+    if spec is None and (read is None or not read.hosts):
+        raise click.UsageError("name the --hosts, for instance 700x48c128g")
+    hosts = parse_hosts(spec) if spec is not None else list(read.hosts if read else ())
+    chosen = load(config, os.environ).scheduler
+    plan = Plan(
+        trace_of, hosts, spec or "those of the record", policies or (chosen.policy,),
+        chosen.filters, chosen.weighers, seeds,
+    )
+    with watching() as watch:
+        return compare(plan, watch)
+
+
+@contextmanager
+def watching() -> Iterator[Watch]:
+    """How far it is and how long it may take: a bar on a terminal, a line now and then elsewhere.
+
+    Both on standard error.
+    """
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+            TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+        ) as progress:
+            task = progress.add_task("", total=1)
+
+            def draw(policy: str, run: int, runs: int, done: int, total: int) -> None:
+                progress.update(
+                    task, description=f"{policy} ({run + 1} of {runs})",
+                    completed=run * total + done, total=runs * total,
+                )
+
+            yield draw
+        return
+    began = told = time.monotonic()
+
+    def tell(policy: str, run: int, runs: int, done: int, total: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        part = (run + done / max(1, total)) / runs
+        if now - told >= _PLAIN_EVERY_S and part > 0:
+            told = now
+            left = (now - began) / part * (1 - part)
+            click.echo(
+                f"{policy} ({run + 1} of {runs}): {part:.0%}, about {left:.0f} s left", err=True
+            )
+
+    yield tell
+
+
+Measure = tuple[str, Callable[["Outcome"], float], str]
+
+MEASURES: tuple[Measure, ...] = (
+    ("refused", lambda one: one.refused, ".0f"),
+    ("before_first", lambda one: one.before_first_refusal, ".0f"),
+    ("small_refused_%", lambda one: _part(one, "small"), ".2f"),
+    ("medium_refused_%", lambda one: _part(one, "medium"), ".2f"),
+    ("large_refused_%", lambda one: _part(one, "large"), ".2f"),
+    ("lost_core_h", lambda one: one.lost_core_hours, ".0f"),
+    ("lost_%", lambda one: 100 * one.lost_core_hours / max(one.asked_core_hours, 1e-9), ".2f"),
+    ("host_h", lambda one: one.host_hours, ".0f"),
+    ("most_hosts", lambda one: one.most_hosts, ".0f"),
+    ("cores_%", lambda one: 100 * one.utilisation_cores, ".1f"),
+    ("memory_%", lambda one: 100 * one.utilisation_memory, ".1f"),
+    ("stranded_cores_%", lambda one: 100 * one.stranded_cores, ".2f"),
+    ("stranded_memory_%", lambda one: 100 * one.stranded_memory, ".2f"),
+    ("fairness", lambda one: one.fairness_batches, ".3f"),
+    ("p50_us", lambda one: one.decision_us[1], ".0f"),
+    ("p99_us", lambda one: one.decision_us[2], ".0f"),
+)
+"""What is shown of an outcome: name, value, format."""
+
+
+def _part(one: Outcome, size: str) -> float:
+    of = one.classes[size]
+    return 100 * of.refused / of.asked if of.asked else 0.0
+
+
+def words(spread: Spread, form: str) -> str:
+    """A mean, with its confidence where there is one."""
+    return format(spread.mean, form) + ("" if spread.half is None else f" ±{spread.half:{form}}")
+
+
+def table(found: Comparison) -> None:
+    """Print the comparison, one column a policy on a terminal narrower than the table."""
+    rows = [
+        {"measure": name, "bound": _bound(found, name)} | {
+            row.policy: words(row.spread(value), form) for row in found.rows
+        }
+        for name, value, form in MEASURES
+    ]
+    click.echo(
+        f"{found.source}: {found.vms} VMs in {found.hours:.1f} hours on {found.hosts}"
+        + (f", {found.seeds} seeds, ± is 95% confidence" if found.seeds > 1 else "")
+    )
+    show(rows, ("measure", *(row.policy for row in found.rows), "bound"), False, None)
+
+
+def _bound(found: Comparison, name: str) -> str:
+    values = {"lost_core_h": found.bound.lost_core_hours, "host_h": found.bound.host_hours}
+    return f"{values[name]:.0f}" if name in values else ""

@@ -1,0 +1,274 @@
+"""The simulator: what it reads, that it counts right, that it refuses what is bad."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from treadle.cli.main import main as command_line
+from treadle.errors import InvalidInput
+from treadle.scheduler.engine import Scheduler
+from treadle.scheduler.simulate import Outcome, fluid_bound, jain, replay
+from treadle.scheduler.simulate_compare import Plan, Spread, compare
+from treadle.scheduler.simulate_generate import generate
+from treadle.scheduler.simulate_trace import (
+    Arrival,
+    Trace,
+    parse_hosts,
+    read_trace,
+    record_lines,
+    trace_of_record,
+)
+
+HEAD = "vm_id,arrival_s,batch,vcpus,mem_mib,lifetime_s,censored,life_bin\n"
+FILTERS = ("state", "capacity")
+
+
+def run(trace: Trace, hosts: str, policy: str = "best-fit", seed: int = 0) -> Outcome:
+    return replay(trace, parse_hosts(hosts), Scheduler(policy, FILTERS, {}), seed=seed)
+
+
+def trace_of(*vms: tuple[float, float, int, int], end: float = 7200) -> Trace:
+    arrivals = [
+        Arrival(f"v{n}", at, until, vcpus, mib) for n, (at, until, vcpus, mib) in enumerate(vms)
+    ]
+    return Trace("made", arrivals, 0.0, end)
+
+
+# -- reading
+
+
+def test_a_csv_is_read_as_its_description_says(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv.gz"
+    with gzip.open(path, "wt") as file:
+        file.write(HEAD + "a,300,0,2,3584,150,0,0\nb,300,0,1,1792,,1,\nc,600,1,8,57344,3900,0,13\n")
+    trace = read_trace(path)
+    assert [(v.name, v.at, v.until, v.batch) for v in trace.arrivals] == [
+        ("a", 300, 450, "0"), ("b", 300, math.inf, "0"), ("c", 600, 4500, "1"),
+    ]
+    assert (trace.begin, trace.end) == (300, 600)
+    assert trace.arrivals[2].request(7).seed == 7
+
+
+@pytest.mark.parametrize(("row", "line", "field"), [
+    ("x,300,0,two,3584,150,0,0", 3, "vcpus"),
+    ("x,300,0,0,3584,150,0,0", 3, "vcpus"),
+    ("x,300,0,1,-1,150,0,0", 3, "mem_mib"),
+    ("x,300,0,1,1,,0,0", 3, "lifetime_s"),
+    ("x,nan,0,1,1,150,0,0", 3, "arrival_s"),
+    ("x,299,0,1,1,150,0,0", 3, "arrival_s"),
+    ("x,300,0,1,1,150,0", 3, "row"),
+])
+def test_a_bad_row_is_told_with_file_line_and_field(
+    tmp_path: Path, row: str, line: int, field: str
+) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(HEAD + "a,300,0,2,3584,150,0,0\n" + row + "\n")
+    with pytest.raises(InvalidInput) as caught:
+        read_trace(path)
+    assert caught.value.field == f"{path}:{line} {field}"
+
+
+def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
+    for name, body, word in (
+        ("no.csv", None, "cannot be read"), ("a.txt", b"", ".csv"), ("b.csv", b"a,b\n", "vm_id"),
+        ("c.csv.gz", b"no gzip", "cannot be read"), ("d.csv", b"\xff\xfe", "damaged"),
+        ("e.csv", HEAD.encode(), "no VM"), ("f.jsonl", b"{}\n", "first line"),
+        ("g.jsonl", b"nothing\n", "JSON"),
+    ):
+        path = tmp_path / name
+        if body is not None:
+            path.write_bytes(body)
+        with pytest.raises(InvalidInput, match=word):
+            read_trace(path)
+
+
+def test_hosts_are_written_short() -> None:
+    hosts = parse_hosts("2x48c128g,1c2g10d")
+    assert [(h.id, h.vcpus_limit, h.memory_limit_mib, h.disk_limit_mib) for h in hosts] == [
+        (1, 48, 131072, 0), (2, 48, 131072, 0), (3, 1, 2048, 10240),
+    ]
+    for bad in ("", "48x128", "0x1c1g", "999999999x1c1g", "1x0c1g", "2x48c128g,"):
+        with pytest.raises(InvalidInput, match="hosts"):
+            parse_hosts(bad)
+
+
+RECORD = {
+    "at": 1000.0,
+    "hosts": [{
+        "id": 4, "name": "four", "state": "up", "arch": "x86_64", "capabilities": ["kvm"],
+        "vcpus_limit": 8, "memory_limit_mib": 4096, "disk_limit_mib": 100,
+    }],
+    "instances": [
+        {"id": "b", "at": 900.0, "until": None, "vcpus": 1, "memory_mib": 64, "disk_mib": 1,
+         "batch": None, "tenant": None, "host": 4, "request": None},
+        {"id": "a", "at": 500.0, "until": 700.0, "vcpus": 2, "memory_mib": 128, "disk_mib": 2,
+         "batch": "q", "tenant": None, "host": 4, "request": {
+             "instance_id": "a", "vcpus": 2, "memory_mib": 128, "disk_mib": 2,
+             "capabilities": ["kvm"], "arch": "x86_64"}},
+    ],
+}
+
+
+def test_a_record_of_a_cloud_is_written_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "cloud.jsonl"
+    path.write_text("".join(record_lines(RECORD)))
+    trace = read_trace(path)
+    assert [one.name for one in trace.arrivals] == ["a", "b"]
+    assert trace.arrivals[0].request(5).capabilities == {"kvm"}
+    assert trace.end == 1000
+    assert trace == trace_of_record(RECORD, str(path))
+    out = replay(trace, trace.hosts, Scheduler("first-fit", ("state", "capabilities"), {}))
+    assert out.placed == 2
+
+
+def test_a_bad_record_is_told_with_line_and_field() -> None:
+    for broken, field in (
+        ({"vcpus": "many"}, "x:3 vcpus"), ({"at": True}, "x:3 at"),
+        ({"request": {"instance_id": "a"}}, "x:3 request"),
+    ):
+        one = {**RECORD["instances"][0], **broken}  # type: ignore[index]
+        with pytest.raises(InvalidInput) as caught:
+            trace_of_record(RECORD | {"instances": [one]}, "x")
+        assert caught.value.field == field
+
+
+# -- counting
+
+
+def test_what_is_counted_by_hand_comes_out() -> None:
+    # One host of 4 cores and 8 GiB; 2 hours.
+    trace = trace_of(
+        (0, 3600, 2, 1024), (0, math.inf, 2, 1024), (1800, 5400, 2, 1024), (3600, 3700, 2, 1024),
+    )
+    out = run(trace, "2x4c8g", "first-fit")
+    assert (out.vms, out.placed, out.refused) == (4, 4, 0)
+    out = run(trace, "1x4c8g", "first-fit")
+    assert (out.placed, out.refused, out.before_first_refusal) == (3, 1, 2)
+    assert out.lost_core_hours == pytest.approx(2.0)
+    assert out.lost_gib_hours == pytest.approx(1.0)
+    assert out.asked_core_hours == pytest.approx(2 + 4 + 2 + 200 / 3600)
+    assert out.host_hours == pytest.approx(2.0)
+    assert out.utilisation_cores == pytest.approx((2 + 4 + 200 / 3600) / 8)
+    assert out.classes["large"].refused == 1
+    assert out.most_hosts == 1
+
+
+def test_what_leaves_makes_room_before_what_comes_at_the_same_moment() -> None:
+    out = run(trace_of((0, 300, 4, 1), (300, 600, 4, 1)), "1x4c8g")
+    assert out.refused == 0
+
+
+def test_running_vms_take_room_until_they_leave() -> None:
+    hosts = parse_hosts("1x4c8g")
+    there = Arrival("r", 0, 600, 4, 1024, host=1)
+    trace = trace_of((300, 400, 1, 1), (600, 700, 1, 1))
+    out = replay(trace, hosts, Scheduler("best-fit", FILTERS, {}), running=[there])
+    assert (out.placed, out.refused) == (1, 1)
+    with pytest.raises(InvalidInput, match="host 9"):
+        replay(trace, hosts, Scheduler("best-fit", FILTERS, {}), running=[replace(there, host=9)])
+
+
+def test_the_same_seed_gives_the_same_and_shuffling_keeps_batches() -> None:
+    trace = generate(400, 6, 3)
+    assert len(trace) == 400
+    assert generate(400, 6, 3) == trace
+    assert generate(400, 6, 4) != trace
+    one, two = (run(trace, "6x16c64g", "random", 1) for _ in range(2))
+    assert one.series == two.series
+    mixed = trace.shuffled(1)
+    assert sorted(v.name for v in mixed.arrivals) == sorted(v.name for v in trace.arrivals)
+    assert [v.at for v in mixed.arrivals] == [v.at for v in trace.arrivals]
+    assert mixed.arrivals != trace.arrivals
+    assert trace.shuffled(0) is trace
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(
+        st.integers(0, 20), st.integers(0, 20), st.integers(1, 6), st.integers(0, 9)
+    ), min_size=1, max_size=40),
+    st.sampled_from(["first-fit", "best-fit", "worst-fit", "round-robin", "random"]),
+)
+def test_no_policy_beats_the_bound_and_nothing_is_lost_in_counting(
+    rows: list[tuple[int, int, int, int]], policy: str
+) -> None:
+    rows = sorted(rows)
+    trace = trace_of(
+        *((at * 60, (at + life) * 60, cpu, gib * 1024) for at, life, cpu, gib in rows), end=1800
+    )
+    hosts = parse_hosts("2x6c8g,1x3c2g")
+    out = run(trace, "2x6c8g,1x3c2g", policy)
+    bound = fluid_bound(trace, hosts)
+    assert bound.lost_core_hours <= out.lost_core_hours + 1e-9
+    if not out.refused:
+        assert bound.host_hours <= out.host_hours + 1e-9
+    assert out.placed + out.refused == out.vms == len(rows)
+    used = out.utilisation_cores * 15 * 0.5
+    assert used + out.lost_core_hours == pytest.approx(out.asked_core_hours)
+    assert sum(one.asked for one in out.classes.values()) == len(rows)
+    assert all(0 <= part <= 1 for part in out.series.cores)
+
+
+def test_jain_and_confidence_are_the_published_formulas() -> None:
+    assert jain([1, 1, 1]) == 1
+    assert jain([1, 0, 0, 0]) == 0.25
+    assert jain([]) == 1
+    spread = Spread.of([1.0, 2.0, 3.0])
+    assert spread.mean == 2
+    assert spread.half == pytest.approx(4.303 / math.sqrt(3))
+    assert Spread.of([5.0]).half is None
+
+
+def test_an_unknown_policy_lists_the_known() -> None:
+    hosts = parse_hosts("1x4c8g")
+    plan = Plan(lambda seed: generate(10, 1, seed), hosts, "x", ["best"], FILTERS, {})
+    with pytest.raises(InvalidInput, match=r"best-fit.*worst-fit"):
+        compare(plan)
+    with pytest.raises(InvalidInput, match="WEIGHER=NUMBER"):
+        compare(replace(plan, policies=["weighted:cpu_free"]))
+
+
+# -- the command
+
+
+def simulate(*arguments: str) -> str:
+    said = CliRunner().invoke(command_line, ["simulate", *arguments])
+    assert said.exit_code == 0, said.output
+    return said.stdout
+
+
+def test_the_command_prints_a_table_and_json() -> None:
+    common = ("--generate", "300", "--hours", "4", "--hosts", "4x16c32g", "--seeds", "2",
+              "--policy", "best-fit", "--policy", "weighted:cpu_free=-1")
+    text = simulate(*common)
+    assert text.splitlines()[1].split("\t") == [
+        "measure", "best-fit", "weighted:cpu_free=-1", "bound"
+    ]
+    assert "±" in text
+    data = json.loads(simulate(*common, "--json"))
+    assert [one["policy"] for one in data["policies"]] == ["best-fit", "weighted:cpu_free=-1"]
+    assert len(data["policies"][0]["runs"]) == 2
+    assert data["policies"][0]["runs"][0]["vms"] == 300
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    for arguments, word in (
+        (("--generate", "9", "--hosts", "9by9"), "700x48c128g"),
+        (("--generate", "9", "--hosts", "1x4c8g", "--policy", "none"), "known are"),
+        (("--trace", str(tmp_path / "no.csv"), "--hosts", "1x4c8g"), "cannot be read"),
+        (("--hosts", "1x4c8g"), "--trace"),
+        (("--generate", "9"), "--hosts"),
+    ):
+        said = CliRunner().invoke(command_line, ["simulate", *arguments])
+        assert said.exit_code != 0
+        assert word in said.stderr
+        assert "Traceback" not in said.stderr
