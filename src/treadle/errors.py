@@ -35,6 +35,22 @@ class InvalidInput(CallerError):
         self.mend = mend
 
 
+class Unauthorized(CallerError):
+    """It is not known who calls: no token, or one that is not valid (any more)."""
+
+
+class TooLarge(CallerError):
+    """The body is larger than what is taken."""
+
+
+class Overloaded(CallerError):
+    """The caller asks too often: again after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class NotFound(CallerError):
     """There is no such thing, or not for this caller."""
 
@@ -45,6 +61,10 @@ class Conflict(CallerError):
 
 class Forbidden(CallerError):
     """This caller may not do this."""
+
+
+class QuotaExceeded(Forbidden):
+    """It would be more than the project's quota allows."""
 
 
 class NotAvailable(CallerError):

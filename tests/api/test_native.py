@@ -141,7 +141,9 @@ def test_a_source_that_cannot_be_taken_is_refused(shared: Cloud, source: str) ->
 def test_flavors_are_added_and_offered(cloud: Cloud) -> None:
     answer = cloud.native("POST", "/flavors", json={"vcpus": 8, "memory_mib": 4096, "disk_gib": 9})
     assert answer.status_code == 201
-    assert answer.json() == {"id": 4, "vcpus": 8, "memory_mib": 4096, "disk_gib": 9}
+    shown = answer.json()
+    assert shown | {"id": 4, "vcpus": 8, "memory_mib": 4096, "disk_gib": 9} == shown
+    assert (shown["public_id"], shown["name"]) == ("4", "type-4")
     answer = cloud.native(
         "POST", "/flavors", json={"id": 77, "vcpus": 1, "memory_mib": 64, "disk_gib": 1}
     )

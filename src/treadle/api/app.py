@@ -12,11 +12,16 @@ from starlette.routing import Match, Route
 from treadle.api import classic, native
 from treadle.api.context import Context, answer
 from treadle.api.faults import message_of
+from treadle.api.openstack import compute
+from treadle.api.openstack.wire import Faced, Service
 from treadle.errors import RetryLater
 from treadle.placement import ledger
 
+SERVICES: tuple[Service, ...] = (compute.SERVICE,)
+"""OpenStack's services, by the first part of their paths."""
 
-def make_app(context: Context) -> Starlette:
+
+def make_app(context: Context) -> Faced:
     """The ASGI application over `context`."""
 
     async def healthz(_request: Request) -> Response:
@@ -48,7 +53,7 @@ def make_app(context: Context) -> Starlette:
         exception_handlers={404: refused, 405: refused},
     )
     app.router.redirect_slashes = False
-    return app
+    return Faced(context, SERVICES, app)
 
 
 def methods_of(request: Request) -> list[str]:

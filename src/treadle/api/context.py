@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import secrets
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -25,11 +26,34 @@ from treadle.controller.signals import Signals
 from treadle.db.engine import Database
 from treadle.errors import Forbidden
 from treadle.hypervisor.base import DriverFactory
+from treadle.identity.model import Caller
 
 T = TypeVar("T")
 
 LOOK_ANYWAY_S = 0.5
+HOST = re.compile(r"[A-Za-z0-9.:_\[\]-]{1,255}")
 _encode = msgspec.json.Encoder().encode
+
+
+class Tokens(Protocol):
+    """Knows whose token it is."""
+
+    async def check(self, token: str) -> Caller:
+        """Whoever holds it. Errors: `Unauthorized`."""
+
+
+class Rules(Protocol):
+    """Knows who may do what."""
+
+    def check(
+        self, rule: str, caller: Caller, target: Mapping[str, Any] | None = None
+    ) -> None:
+        """Errors: `Forbidden`."""
+
+    def allows(
+        self, rule: str, caller: Caller, target: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Whether `check` lets it pass."""
 
 
 @dataclass
@@ -43,6 +67,8 @@ class Context:
     driver: DriverFactory
     fleet: Fleet
     admin_token: str
+    tokens: Tokens
+    rules: Rules
     networks: tuple[Any, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,6 +118,14 @@ class Context:
                     continue
         finally:
             undo()
+
+    def base(self, request: Request) -> str:
+        """The address under which the caller reaches this process, without a path."""
+        host = request.headers.get("host", "")
+        if not HOST.fullmatch(host):
+            server = request.scope.get("server") or ("localhost", None)
+            host = server[0] if server[1] is None else f"{server[0]}:{server[1]}"
+        return f"{request.scope['scheme']}://{host}"
 
     # -- who may call
 

@@ -11,15 +11,21 @@ from treadle.errors import (
     InvalidInput,
     NotAvailable,
     NotFound,
+    Overloaded,
     Permanent,
     RetryLater,
+    TooLarge,
+    Unauthorized,
 )
 
 STATUS: tuple[tuple[type[Exception], int], ...] = (
     (InvalidInput, 400),
+    (Unauthorized, 401),
     (Forbidden, 403),
     (NotFound, 404),
     (Conflict, 409),
+    (TooLarge, 413),
+    (Overloaded, 429),
     (NotAvailable, 503),
     (CannotPlace, 503),
     (RetryLater, 503),

@@ -43,7 +43,7 @@ from treadle.placement import ledger
 from treadle.scheduler.engine import Scheduler
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
+    from treadle.api.openstack.wire import Faced
 
 log = structlog.get_logger("treadle")
 
@@ -104,7 +104,7 @@ class Treadle:
     fleet: Fleet
     controller: Controller
     context: Context
-    app: Starlette
+    app: Faced
 
     def register(self, inventory: Inventory) -> None:
         """Take what the start named into the database; ids stay what they were."""
@@ -147,7 +147,7 @@ def assemble(
         guest_pool=hosts.guest_pool, resync_s=limits.resync_s, image_share=limits.image_share,
     )
     timing = Timing(limits.lease_s, limits.build_deadline_s, limits.build_attempts)
-    context = Context(database, signals, settings, driver, fleet, admin_token(folder))
+    context = Context(database, signals, settings, driver, fleet, admin_token(folder), None, None)  # type: ignore
     image_folder = folder / "images"
     image_folder.mkdir(mode=0o700, exist_ok=True)
     watching = HostHandler(database, fleet, signals, policy)

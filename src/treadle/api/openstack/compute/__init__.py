@@ -1,0 +1,13 @@
+"""Compute v2.1 at /compute: OpenStack's servers, flavors and what belongs to them."""
+
+from __future__ import annotations
+
+from treadle.api.openstack.compute import versions
+from treadle.api.openstack.compute.faults import fault_body
+from treadle.api.openstack.compute.versions import HIGHEST, LOWEST
+from treadle.api.openstack.wire import Service
+
+SERVICE = Service(
+    "/compute", [*versions.CALLS], fault=fault_body, microversions=(LOWEST, HIGHEST),
+    header="compute",
+)
