@@ -64,6 +64,15 @@ class Server(Struct, frozen=True):
     max_body_kib: Annotated[
         int, Meta(ge=1, le=65536, description="Largest body of a request, in KiB.")
     ] = 64
+    rules_file: Annotated[
+        str,
+        Meta(
+            pattern=_PATH_OR_NOTHING,
+            title="an absolute path",
+            description="TOML file that says who may do what, where that differs from what is "
+            'built in: "compute:servers:create" = "admin".',
+        ),
+    ] = ""
 
 
 class State(Struct, frozen=True):

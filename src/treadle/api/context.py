@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -26,34 +26,14 @@ from treadle.controller.signals import Signals
 from treadle.db.engine import Database
 from treadle.errors import Forbidden
 from treadle.hypervisor.base import DriverFactory
-from treadle.identity.model import Caller
+from treadle.identity.rules import Rules
+from treadle.identity.tokens import Tokens
 
 T = TypeVar("T")
 
 LOOK_ANYWAY_S = 0.5
 HOST = re.compile(r"[A-Za-z0-9.:_\[\]-]{1,255}")
 _encode = msgspec.json.Encoder().encode
-
-
-class Tokens(Protocol):
-    """Knows whose token it is."""
-
-    async def check(self, token: str) -> Caller:
-        """Whoever holds it. Errors: `Unauthorized`."""
-
-
-class Rules(Protocol):
-    """Knows who may do what."""
-
-    def check(
-        self, rule: str, caller: Caller, target: Mapping[str, Any] | None = None
-    ) -> None:
-        """Errors: `Forbidden`."""
-
-    def allows(
-        self, rule: str, caller: Caller, target: Mapping[str, Any] | None = None
-    ) -> bool:
-        """Whether `check` lets it pass."""
 
 
 @dataclass

@@ -36,6 +36,8 @@ from treadle.db.schema import meta
 from treadle.errors import Permanent
 from treadle.hypervisor.base import DriverFactory, HostSetup, Hypervisor
 from treadle.hypervisor.fake import FakeFleet
+from treadle.identity.rules import load_rules
+from treadle.identity.tokens import Tokens
 from treadle.image.fetch import FetchLimits, HttpUrl
 from treadle.image.handler import KIND as FETCH_KIND
 from treadle.image.handler import ImageHandler
@@ -147,7 +149,10 @@ def assemble(
         guest_pool=hosts.guest_pool, resync_s=limits.resync_s, image_share=limits.image_share,
     )
     timing = Timing(limits.lease_s, limits.build_deadline_s, limits.build_attempts)
-    context = Context(database, signals, settings, driver, fleet, admin_token(folder), None, None)  # type: ignore
+    context = Context(
+        database, signals, settings, driver, fleet, admin_token(folder), Tokens(),
+        load_rules(settings.server.rules_file),
+    )
     image_folder = folder / "images"
     image_folder.mkdir(mode=0o700, exist_ok=True)
     watching = HostHandler(database, fleet, signals, policy)

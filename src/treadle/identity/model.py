@@ -27,8 +27,8 @@ class Caller:
 
     @property
     def is_admin(self) -> bool:
-        """Whether the role `admin` is held in the token's scope."""
-        return "admin" in self.roles
+        """Whether this is an administrator of the cloud; the one of a domain is not."""
+        return "admin" in self.roles and self.domain_id is None
 
 
 ANYBODY = Caller()

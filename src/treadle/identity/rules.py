@@ -1,0 +1,182 @@
+"""Who may do what: one table a service, from the name of a rule to a predicate.
+
+A rule is asked twice. Before a call runs it is asked without a target: has the caller the role at
+all? Where it depends on the thing (its project, its owner, its domain) the handler asks again with
+`{"project_id", "user_id", "domain_id"}` of it, or selects by project in SQL, so that what belongs
+to others is not found.
+
+An operator's file (setting `server.rules_file`) gives rules another predicate, in TOML:
+`"compute:servers:create" = "admin"`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from treadle.errors import Forbidden, InvalidInput
+from treadle.identity.model import Caller
+
+Target = Mapping[str, Any]
+Predicate = Callable[[Caller, Target | None], bool]
+
+READERS = frozenset({"reader", "member", "manager", "admin"})
+MEMBERS = frozenset({"member", "manager", "admin"})
+MANAGERS = frozenset({"manager", "admin"})
+FILE_MAX = 1 << 20
+
+
+def _is(value: str | None, target: Target | None, key: str) -> bool:
+    """Whether the caller's `value` is the target's; without a target, whether there is one."""
+    return bool(value) and (target is None or target.get(key) == value)
+
+
+def nobody(_caller: Caller, _target: Target | None) -> bool:
+    """Not even an administrator."""
+    return False
+
+
+def token(_caller: Caller, _target: Target | None) -> bool:
+    """Whoever holds a valid token, whatever it is good for."""
+    return True
+
+
+def admin(caller: Caller, _target: Target | None) -> bool:
+    """The cloud's administrators."""
+    return caller.is_admin
+
+
+def reader(caller: Caller, _target: Target | None) -> bool:
+    """The cloud's administrators, and readers of the whole system."""
+    return caller.is_admin or (caller.system and not READERS.isdisjoint(caller.roles))
+
+
+def service(caller: Caller, _target: Target | None) -> bool:
+    """Administrators and the accounts of services."""
+    return caller.is_admin or "service" in caller.roles
+
+
+def project_reader(caller: Caller, target: Target | None) -> bool:
+    """Who may look at what the target's project has."""
+    return caller.is_admin or (
+        not READERS.isdisjoint(caller.roles) and _is(caller.project_id, target, "project_id")
+    )
+
+
+def project_member(caller: Caller, target: Target | None) -> bool:
+    """Who may change what the target's project has."""
+    return caller.is_admin or (
+        not MEMBERS.isdisjoint(caller.roles) and _is(caller.project_id, target, "project_id")
+    )
+
+
+def owner(caller: Caller, target: Target | None) -> bool:
+    """The target's own user."""
+    return caller.is_admin or _is(caller.user_id, target, "user_id")
+
+
+def domain_admin(caller: Caller, target: Target | None) -> bool:
+    """Who runs the target's domain."""
+    return caller.is_admin or (
+        not MANAGERS.isdisjoint(caller.roles) and _is(caller.domain_id, target, "domain_id")
+    )
+
+
+def domain_reader(caller: Caller, target: Target | None) -> bool:
+    """Who may look at what the target's domain has."""
+    return reader(caller, target) or (
+        not READERS.isdisjoint(caller.roles) and _is(caller.domain_id, target, "domain_id")
+    )
+
+
+def owner_or_reader(caller: Caller, target: Target | None) -> bool:
+    """The target's own user, or a reader of the system."""
+    return owner(caller, target) or reader(caller, target)
+
+
+def owner_or_domain_admin(caller: Caller, target: Target | None) -> bool:
+    """The target's own user, or who runs its domain."""
+    return owner(caller, target) or domain_admin(caller, target)
+
+
+def owner_or_domain_reader(caller: Caller, target: Target | None) -> bool:
+    """The target's own user, or who may look at its domain."""
+    return owner(caller, target) or domain_reader(caller, target)
+
+
+def owner_or_service(caller: Caller, target: Target | None) -> bool:
+    """The target's own user, a reader of the system, or a service."""
+    return owner_or_reader(caller, target) or service(caller, target)
+
+
+PREDICATES: dict[str, Predicate] = {
+    one.__name__: one for one in (
+        nobody, token, admin, reader, service, project_reader, project_member, owner, domain_admin,
+        domain_reader, owner_or_reader, owner_or_domain_admin, owner_or_domain_reader,
+        owner_or_service,
+    )
+}
+"""What an operator may choose from."""
+
+IDENTITY: dict[str, str] = {
+    "identity:validate_token": "owner_or_service",
+    "identity:revoke_token": "owner",
+    "identity:auth": "token",
+}
+
+COMPUTE: dict[str, str] = {}
+
+IMAGE: dict[str, str] = {}
+
+NETWORK: dict[str, str] = {}
+
+RULES: dict[str, str] = {**IDENTITY, **COMPUTE, **IMAGE, **NETWORK}
+"""Every rule there is; a service's part has names that begin with the service."""
+
+
+class Rules:
+    """The table as it stands in this process."""
+
+    def __init__(self, changes: Mapping[str, str] | None = None) -> None:
+        """`changes`: an operator's own choice. Errors: `InvalidInput` for a name that is unknown.
+        """
+        table = dict(RULES)
+        for rule, predicate in (changes or {}).items():
+            if rule not in RULES:
+                near = get_close_matches(rule, list(RULES), n=1, cutoff=0.0)
+                raise InvalidInput("rule", rule, f"there is no such rule; did you mean {near[0]}?")
+            if not isinstance(predicate, str) or predicate not in PREDICATES:
+                raise InvalidInput(rule, predicate, f"it must be one of {', '.join(PREDICATES)}")
+            table[rule] = predicate
+        self._table = {rule: PREDICATES[name] for rule, name in table.items()}
+
+    def allows(self, rule: str, caller: Caller, target: Target | None = None) -> bool:
+        """Whether the caller may do it (to the target)."""
+        return self._table[rule](caller, target)
+
+    def check(self, rule: str, caller: Caller, target: Target | None = None) -> None:
+        """Errors: `Forbidden` where the caller may not."""
+        if not self._table[rule](caller, target):
+            raise Forbidden(f"You are not authorized to perform the requested action: {rule}.")
+
+
+def load_rules(path: str) -> Rules:
+    """The table with the changes of an operator's file; "": as it is. Errors: `InvalidInput`."""
+    if not path:
+        return Rules()
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(FILE_MAX + 1)
+    except OSError as error:
+        mend = f"it cannot be read ({error.strerror})"
+        raise InvalidInput("server.rules_file", path, mend) from error
+    if len(content) > FILE_MAX:
+        raise InvalidInput("server.rules_file", path, "at most 1 MiB of TOML is expected")
+    try:
+        changes = tomllib.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput("server.rules_file", path, f"it is not TOML: {error}") from error
+    return Rules(changes)
