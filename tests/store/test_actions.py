@@ -36,7 +36,7 @@ def set_up(database: Database, virtual_bytes: int = GIB) -> None:
 
 
 def make(database: Database, name: str = "web", **changes: Any) -> list[Instance]:
-    wish = Wish(**{"name": name, "flavor_id": 1, "image_id": None, **changes})
+    wish = Wish(**{"name": name, "flavor": 1, "image": None, **changes})
     made = database.write(lambda conn: create(conn, wish, request_id="r", build_deadline_s=300))
     found = [database.read(lambda conn, m=m: store.get(conn, m.id)) for m in made]
     assert [one.uuid for one in found if one] == [m.uuid for m in made]
@@ -131,10 +131,10 @@ def test_an_address_on_the_wire_is_local_and_for_one_machine() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
-        ({"flavor_id": 9}, NotFound, "no instance type 9: there are 1"),
-        ({"flavor_id": 0}, NotFound, "no instance type 0"),
-        ({"flavor_id": -1}, NotFound, "no instance type -1"),
-        ({"image_id": 9}, NotFound, "no image 9: there are 1"),
+        ({"flavor": 9}, NotFound, "no instance type 9: there are 1"),
+        ({"flavor": 0}, NotFound, "no instance type 0"),
+        ({"flavor": -1}, NotFound, "no instance type -1"),
+        ({"image": 9}, NotFound, "no image 9: there are 1"),
         ({"count": 0}, InvalidInput, "from 1 to 100"),
         ({"count": -1}, InvalidInput, "from 1 to 100"),
         ({"count": 101}, InvalidInput, "from 1 to 100"),
@@ -212,13 +212,13 @@ def test_an_image_that_is_still_read_is_asked_for_later(database: Database) -> N
     set_up(database)
     id = database.write(lambda conn: images.add(conn, "/slow.qcow2", "slow"))
     with pytest.raises(RetryLater, match="still being read"):
-        make(database, image_id=id)
+        make(database, image=id)
     database.write(lambda conn: images.set_error(conn, id, "no route", final=False))
     with pytest.raises(RetryLater, match="no route"):
-        make(database, image_id=id)
+        make(database, image=id)
     database.write(lambda conn: images.set_error(conn, id, "it is a web page", final=True))
     with pytest.raises(Conflict, match="cannot be used: it is a web page"):
-        make(database, image_id=id)
+        make(database, image=id)
     assert counts(database) == (0, 0)
 
 

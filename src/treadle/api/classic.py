@@ -102,8 +102,8 @@ async def vm_create(context: Context, arguments: Arguments, request_id: str) -> 
     limits = context.settings.controller
     wish = Wish(
         name=arguments["name"],
-        flavor_id=number(arguments, "instance_type"),
-        image_id=optional(arguments, "image_id"),
+        flavor=number(arguments, "instance_type"),
+        image=optional(arguments, "image_id"),
         count=1 if count is None else count,
         user_data=guest.user_data,
         ssh_keys=tuple(guest.ssh_keys),

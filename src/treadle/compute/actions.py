@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 import uuid as uuids
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 
 from treadle.compute import store
 from treadle.compute.model import SETTLED, Goal, Instance, Phase, State, shown_state
 from treadle.compute.reconciler import KIND
+from treadle.compute.store import Flavor
 from treadle.controller import queue
 from treadle.db.clock import now
 from treadle.errors import Conflict, InvalidInput, NotFound, RetryLater
@@ -32,62 +34,108 @@ GIB = 1 << 30
 class Wish:
     """A request for instances, already of the right types.
 
-    `image_id` None: the first image. `count` makes that many, all or none, named NAME-1, NAME-2, …;
-    `rollback`: what cannot be built is deleted, not kept as an error.
+    `flavor` is the classic number, or the flavor; `image` likewise, None for the first one.
+    `count` makes that many, named NAME-1, NAME-2, …, or with `or_fewer` as many as the quota lets,
+    but no fewer than that. `rollback`: what cannot be built is deleted, not kept as an error, and
+    with it the others of the request. `hostname`: empty, the name is one. `group` is the number of
+    a server group, `zone` the availability zone that is asked for.
     """
 
     name: str
-    flavor_id: int
-    image_id: int | None
+    flavor: int | Flavor
+    image: int | Image | None
     count: int = 1
+    or_fewer: int | None = None
     user_data: str = ""
     ssh_keys: tuple[str, ...] = ()
     rollback: bool = False
+    project_id: str = ""
+    user_id: str = ""
+    hostname: str = ""
+    description: str | None = None
+    key_name: str | None = None
+    config_drive: bool = False
+    disk_config: str = "MANUAL"
+    access_ipv4: str = ""
+    access_ipv6: str = ""
+    networked: bool = True
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    tags: frozenset[str] = frozenset()
+    zone: str | None = None
+    group: int | None = None
+    hints: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What was made: the small number and the UUID."""
+    """What was made: the small number and the UUID, and the UUID of the request."""
 
     id: int
     uuid: str
+    batch: str
 
 
 def create(
     conn: sa.Connection, wish: Wish, *, request_id: str, build_deadline_s: float
 ) -> list[Made]:
     """Verify the wish and make the rows. Errors: `InvalidInput`, `NotFound`, `Conflict`,
-    `RetryLater` while the image is still being read."""
+    `QuotaExceeded`, `RetryLater` while the image is still being read."""
     names = _names(wish)
-    flavor = store.get_flavor(conn, wish.flavor_id)
-    if flavor is None:
-        known = ", ".join(str(f.id) for f in store.list_flavors(conn)) or "none"
-        raise NotFound(f"there is no instance type {wish.flavor_id}: there are {known}")
-    image = _image(conn, wish.image_id)
+    flavor = _flavor(conn, wish.flavor)
+    image = _image(conn, wish.image)
+    check_fits(flavor, image)
+    time = float(conn.execute(sa.select(now())).scalar_one())
+    batch = str(uuids.uuid4())
+    made = [uuids.uuid4() for _ in names]
+    shared = {
+        "flavor_id": flavor.id, "vcpus": flavor.vcpus, "memory_mib": flavor.memory_mib,
+        "disk_gib": flavor.disk_gib, "flavor": snapshot(flavor), "image_id": image.id,
+        "user_data": wish.user_data, "ssh_keys": "\n".join(wish.ssh_keys),
+        "goal": Goal.RUNNING, "state": State.BUILDING, "phase": Phase.QUEUED,
+        "deadline": time + build_deadline_s, "batch": batch, "rollback": wish.rollback,
+        "project_id": wish.project_id, "user_id": wish.user_id, "description": wish.description,
+        "key_name": wish.key_name, "config_drive": wish.config_drive,
+        "disk_config": wish.disk_config, "access_ipv4": wish.access_ipv4,
+        "access_ipv6": wish.access_ipv6, "networked": wish.networked,
+        "metadata": store.compact(wish.metadata), "availability_zone": wish.zone,
+        "group_id": wish.group, "scheduler_hints": store.compact(wish.hints),
+    }
+    rows = [
+        {
+            **shared, "uuid": str(one), "name": name, "mac": mac_of(one) if wish.networked else "",
+            "hostname": _numbered(wish.hostname, index, len(names)) or None,
+            "launch_index": index,
+        }
+        for index, (name, one) in enumerate(zip(names, made, strict=True))
+    ]
+    ids = store.insert(conn, rows)
+    for id in ids:
+        store.begin_action(
+            conn, id, request_id, "create", 1, user_id=wish.user_id, project_id=wish.project_id
+        )
+        if wish.tags:
+            store.set_tags(conn, id, wish.tags)
+    queue.enqueue_new(conn, KIND, [str(one) for one in made])
+    return [Made(id, str(one), batch) for id, one in zip(ids, made, strict=True)]
+
+
+def check_fits(flavor: Flavor, image: Image) -> None:
+    """Whether the image can be put on the flavor's disk. Errors: `Conflict`."""
     if image.virtual_bytes is not None and image.virtual_bytes > flavor.disk_gib * GIB:
         need = -(-image.virtual_bytes // GIB)
         raise Conflict(
             f"instance type {flavor.id} has {flavor.disk_gib} GiB of disk and image {image.name} "
             f"needs {need}: choose a larger type"
         )
-    time = float(conn.execute(sa.select(now())).scalar_one())
-    batch = str(uuids.uuid4())
-    made = [uuids.uuid4() for _ in names]
-    rows = [
-        {
-            "uuid": str(one), "name": name, "flavor_id": flavor.id, "vcpus": flavor.vcpus,
-            "memory_mib": flavor.memory_mib, "disk_gib": flavor.disk_gib, "image_id": image.id,
-            "mac": mac_of(one), "user_data": wish.user_data, "ssh_keys": "\n".join(wish.ssh_keys),
-            "goal": Goal.RUNNING, "state": State.BUILDING, "phase": Phase.QUEUED,
-            "deadline": time + build_deadline_s, "batch": batch, "rollback": wish.rollback,
-        }
-        for name, one in zip(names, made, strict=True)
-    ]
-    ids = store.insert(conn, rows)
-    for id in ids:
-        store.begin_action(conn, id, request_id, "create", 1)
-    queue.enqueue_new(conn, KIND, [str(one) for one in made])
-    return [Made(id, str(one)) for id, one in zip(ids, made, strict=True)]
+
+
+def snapshot(flavor: Flavor) -> str:
+    """What an instance keeps of its flavor, for as long as it has that size, as JSON."""
+    return store.compact({
+        "id": flavor.public_id, "name": flavor.name, "swap": flavor.swap_mib,
+        "ephemeral": flavor.ephemeral_gib, "rxtx_factor": flavor.rxtx_factor,
+        "extra_specs": dict(flavor.extra_specs),
+    })
 
 
 def mac_of(uuid: uuids.UUID) -> str:
@@ -168,19 +216,33 @@ def word(instance: Instance) -> str:
 
 
 def _names(wish: Wish) -> Sequence[str]:
-    if not NAME.fullmatch(wish.name):
+    if not wish.hostname and not NAME.fullmatch(wish.name):
         raise InvalidInput("name", wish.name, f"it must be {NAME_RULE}")
     if not 1 <= wish.count <= COUNT_MAX:
         raise InvalidInput("count", wish.count, f"it must be from 1 to {COUNT_MAX}")
-    if wish.count == 1:
-        return [wish.name]
-    names = [f"{wish.name}-{number}" for number in range(1, wish.count + 1)]
-    if len(names[-1]) > 63:
+    names = [_numbered(wish.name, index, wish.count) for index in range(wish.count)]
+    if len(names[-1]) > (255 if wish.hostname else 63):
         raise InvalidInput("name", wish.name, f"with its number it must be {NAME_RULE}")
     return names
 
 
-def _image(conn: sa.Connection, id: int | None) -> Image:
+def _numbered(name: str, index: int, count: int) -> str:
+    """The name of one of several."""
+    return name if count == 1 or not name else f"{name}-{index + 1}"
+
+
+def _flavor(conn: sa.Connection, wanted: int | Flavor) -> Flavor:
+    if isinstance(wanted, Flavor):
+        return wanted
+    flavor = store.get_flavor(conn, wanted)
+    if flavor is None:
+        known = ", ".join(str(f.id) for f in store.list_flavors(conn)) or "none"
+        raise NotFound(f"there is no instance type {wanted}: there are {known}")
+    return flavor
+
+
+def _image(conn: sa.Connection, wanted: int | Image | None) -> Image:
+    id = wanted.id if isinstance(wanted, Image) else wanted
     image = images.first(conn) if id is None else images.get(conn, id)
     if image is None:
         if id is None:

@@ -79,6 +79,8 @@ class Instance:
     created_at: float
     launched_at: float | None
     deleted_at: float | None
+    hostname: str | None = None
+    project_id: str = ""
 
 
 BUSY_WORDS = {

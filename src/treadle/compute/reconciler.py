@@ -374,7 +374,10 @@ class InstanceHandler:
             uuid=instance.uuid, name=instance.name, generation=instance.generation,
             vcpus=instance.vcpus, memory_mib=instance.memory_mib, disk_gib=instance.disk_gib,
             mac=instance.mac, image=loaded.image,
-            seed=Seed(hostname_of(instance.name), instance.user_data, instance.ssh_keys),
+            seed=Seed(
+                hostname_of(instance.hostname or instance.name), instance.user_data,
+                instance.ssh_keys,
+            ),
             metadata={"cloud": self._cloud_id, "id": str(instance.id), "name": instance.name},
         )
 

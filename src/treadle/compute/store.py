@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -13,7 +13,16 @@ import sqlalchemy as sa
 
 from treadle.compute.model import Goal, Instance, Phase, State
 from treadle.db.clock import now
-from treadle.db.schema import action, action_step, decision, flavor, host, host_image, image
+from treadle.db.schema import (
+    action,
+    action_step,
+    decision,
+    flavor,
+    host,
+    host_image,
+    image,
+    instance_tag,
+)
 from treadle.db.schema import instance as table
 from treadle.hypervisor.base import ImageSpec
 from treadle.placement.ledger import HostStatus, ImageState
@@ -176,11 +185,23 @@ def _update_of(names: tuple[str, ...]) -> sa.Update:
     )
 
 
+def set_tags(conn: sa.Connection, id: int, tags: Collection[str]) -> None:
+    """Make these the instance's tags; `version` is the caller's to raise."""
+    conn.execute(sa.delete(instance_tag).where(instance_tag.c.instance_id == id))
+    if tags:
+        conn.execute(
+            sa.insert(instance_tag), [{"instance_id": id, "tag": tag} for tag in sorted(tags)]
+        )
+
+
 def begin_action(
-    conn: sa.Connection, id: int, request_id: str, name: str, revision: int
+    conn: sa.Connection, id: int, request_id: str, name: str, revision: int, *,
+    user_id: str = "", project_id: str = "",
 ) -> None:
     """Open an entry of the action log."""
-    conn.execute(_BEGIN, {"i": id, "q": request_id, "n": name, "r": revision})
+    conn.execute(_BEGIN, {
+        "i": id, "q": request_id, "n": name, "r": revision, "u": user_id, "p": project_id,
+    })
 
 
 def end_actions(
@@ -305,7 +326,7 @@ def _instance(row: Any) -> Instance:
         frozenset(int(n) for n in re.findall(r"\d+", row.excluded)) if row.excluded
         else frozenset(),
         row.batch, row.rollback, row.host_id, row.address, row.fault, row.created_at,
-        row.launched_at, row.deleted_at,
+        row.launched_at, row.deleted_at, row.hostname, row.project_id,
     )
 
 
@@ -334,7 +355,8 @@ _LOAD = (
 )
 _BEGIN = sa.insert(action).values(
     instance_id=sa.bindparam("i"), request_id=sa.bindparam("q"), name=sa.bindparam("n"),
-    revision=sa.bindparam("r"), started_at=now(),
+    revision=sa.bindparam("r"), started_at=now(), user_id=sa.bindparam("u"),
+    project_id=sa.bindparam("p"),
 )
 _END = sa.update(action).where(
     action.c.instance_id == sa.bindparam("i"), action.c.revision <= sa.bindparam("r"),

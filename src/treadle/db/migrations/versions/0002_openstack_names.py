@@ -234,10 +234,25 @@ def upgrade() -> None:
     op.add_column("instance", sa.Column("locked_by", sa.String(length=5), nullable=True))
     op.add_column("instance", sa.Column("locked_reason", sa.Text(), nullable=True))
     op.add_column("instance", sa.Column("fault_at", sa.Float(), nullable=True))
-    op.create_index("ix_instance_created_at", "instance", ["created_at", "id"], unique=False)
+    op.create_index(
+        "ix_instance_created_at",
+        "instance",
+        ["created_at", "id"],
+        unique=False,
+        sqlite_where=sa.text("state != 'deleted'"),
+        postgresql_where=sa.text("state != 'deleted'"),
+    )
+    op.add_column(
+        "instance", sa.Column("launch_index", sa.Integer(), server_default="0", nullable=False)
+    )
     op.create_index("ix_instance_group_id", "instance", ["group_id"], unique=False)
     op.create_index(
-        "ix_instance_project_id", "instance", ["project_id", "created_at", "id"], unique=False
+        "ix_instance_project_id",
+        "instance",
+        ["project_id", "created_at", "id"],
+        unique=False,
+        sqlite_where=sa.text("state != 'deleted'"),
+        postgresql_where=sa.text("state != 'deleted'"),
     )
     name_what_is_there()
     op.create_index(
