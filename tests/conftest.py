@@ -35,6 +35,15 @@ SPEED = (
 )
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what tests recorded as figures, wherever they ran."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, value in report.user_properties:
+                if name == "figures":
+                    terminalreporter.write_line(str(value))
+
+
 @dataclass
 class Cluster:
     """A running PostgreSQL server; `migrated` is a database at the newest schema in it."""

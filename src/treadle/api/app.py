@@ -12,12 +12,12 @@ from starlette.routing import Match, Route
 from treadle.api import classic, native
 from treadle.api.context import Context, answer
 from treadle.api.faults import message_of
-from treadle.api.openstack import compute
+from treadle.api.openstack import compute, network_v2
 from treadle.api.openstack.wire import Faced, Service
 from treadle.errors import RetryLater
 from treadle.placement import ledger
 
-SERVICES: tuple[Service, ...] = (compute.SERVICE,)
+SERVICES: tuple[Service, ...] = (compute.SERVICE, network_v2.SERVICE)
 """OpenStack's services, by the first part of their paths."""
 
 

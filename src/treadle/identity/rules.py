@@ -131,7 +131,22 @@ COMPUTE: dict[str, str] = {}
 
 IMAGE: dict[str, str] = {}
 
-NETWORK: dict[str, str] = {}
+NETWORK: dict[str, str] = {
+    **{
+        f"network:{verb}_{kind}": "project_reader" if verb == "get" else "project_member"
+        for kind in (
+            "network", "subnet", "port", "security_group", "security_group_rule", "router",
+            "floatingip", "address_scope", "subnetpool",
+        )
+        for verb in ("get", "create", "update", "delete")
+    },
+    "network:get_agent": "reader",
+    "network:get_availability_zone": "project_reader",
+    "network:get_extension": "token",
+    "network:get_quota": "project_reader",
+    "network:list_quotas": "reader",
+    "network:update_quota": "admin",
+}
 
 RULES: dict[str, str] = {**IDENTITY, **COMPUTE, **IMAGE, **NETWORK}
 """Every rule there is; a service's part has names that begin with the service."""

@@ -1,0 +1,1 @@
+"""Networks as projects see them: today the one that every host offers, and ports made of rows."""
