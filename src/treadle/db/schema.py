@@ -243,6 +243,8 @@ instance = Table(
     Index("ix_instance_created_at", "created_at", "id",
           sqlite_where=text("state != 'deleted'"), postgresql_where=text("state != 'deleted'")),
     Index("ix_instance_batch", "batch"),
+    Index("ix_instance_usage", "project_id", "user_id", "vcpus", "memory_mib", "state",
+          sqlite_where=text("state != 'deleted'"), postgresql_where=text("state != 'deleted'")),
     Index("ix_instance_live", "id", sqlite_where=text("state != 'deleted'"),
           postgresql_where=text("state != 'deleted'")),
     sqlite_autoincrement=True,
@@ -306,6 +308,14 @@ keypair = Table(
 quota = Table(
     "quota", metadata,
     Column("project_id", String(64), primary_key=True),
+    Column("resource", String(64), primary_key=True),
+    Column("hard_limit", Integer, nullable=False),
+)
+
+quota_user = Table(
+    "quota_user", metadata,
+    Column("project_id", String(64), primary_key=True),
+    Column("user_id", String(64), primary_key=True),
     Column("resource", String(64), primary_key=True),
     Column("hard_limit", Integer, nullable=False),
 )
