@@ -268,7 +268,8 @@ async def image_list(context: Context, _arguments: Arguments, _request_id: str) 
     """The images that can be used, or soon can."""
     found = await context.read(images.list_images)
     return {"images": [
-        {"id": one.id, "name": one.name} for one in found if one.state is not ImageStatus.ERROR
+        {"id": one.id, "name": one.name} for one in found
+        if one.visibility == "public" and one.state in (ImageStatus.NEW, ImageStatus.ACTIVE)
     ]}
 
 

@@ -120,13 +120,17 @@ def create(
 
 
 def check_fits(flavor: Flavor, image: Image) -> None:
-    """Whether the image can be put on the flavor's disk. Errors: `Conflict`."""
-    if image.virtual_bytes is not None and image.virtual_bytes > flavor.disk_gib * GIB:
-        need = -(-image.virtual_bytes // GIB)
-        raise Conflict(
-            f"instance type {flavor.id} has {flavor.disk_gib} GiB of disk and image {image.name} "
-            f"needs {need}: choose a larger type"
-        )
+    """Whether an instance of the flavor can have the image. Errors: `Conflict`."""
+    disk = max(-(-(image.virtual_bytes or 0) // GIB), image.min_disk_gib)
+    for what, unit, has, needs in (
+        ("disk", "GiB", flavor.disk_gib, disk),
+        ("memory", "MiB", flavor.memory_mib, image.min_memory_mib),
+    ):
+        if needs > has:
+            raise Conflict(
+                f"instance type {flavor.id} has {has} {unit} of {what} and image {image.name} "
+                f"needs {needs}: choose a larger type"
+            )
 
 
 def snapshot(flavor: Flavor) -> str:
@@ -244,14 +248,14 @@ def _flavor(conn: sa.Connection, wanted: int | Flavor) -> Flavor:
 def _image(conn: sa.Connection, wanted: int | Image | None) -> Image:
     id = wanted.id if isinstance(wanted, Image) else wanted
     image = images.first(conn) if id is None else images.get(conn, id)
-    if image is None:
+    if image is None or image.deleted_at is not None:
         if id is None:
             raise NotFound("there is no image: add one")
         known = ", ".join(str(one.id) for one in images.list_images(conn)) or "none"
         raise NotFound(f"there is no image {id}: there are {known}")
-    if image.state is ImageStatus.ERROR:
-        raise Conflict(f"image {image.id} cannot be used: {image.error}")
-    if image.state is ImageStatus.NEW or image.sha256 is None:
+    if image.state is ImageStatus.NEW:
         waiting = f" ({image.error})" if image.error else ""
         raise RetryLater(f"image {image.id} is still being read{waiting}: ask again in a moment")
+    if image.state is not ImageStatus.ACTIVE or image.sha256 is None:
+        raise Conflict(f"image {image.id} cannot be used: {image.error or f'it is {image.state}'}")
     return image

@@ -125,7 +125,12 @@ image = Table(
     Column("properties", Text, nullable=False, server_default="{}"),
     Column("updated_at", Float),
     Column("deleted_at", Float),
+    Column("blob", String(64)),
+    Column("blob_bytes", BigInteger),
+    Column("task", Text),
     Index("ix_image_uuid", "uuid", unique=True),
+    Index("ix_image_project_id", "project_id"),
+    Index("ix_image_sha256", "sha256"),
     sqlite_autoincrement=True,
 )
 
