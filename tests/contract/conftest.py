@@ -49,6 +49,8 @@ class World:
     leftovers: Callable[[str], list[str]]
     remove_domain: Callable[[str], None]
     runs_guests: bool = False
+    without_agent: Callable[[str], None] = lambda _uuid: None
+    """Take the agent out of a guest; the small image has none."""
     behind: Behind | None = None
     driver: Hypervisor = field(init=False)
 
@@ -97,10 +99,14 @@ def fake_world(folder: Path) -> World:
     def remove_domain(uuid: str) -> None:
         host.guests[uuid].defined = False
 
+    def without_agent(uuid: str) -> None:
+        host.guests[uuid].agent = False
+
     return World(
         "fake", lambda: FakeHypervisor(host), HostSetup(subnet="10.77.1.0/24"), image, content,
         add_foreign, lambda uuid: host.foreign.get(uuid) is Power.RUNNING,
         lambda uuid: [uuid] if uuid in host.guests else [], remove_domain,
+        without_agent=without_agent,
     )
 
 

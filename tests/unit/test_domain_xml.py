@@ -121,7 +121,8 @@ def test_the_chain_of_disks_is_written_to_its_end() -> None:
 
 def test_what_is_not_for_a_guest_is_not_there() -> None:
     root = ET.fromstring(domain_xml(spec(), PLACES["kvm"], Mark(1)))
-    assert root.find("devices/graphics") is None
+    assert [one.attrib for one in root.iterfind("devices/graphics")] == [{"type": "vnc"}]
+    assert [one.attrib for one in root.iterfind("devices/graphics/listen")] == [{"type": "socket"}]
     usb = root.find("devices/controller[@type='usb']")
     assert usb is not None
     assert usb.get("model") == "none"

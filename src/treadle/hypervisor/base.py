@@ -10,6 +10,7 @@ What only some hypervisors can do (console, probe) is a small Protocol of its ow
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -37,6 +38,10 @@ class HostFull(HostRefused):
 
 class Unsupported(HostRefused):
     """This hypervisor has no such capability."""
+
+
+class AgentFailed(HostRefused):
+    """The guest's agent is not there, did not answer in time, or answered with a failure."""
 
 
 class ImageBroken(Permanent):
@@ -83,7 +88,8 @@ class HostFacts:
     """What a host is. Memory and disk in MiB; `disk_mib` is the whole pool.
 
     `virt_types` are what libvirt offers ("kvm", "qemu", "lxc", "test", ...), best first.
-    `capabilities` names the optional things that work: "suspend", "console", "graceful_stop", ...
+    `capabilities` names the optional things that work: "suspend", "graceful_stop", "console" (the
+    log), "serial_console", "vnc_console", "agent", "diagnostics", ...
     """
 
     hostname: str
@@ -224,6 +230,107 @@ class Console(Protocol):
 
     def console_log(self, uuid: str, limit: int) -> bytes:
         """At most the last `limit` bytes that the guest printed since it was started."""
+
+
+class ConsoleKind(StrEnum):
+    """How somebody gets at a guest: its first serial port, or its screen (RFB, RFC 6143)."""
+
+    SERIAL = "serial"
+    VNC = "vnc"
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleLine:
+    """An open console: a connected stream socket with the guest's bytes both ways.
+
+    Its end of file is the end of the console, whatever ended it. Whoever opened it calls `close`,
+    once or more often, from a thread that may wait a few seconds: the socket goes, and all that
+    was started for it.
+    """
+
+    socket: socket.socket
+    close: Callable[[], None]
+
+
+@runtime_checkable
+class Consoles(Protocol):
+    """A hypervisor that lets somebody in at a guest's console. Opens no port of the host."""
+
+    def open_console(self, uuid: str, kind: ConsoleKind) -> ConsoleLine:
+        """Connect to a running guest's console; on the serial port, whoever was there is put out.
+
+        Errors: `Unsupported` where the host has no such console; `HostRefused` where the guest is
+        not there or does not run.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class NicStats:
+    """What went through a network card since the guest was started; bytes, packets."""
+
+    mac: str
+    rx_bytes: int = 0
+    rx_packets: int = 0
+    rx_errors: int = 0
+    rx_drop: int = 0
+    tx_bytes: int = 0
+    tx_packets: int = 0
+    tx_errors: int = 0
+    tx_drop: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DiskStats:
+    """What went through a disk since the guest was started; `device` is its name in the domain."""
+
+    device: str
+    read_bytes: int = 0
+    read_requests: int = 0
+    write_bytes: int = 0
+    write_requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GuestStats:
+    """What a guest uses. Memory in MiB (`memory_used_mib` None where the host cannot tell), times
+    of each virtual processor in nanoseconds; empty where it does not run."""
+
+    power: Power
+    memory_mib: int
+    memory_used_mib: int | None = None
+    cpu_ns: tuple[int, ...] = ()
+    nics: tuple[NicStats, ...] = ()
+    disks: tuple[DiskStats, ...] = ()
+
+
+@runtime_checkable
+class Diagnostics(Protocol):
+    """A hypervisor that counts what guests use."""
+
+    def diagnostics(self, uuid: str) -> GuestStats:
+        """The counters now. Errors: `HostRefused` where there is no such domain."""
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """A hypervisor with a channel to an agent inside the guest (QEMU's guest agent).
+
+    The agent is the tenant's program: it may be absent, hang or lie. Each verb ends within its
+    deadline, with `AgentFailed` where the agent did not do its part.
+    """
+
+    def freeze(self, uuid: str) -> int:
+        """Flush the guest's file systems and hold writes; how many, as the agent says.
+
+        Whatever comes of it, `AgentFailed` included, the caller calls `thaw` after: a late answer
+        may have frozen them all the same.
+        """
+
+    def thaw(self, uuid: str) -> int:
+        """Let writes go on; how many file systems. What is not frozen is success."""
+
+    def set_password(self, uuid: str, user: str, password: str) -> None:
+        """Have the agent set a user's password."""
 
 
 @runtime_checkable

@@ -20,9 +20,14 @@ from urllib.parse import parse_qs, urlsplit
 
 from treadle.errors import InvalidInput
 from treadle.hypervisor.base import (
+    AgentFailed,
+    ConsoleKind,
+    ConsoleLine,
+    DiskStats,
     Domain,
     DomainSpec,
     EventKind,
+    GuestStats,
     HostFacts,
     HostFull,
     HostRefused,
@@ -30,11 +35,13 @@ from treadle.hypervisor.base import (
     HostUnreachable,
     ImageBroken,
     ImageSpec,
+    NicStats,
     Power,
     StopCause,
     VerbTimeout,
     Watcher,
 )
+from treadle.hypervisor.fake_console import FakeConsoles
 
 MIB = 1 << 20
 T = TypeVar("T")
@@ -77,6 +84,9 @@ class _Guest:
     defined: bool = True
     console: bytes = b""
     ignores_acpi: bool = False
+    agent: bool = True
+    frozen: bool = False
+    passwords: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -102,6 +112,7 @@ class FakeHost:
     subnet: str = "10.64.0.0/24"
     lock: threading.RLock = field(default_factory=threading.RLock)
     watchers: list[Watcher] = field(default_factory=list)
+    consoles: FakeConsoles = field(default_factory=FakeConsoles)
 
     def power_failure(self) -> None:
         """Everything that ran stops; disks and saved memory stay. The host does not answer."""
@@ -117,6 +128,7 @@ class FakeHost:
         with self.lock:
             self.up = False
             watchers, self.watchers = self.watchers, []
+        self.consoles.end()
         for watcher in watchers:
             watcher(EventKind.HOST_LOST, "")
 
@@ -138,7 +150,9 @@ class FakeHost:
             return {u for u, g in self.guests.items() if g.defined and g.power in live}
 
     def tell(self, uuid: str) -> None:
-        """Let the watchers know that a domain has changed."""
+        """Let the watchers know that a domain has changed; what is off has no console."""
+        if uuid not in self.running():
+            self.consoles.end(uuid)
         for watcher in list(self.watchers):
             watcher(EventKind.DOMAIN, uuid)
 
@@ -169,9 +183,10 @@ class FakeHypervisor:
             vcpus=host.vcpus, memory_mib=host.memory_mib, disk_mib=host.disk_mib,
             arch=host.arch, virt_types=("fake",), libvirt_version="none",
             hypervisor="fake", hypervisor_version="1.0.0",
-            capabilities=frozenset(
-                {"pause", "suspend", "graceful_stop", "console", "images", "network"}
-            ),
+            capabilities=frozenset({
+                "pause", "suspend", "graceful_stop", "console", "images", "network",
+                "serial_console", "vnc_console", "agent", "diagnostics",
+            }),
         )
         return self._call("facts", "", lambda: facts)
 
@@ -200,6 +215,58 @@ class FakeHypervisor:
 
     def console_log(self, uuid: str, limit: int) -> bytes:
         return self._call("console_log", uuid, lambda: self._guest(uuid).console[-limit:])
+
+    # -- getting at guests
+
+    def open_console(self, uuid: str, kind: ConsoleKind) -> ConsoleLine:
+        def act() -> ConsoleLine:
+            guest = self._guest(uuid)
+            if uuid not in self.host.running():
+                raise HostRefused("the guest does not run: start it first")
+            return self.host.consoles.open(uuid, kind, guest.spec.name)
+
+        return self._call("open_console", uuid, act)
+
+    def diagnostics(self, uuid: str) -> GuestStats:
+        def act() -> GuestStats:
+            guest = self._guest(uuid)
+            spec, live = guest.spec, uuid in self.host.running()
+            return GuestStats(
+                guest.power, spec.memory_mib, spec.memory_mib // 2 if live else None,
+                (0,) * spec.vcpus if live else (),
+                (NicStats(spec.mac),) if live else (), (DiskStats("vda"),) if live else (),
+            )
+
+        return self._call("diagnostics", uuid, act)
+
+    def freeze(self, uuid: str) -> int:
+        def act() -> int:
+            self._agent(uuid).frozen = True
+            return 1
+
+        return self._call("freeze", uuid, act)
+
+    def thaw(self, uuid: str) -> int:
+        def act() -> int:
+            guest = self._agent(uuid)
+            was, guest.frozen = guest.frozen, False
+            return int(was)
+
+        return self._call("thaw", uuid, act)
+
+    def set_password(self, uuid: str, user: str, password: str) -> None:
+        self._call(
+            "set_password", uuid,
+            lambda: self._agent(uuid).passwords.update({user: password}),
+        )
+
+    def _agent(self, uuid: str) -> _Guest:
+        guest = self._guest(uuid)
+        if guest.power is not Power.RUNNING:
+            raise AgentFailed("the guest does not run")
+        if not guest.agent:
+            raise AgentFailed("the guest's agent: it does not answer")
+        return guest
 
     def _domain(self, uuid: str) -> Domain | None:
         guest = self.host.guests.get(uuid)

@@ -15,7 +15,7 @@ PREFERENCE = ("kvm", "qemu")
 
 LIFECYCLE = frozenset({"pause", "suspend", "graceful_stop"})
 BY_KIND = {
-    "QEMU": LIFECYCLE | {"images", "console", "probe"},
+    "QEMU": LIFECYCLE | {"images", "console", "probe", "serial_console", "diagnostics", "agent"},
     "TEST": LIFECYCLE | {"images", "network"},
 }
 
@@ -30,14 +30,17 @@ class Shape:
     machine: str
 
 
-def of_kind(kind: str, session: bool, filtered: bool) -> frozenset[str]:
+def of_kind(kind: str, session: bool, filtered: bool, screen: bool = False) -> frozenset[str]:
     """The optional things that work on this kind of connection.
 
     "forward": a guest's SSH is a port of the host. "nwfilter": guests cannot speak for others.
+    `screen`: guests' screens can be reached over the connection's way.
     """
     found = set(BY_KIND.get(kind, frozenset()))
     if kind == "QEMU":
         found.add("forward" if session else "network")
+    if screen:
+        found.add("vnc_console")
     if filtered:
         found.add("nwfilter")
     return frozenset(found)

@@ -37,7 +37,7 @@ class Deadlines:
 
     `look`: observing. `change`: defining, starting, stopping. `per_gib`: what is added for each
     GiB of memory that is written or read. `copy_mib_s`: the slowest speed at which an image may
-    be copied, in MiB/s.
+    be copied, in MiB/s. `agent`: what a guest's agent is asked.
     """
 
     connect: float = 10.0
@@ -45,6 +45,7 @@ class Deadlines:
     change: float = 60.0
     per_gib: float = 20.0
     copy_mib_s: float = 2.0
+    agent: float = 15.0
 
 
 @dataclass(frozen=True, slots=True)

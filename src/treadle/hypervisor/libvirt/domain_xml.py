@@ -158,6 +158,8 @@ def domain_xml(spec: DomainSpec, place: Place, mark: Mark) -> str:
     _nic(devices, spec, place)
     _serial(devices, spec, place)
     if place.virt_type != "test":
+        _agent(devices)
+        _screen(devices, place)
         rng = ET.SubElement(devices, "rng", {"model": "virtio"})
         _leaf(rng, "backend", "/dev/urandom", model="random")
     ET.SubElement(devices, "memballoon", {"model": "virtio"})
@@ -257,6 +259,22 @@ def _serial(devices: ET.Element, spec: DomainSpec, place: Place) -> None:
     log = f"{place.pool_path}/{console_volume(spec.uuid)}"
     ET.SubElement(serial, "log", {"file": log, "append": "on"})
     ET.SubElement(serial, "target", {"port": "0"})
+
+
+def _agent(devices: ET.Element) -> None:
+    channel = ET.SubElement(devices, "channel", {"type": "unix"})
+    ET.SubElement(channel, "target", {"type": "virtio", "name": "org.qemu.guest_agent.0"})
+
+
+def _screen(devices: ET.Element, place: Place) -> None:
+    """A screen and a pointer. The VNC server listens on a UNIX socket that libvirt places: no port
+    of the host is opened, and the socket's path is each host's own when a guest moves."""
+    graphics = ET.SubElement(devices, "graphics", {"type": "vnc"})
+    ET.SubElement(graphics, "listen", {"type": "socket"})
+    video = ET.SubElement(devices, "video")
+    model = "vga" if place.arch in ("x86_64", "i686", "") else "virtio"
+    ET.SubElement(video, "model", {"type": model})
+    ET.SubElement(devices, "input", {"type": "tablet", "bus": "virtio"})
 
 
 def _leaf(parent: ET.Element, tag: str, text: str, **attributes: str) -> ET.Element:

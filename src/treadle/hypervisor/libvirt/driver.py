@@ -16,9 +16,12 @@ from urllib.parse import urlsplit
 import libvirt
 
 from treadle.hypervisor.base import (
+    ConsoleKind,
+    ConsoleLine,
     Domain,
     DomainSpec,
     EventKind,
+    GuestStats,
     HostFacts,
     HostRefused,
     HostSetup,
@@ -28,7 +31,16 @@ from treadle.hypervisor.base import (
     VerbTimeout,
     Watcher,
 )
-from treadle.hypervisor.libvirt import capabilities, errors, network, probe, seed, storage
+from treadle.hypervisor.libvirt import (
+    capabilities,
+    consoles,
+    errors,
+    guest,
+    network,
+    probe,
+    seed,
+    storage,
+)
 from treadle.hypervisor.libvirt.connection import (
     Attempt,
     Connection,
@@ -90,6 +102,8 @@ class LibvirtDriver:
         self._main = Connection(uri, options, self._changed, self._lost)
         # Streams of bytes and other calls on one connection hold each other up.
         self._bulk = Connection(uri, options)
+        # So do agents that hang: a connection has only a few calls at once.
+        self._agents = Connection(uri, options)
         self._images = threading.Lock()
 
     # -- the host
@@ -128,7 +142,10 @@ class LibvirtDriver:
                 libvirt_version=capabilities.version_text(attempt(link.conn.getLibVersion)),
                 hypervisor=link.kind.lower(),
                 hypervisor_version=capabilities.version_text(version),
-                capabilities=capabilities.of_kind(link.kind, link.session, self._filtered),
+                capabilities=capabilities.of_kind(
+                    link.kind, link.session, self._filtered,
+                    consoles.has_screen(link.kind, self.uri),
+                ),
             )
 
         return self._run("facts", self._options.deadlines.look, act)
@@ -142,6 +159,7 @@ class LibvirtDriver:
         """Let the connections go."""
         self._main.close()
         self._bulk.close()
+        self._agents.close()
 
     def probe(self, virt_type: str, seconds: float) -> bool:
         """Boot 512 bytes that power the machine off. False where the host refuses to as well."""
@@ -231,6 +249,61 @@ class LibvirtDriver:
             return storage.read_console(link, attempt, pool, uuid, limit)
 
         return self._run("console_log", self._options.deadlines.look, act, lane=self._bulk)
+
+    # -- getting at guests
+
+    def open_console(self, uuid: str, kind: ConsoleKind) -> ConsoleLine:
+        """On a connection of its own. Errors: `HostRefused` where it does not run; `Unsupported`
+        by TLS and TCP for a screen."""
+        uuid = canonical_uuid(uuid)
+
+        def find(link: Link, attempt: Attempt) -> Any:
+            if link.kind not in ("QEMU", "LXC"):
+                raise Unsupported(f"guests of {link.kind} hosts have no console")
+            domain = self._ours(link, attempt, uuid)
+            if self._power(attempt, domain) is None:
+                raise HostRefused("the guest does not run: start it first")
+            return domain
+
+        if kind is ConsoleKind.SERIAL:
+            return consoles.open_serial(self.uri, self._options, find)
+        return consoles.open_screen(self.uri, self._options, self._main, find)
+
+    def diagnostics(self, uuid: str) -> GuestStats:
+        """Errors: `Unsupported` on libvirt's test driver."""
+        uuid = canonical_uuid(uuid)
+
+        def act(link: Link, attempt: Attempt) -> GuestStats:
+            domain = self._ours(link, attempt, uuid)
+            saved = bool(attempt(domain.hasManagedSaveImage, 0))
+            return guest.stats_of(link, attempt, domain, saved)
+
+        return self._run("diagnostics", self._options.deadlines.look, act)
+
+    def freeze(self, uuid: str) -> int:
+        """Errors: `AgentFailed`."""
+        return self._agent("freeze", uuid, guest.freeze)
+
+    def thaw(self, uuid: str) -> int:
+        """Errors: `AgentFailed`."""
+        return self._agent("thaw", uuid, guest.thaw)
+
+    def set_password(self, uuid: str, user: str, password: str) -> None:
+        """Errors: `AgentFailed`."""
+        self._agent(
+            "set_password", uuid,
+            lambda link, attempt, domain: guest.set_password(
+                link, attempt, domain, user, password
+            ),
+        )
+
+    def _agent(self, verb: str, uuid: str, ask: Callable[[Link, Attempt, Any], T]) -> T:
+        uuid = canonical_uuid(uuid)
+
+        def act(link: Link, attempt: Attempt) -> T:
+            return ask(link, attempt, self._ours(link, attempt, uuid))
+
+        return self._run(verb, self._options.deadlines.agent, act, lane=self._agents)
 
     # -- images
 
