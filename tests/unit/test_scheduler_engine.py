@@ -11,15 +11,10 @@ import numpy as np
 import pytest
 
 from treadle.errors import InvalidInput
+from treadle.scheduler.columns import HostColumns
 from treadle.scheduler.engine import Scheduler, explain
-from treadle.scheduler.model import (
-    Cause,
-    HostColumns,
-    HostView,
-    PlacementRequest,
-    PluginError,
-    Ranking,
-)
+from treadle.scheduler.model import HostView, PlacementRequest
+from treadle.scheduler.plugin import Cause, PluginError, Ranking
 from treadle.scheduler.policies import Weighted
 from treadle.scheduler.registry import Registry
 

@@ -5,24 +5,22 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from treadle.scheduler.cache import BLOCKED_FROM
+from treadle.scheduler.columns import BoolArray, FloatArray, HostColumns
 from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.filters import Capabilities, Capacity, Excluded, HostState
-from treadle.scheduler.model import (
-    ExplainsCauses,
-    Filter,
-    HostColumns,
-    HostView,
-    PlacementRequest,
-    Weigher,
-)
+from treadle.scheduler.model import HostView, PlacementRequest
+from treadle.scheduler.plugin import ExplainsCauses, Filter, Ranking, Weigher
 from treadle.scheduler.policies import Weighted
 from treadle.scheduler.registry import Registry
+from treadle.scheduler.table import HostTable
 from treadle.scheduler.weighers import CpuFree, DiskFree, ImageLocal, MemoryFree
 
 IMAGES = ("a" * 64, "b" * 64)
@@ -66,19 +64,25 @@ SCORE: dict[str, Callable[[HostView, PlacementRequest], float]] = {
 def left_part(host: HostView, request: PlacementRequest) -> float:
     limits = (host.vcpus_limit, host.memory_limit_mib, host.disk_limit_mib)
     cpu, memory, disk = (
-        left / limit if limit > 0 else 0.0
+        left * (1 / limit) if limit > 0 else 0.0
         for left, limit in zip(left_amounts(host, request), limits, strict=True)
     )
     return cpu + memory + disk
 
 
-def drawn(host: HostView, request: PlacementRequest) -> float:
+def drawn(seed: int, below: int) -> int:
     mask = 2**64 - 1
-    key = int(np.random.default_rng(request.seed).integers(0, 2**64, dtype=np.uint64))
-    bits = (key + (host.id + 1) * 0x9E3779B97F4A7C15) & mask
+    bits = (seed + 0x9E3779B97F4A7C15) & mask
     bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & mask
     bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & mask
-    return ((bits ^ (bits >> 31)) >> 11) / 2.0**53
+    return (bits ^ (bits >> 31)) * below >> 64
+
+
+def shuffled(hosts: Sequence[HostView], request: PlacementRequest) -> list[int]:
+    ids = [host.id for host in hosts]
+    first = ids.pop(drawn(request.seed, len(ids)))
+    np.random.default_rng(request.seed).shuffle(ids)
+    return [first, *ids]
 
 
 def sums(
@@ -106,12 +110,12 @@ def reference(
     if policy in ("first-fit", "round-robin"):
         step = -1.0 if policy == "round-robin" else 0.0
         return [(host.id, place * step) for place, host in enumerate(able)]
+    if policy == "random":
+        return [(host, -1.0 * place) for place, host in enumerate(shuffled(able, request))]
     if policy == "best-fit":
         scores = [-left_part(host, request) for host in able]
     elif policy == "worst-fit":
         scores = [left_part(host, request) for host in able]
-    elif policy == "random":
-        scores = [drawn(host, request) for host in able]
     else:
         scores = sums(able, request, weighers)
     scored = [(host.id, score) for host, score in zip(able, scores, strict=True)]
@@ -199,7 +203,7 @@ def by_id(hosts: Sequence[HostView]) -> list[HostView]:
 
 
 @pytest.mark.parametrize("one", [HostState(), Capacity(), Capabilities(), Excluded()])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(cases())
 def test_filter_is_its_reference_and_gives_a_reason(one: Filter, case: Case) -> None:
     hosts, request = case
@@ -216,7 +220,7 @@ def test_filter_is_its_reference_and_gives_a_reason(one: Filter, case: Case) -> 
 
 
 @pytest.mark.parametrize("weigher", [CpuFree(), MemoryFree(), DiskFree(), ImageLocal()])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(cases())
 def test_weigher_is_its_reference(weigher: Weigher, case: Case) -> None:
     hosts, request = case
@@ -226,7 +230,7 @@ def test_weigher_is_its_reference(weigher: Weigher, case: Case) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(cases(), multipliers)
 def test_policy_is_its_reference(policy: str, case: Case, weighers: dict[str, float]) -> None:
     hosts, request = case
@@ -237,7 +241,7 @@ def test_policy_is_its_reference(policy: str, case: Case, weighers: dict[str, fl
     assert decision.hosts == len(hosts) == len(expected) + sum(decision.refused.values())
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.sampled_from(POLICIES), cases(), multipliers, st.data())
 def test_order_of_input_does_not_matter_and_a_seed_repeats(
     policy: str, case: Case, weighers: dict[str, float], data: st.DataObject
@@ -251,7 +255,7 @@ def test_order_of_input_does_not_matter_and_a_seed_repeats(
     assert one.to_dict() == two.to_dict()
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.sampled_from(POLICIES), cases(), multipliers)
 def test_a_refused_host_is_never_ranked_and_is_blamed_once(
     policy: str, case: Case, weighers: dict[str, float]
@@ -267,43 +271,113 @@ def test_a_refused_host_is_never_ranked_and_is_blamed_once(
         assert refusal.filter == next(name for name in FILTERS if not PASSES[name](host, request))
 
 
-@settings(deadline=None)
-@given(cases())
-def test_random_keeps_the_order_when_a_host_goes(case: Case) -> None:
-    hosts, request = case
-    full, _ = scheduler("random").rank(HostColumns.from_views(hosts, 1), request)
-    if len(full):
-        gone = int(full.ids[0])
-        less = HostColumns.from_views([h for h in hosts if h.id != gone], 1)
-        assert list(scheduler("random").rank(less, request)[0]) == list(full)[1:]
+# --- picks with kept scores ---
+
+CACHED = ("first-fit", "best-fit", "worst-fit", "round-robin", "random", "weighted")
 
 
-@settings(deadline=None)
-@given(host_views(), host_views())
-def test_replaced_is_the_same_as_built_anew(hosts: list[HostView], others: list[HostView]) -> None:
-    old = HostColumns.from_views(hosts, 1)
-    for name in CAPABILITIES:
-        old.has_capability(name)
-    for image in IMAGES:
-        old.has_image(image)
-    moved = [
-        dataclasses.replace(other, id=host.id) for host, other in zip(hosts, others, strict=False)
+class Slow:
+    """A stranger's filter and policy: no formula for single rows, and it may look at anything."""
+
+    name = "slow"
+    row_local = True
+
+    def passes(self, hosts: HostColumns, request: PlacementRequest, /) -> BoolArray:
+        return hosts.ids % 7 != len(request.excluded_hosts)
+
+    def reason(self, _host: HostView, _request: PlacementRequest, /) -> str:
+        return "is odd"
+
+    def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
+        return (hosts.free_vcpus % 5 - request.vcpus).astype(np.float64)
+
+    def rank(
+        self, request: PlacementRequest, hosts: HostColumns, _rng: np.random.Generator, /
+    ) -> Ranking:
+        return Ranking.by_score(hosts, self.score(hosts, request))
+
+
+REGISTRY.add("filter", "slow", Slow)
+REGISTRY.add("policy", "slow", Slow)
+
+
+@st.composite
+def moves(draw: st.DrawFn, hosts: list[HostView]) -> list[tuple[str, Any]]:
+    """What happens to a table: requests that are picked for, and changes of hosts."""
+    ids = [host.id for host in hosts] or [1]
+    some = [draw(requests(hosts)) for _ in range(3)]
+    amounts = st.tuples(st.sampled_from(ids), st.integers(-3, 3), st.integers(-3, 3))
+    return draw(st.lists(st.one_of(
+        st.tuples(st.just("pick"), st.sampled_from(some)),
+        st.tuples(st.just("pick"), st.sampled_from(some)),
+        st.tuples(st.just("use"), amounts),
+        st.tuples(st.just("put"), st.one_of(
+            views, views.map(lambda view: dataclasses.replace(view, id=ids[0]))
+        )),
+        st.tuples(st.just("drop"), st.sampled_from(ids)),
+    ), min_size=1, max_size=12))
+
+
+def play(table: HostTable, doing: list[tuple[str, Any]], look: Callable[[Any], None]) -> None:
+    for what, value in doing:
+        if what == "pick":
+            look(value)
+        elif what == "use":
+            table.use(value[0], value[1], value[2], value[1])
+        elif what == "put":
+            table.put(value)
+        else:
+            table.drop(value)
+
+
+@pytest.mark.parametrize("filters", [FILTERS, (*FILTERS, "slow"), ("slow",)])
+@pytest.mark.parametrize("policy", [*CACHED, "slow"])
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_a_pick_is_the_first_of_the_order(
+    policy: str, filters: tuple[str, ...], data: st.DataObject
+) -> None:
+    hosts = data.draw(host_views())
+    doing = data.draw(moves(hosts))
+    table = HostTable(hosts)
+    picking = Scheduler(policy, filters, {"cpu_free": 1.0}, REGISTRY)
+    ranking = Scheduler(policy, filters, {"cpu_free": 1.0}, REGISTRY)
+
+    def look(request: PlacementRequest) -> None:
+        now = [view for view in map(table.view, sorted(ids)) if view is not None]
+        anew = HostColumns.from_views(now, table.version)
+        assert list(table.columns()) == list(anew)
+        order = list(ranking.rank(anew, request)[0])
+        assert picking.pick(table, request) == (order[0] if order else None)
+
+    ids = {host.id for host in hosts} | {v.id for what, v in doing if what == "put"}
+    play(table, doing, look)
+
+
+@pytest.mark.parametrize("policy", CACHED)
+def test_picks_over_many_hosts_are_those_of_all_at_once(policy: str) -> None:
+    """Over so many hosts that the vector is searched by blocks, with crowds of changes."""
+    chance = np.random.default_rng(7)
+    hosts = [
+        HostView(n, f"n{n}", "up" if n % 9 else "down", "x86_64", frozenset(), 64,
+                 int(chance.integers(40, 65)), 4096, int(chance.integers(3000, 4097)), 10_000, 0)
+        for n in range(1, 2 * BLOCKED_FROM)
     ]
-    changed = [*moved, *(o for o in others[len(moved) :] if o.id not in {h.id for h in hosts})]
-    rows = {host.id: host for host in [*hosts, *changed]}
-    for new in (
-        old.replaced(changed, 2),
-        old.take(np.arange(len(old))).replaced(changed, 2),
-    ):
-        fresh = HostColumns.from_views(rows.values(), 2)
-        assert new.version == 2
-        assert list(new) == list(fresh)
-        for part in ("ids", "up", "free_vcpus", "free_memory_mib", "free_disk_mib", "instances"):
-            assert getattr(new, part).tolist() == getattr(fresh, part).tolist()
-        for name in CAPABILITIES:
-            assert new.has_capability(name).tolist() == fresh.has_capability(name).tolist()
-        for image in IMAGES:
-            assert new.has_image(image).tolist() == fresh.has_image(image).tolist()
-        for arch in ARCHES:
-            assert new.has_arch(arch).tolist() == fresh.has_arch(arch).tolist()
-    assert list(old) == by_id(hosts)
+    table = HostTable(hosts)
+    cached = Scheduler(policy, FILTERS, {"cpu_free": 1.0})
+    whole = Scheduler(policy, FILTERS, {"cpu_free": 1.0})
+    kinds = [PlacementRequest("i", v, m, 1) for v, m in ((1, 100), (8, 300), (16, 64), (64, 1))]
+    for step in range(200):
+        request = dataclasses.replace(
+            kinds[int(chance.integers(4))], seed=step,
+            excluded_hosts=frozenset(chance.integers(1, 50, size=step % 3).tolist()),
+        )
+        order = whole.rank(table.columns(), request)[0]
+        host = cached.pick(table, request)
+        assert host == (int(order.ids[0]) if len(order) else None)
+        if host is not None:
+            table.use(host, request.vcpus, request.memory_mib, 1)
+        for other in chance.integers(1, len(hosts), size=(1, 3, 200)[step % 3]).tolist():
+            table.use(other, int(chance.integers(-1, 2)), int(chance.integers(-9, 9)), 0, 0)
+        if step % 50 == 7:
+            table.put(dataclasses.replace(hosts[step], state="up", vcpus_used=0))

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from treadle.errors import InvalidInput
+from treadle.scheduler.columns import HostColumns
 from treadle.scheduler.engine import Scheduler
-from treadle.scheduler.model import Filter, HostColumns, HostView, PluginError, Policy, Weigher
+from treadle.scheduler.model import HostView
+from treadle.scheduler.plugin import Filter, PluginError, Policy, Weigher
 from treadle.scheduler.registry import Registry
 
 PACKAGE = Path(__file__).parent / "plugin_package"

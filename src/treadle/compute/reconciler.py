@@ -42,7 +42,8 @@ from treadle.placement import ledger
 from treadle.placement.board import Board
 from treadle.placement.ledger import HostStatus, ImageState
 from treadle.scheduler.engine import Scheduler
-from treadle.scheduler.model import PlacementRequest, PluginError
+from treadle.scheduler.model import PlacementRequest
+from treadle.scheduler.plugin import PluginError
 
 Following = tuple[Ticket, Loaded | None] | None
 """The next pass, where one follows at once: its ticket, and the row where it is at hand."""

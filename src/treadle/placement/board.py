@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 from treadle.db.engine import Database
 from treadle.placement import ledger
 from treadle.placement.ledger import Room
+from treadle.scheduler.columns import HostColumns
 from treadle.scheduler.engine import Scheduler
-from treadle.scheduler.model import HostColumns, HostView, PlacementRequest, Ranking
+from treadle.scheduler.model import HostView, PlacementRequest
+from treadle.scheduler.plugin import Ranking
 from treadle.scheduler.record import Decision
 from treadle.scheduler.table import HostTable
 

@@ -5,22 +5,28 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
 
 import numpy as np
-from numpy.random import default_rng
+import structlog
 
 from treadle.errors import InvalidInput
-from treadle.scheduler.model import (
-    BoolArray,
+from treadle.scheduler.cache import RowFault, ScoreCache
+from treadle.scheduler.checks import Asker, TimedWeigher
+from treadle.scheduler.columns import BoolArray, HostColumns
+from treadle.scheduler.model import PlacementRequest
+from treadle.scheduler.plugin import (
     Cause,
+    Concerns,
     ExplainsCauses,
     Filter,
-    HostColumns,
-    PlacementRequest,
     PluginError,
     Policy,
     Ranking,
     Remembers,
+    ScoresHosts,
     UsesWeighers,
     call_plugin,
 )
@@ -36,9 +42,25 @@ from treadle.scheduler.record import (
 from treadle.scheduler.registry import Registry
 from treadle.scheduler.table import HostTable
 
+log = structlog.get_logger("treadle.scheduler")
+
+
+@dataclass(frozen=True, slots=True)
+class OnFault:
+    """What a decision falls back to where a plug-in raises, gives nonsense, or answers too late.
+
+    `filter`: "fail" the placement, or "skip" the filter: then every host passes it. `policy`: the
+    name of another policy that orders the hosts, empty to fail. A weigher always counts 0.
+    `limit_s`: how long one plug-in may take over one question, in seconds.
+    """
+
+    filter: Literal["fail", "skip"] = "fail"
+    policy: str = ""
+    limit_s: float = inf
+
 
 class Scheduler:
-    """Ranks hosts. It keeps no snapshot and claims nothing; safe to use from several threads."""
+    """Ranks hosts. It keeps no snapshot and claims nothing; `rank` may be called by any thread."""
 
     def __init__(
         self,
@@ -46,6 +68,7 @@ class Scheduler:
         filters: Sequence[str],
         weighers: Mapping[str, float],
         registry: Registry | None = None,
+        on_fault: OnFault = OnFault(),
     ) -> None:
         """Load the plug-ins named. Filters are asked, and blamed, in the order given.
 
@@ -58,17 +81,26 @@ class Scheduler:
         if twice:
             raise InvalidInput("filters", list(filters), f"{twice[0]} is there twice")
         self.policy = policy
+        self.filters = tuple(filters)
+        self.weighers = dict(weighers)
         self.unused_weighers: tuple[str, ...] = ()
         self._filters = tuple((name, registry.filter(name)) for name in filters)
         chosen = registry.policy(policy)
         if isinstance(chosen, UsesWeighers):
-            loaded = [(name, registry.weigher(name), weighers[name]) for name in weighers]
+            loaded = [
+                (name, TimedWeigher(registry.weigher(name), on_fault.limit_s), weighers[name])
+                for name in weighers
+            ]
             chosen = chosen.with_weighers(loaded)
         else:
             self.unused_weighers = tuple(weighers)
         self._policy: Policy = chosen
         self._remembers = chosen if isinstance(chosen, Remembers) else None
+        self._on_fault = on_fault
+        self._fallback = registry.policy(on_fault.policy) if on_fault.policy else None
+        self._asker = Asker(on_fault.limit_s)
         self._turn = threading.Lock()
+        self._cache = self._make_cache()
         self._faults: Counter[tuple[str, str]] = Counter()
         self._faults_lock = threading.Lock()
 
@@ -78,40 +110,43 @@ class Scheduler:
         with self._faults_lock:
             return dict(self._faults)
 
+    @property
+    def keeps_scores(self) -> bool:
+        """Whether `pick` keeps scores between picks; else it ranks all hosts each time."""
+        return self._cache is not None
+
     def rank(
         self, hosts: HostColumns, request: PlacementRequest, *, dry_run: bool = False
     ) -> tuple[Ranking, Decision]:
         """Order the hosts that pass every filter, best first, and give the record of it.
 
         No host passes: the order is empty and `explain` says why. A dry run leaves no trace in a
-        policy that remembers. A broken weigher counts 0 and is noted in the record.
+        policy that remembers. What was done about a broken plug-in is noted in the record.
 
-        Raises `PluginError` when a filter or the policy is broken: to pass or to refuse every host
-        in its place would both be wrong.
+        Raises `PluginError` when a filter or the policy is broken and the settings name nothing to
+        fall back to.
         """
-        try:
-            return self._rank(hosts, request, dry_run=dry_run)
-        except PluginError as error:
-            self._count(error.kind, error.plugin)
-            raise
-
-    def pick(self, table: HostTable, request: PlacementRequest) -> int | None:
-        """Give the first host of what `rank` gives over the table's snapshot, None for none.
-
-        Raises `PluginError` as `rank` does.
-        """
-        ranking, _ = self.rank(table.columns(), request)
-        return int(ranking.ids[0]) if len(ranking) else None
-
-    def _rank(
-        self, hosts: HostColumns, request: PlacementRequest, *, dry_run: bool
-    ) -> tuple[Ranking, Decision]:
         masks: list[BoolArray] = []
         refused: dict[str, int] = {}
+        faults: list[str] = []
         passing = np.ones(len(hosts), dtype=np.bool_)
         left = len(hosts)
+        everyone = np.ones(len(hosts), dtype=np.bool_)
         for name, one in self._filters:
-            mask = _passes(name, one, hosts, request)
+            try:
+                if isinstance(one, Concerns) and not call_plugin(
+                    "filter", name, one.concerns, request
+                ):
+                    masks.append(everyone)
+                    refused[name] = 0
+                    continue
+                mask = self._asker.passes(name, one, hosts, request)
+            except PluginError as error:
+                self._count(error)
+                if self._on_fault.filter == "fail":
+                    raise
+                faults.append(f"{error}; every host passes it")
+                mask = everyone
             masks.append(mask)
             passing &= mask
             now = int(np.count_nonzero(passing))
@@ -119,9 +154,11 @@ class Scheduler:
             left = now
 
         candidates = hosts if left == len(hosts) else hosts.take(np.flatnonzero(passing))
-        ranking = self._order(candidates, request, dry_run=dry_run) if left else Ranking.empty()
+        ranking = Ranking.empty()
+        if left:
+            ranking = self._order(candidates, request, faults, dry_run=dry_run)
         for fault in ranking.faults:
-            self._count("weigher", fault)
+            self._count(fault)
 
         def detail() -> Detail:
             return _detail(self._filters, masks, hosts, request, ranking)
@@ -129,7 +166,7 @@ class Scheduler:
         def name_of(host: int) -> str:
             return _name(hosts, host)
 
-        notes = ranking.notes
+        notes = (*faults, *ranking.notes)
         if len(ranking) < left:
             notes = (*notes, f"the policy left out {left - len(ranking)} that pass the filters")
         decision = Decision(
@@ -145,27 +182,60 @@ class Scheduler:
         )
         return ranking, decision
 
-    def _order(self, hosts: HostColumns, request: PlacementRequest, *, dry_run: bool) -> Ranking:
-        if self._remembers is None:
-            return self._ask(hosts, request)
-        with self._turn:
-            ranking = self._ask(hosts, request)
-            if len(ranking) and not dry_run:
-                first = int(ranking.ids[0])
-                call_plugin("policy", self.policy, self._remembers.chosen, first)
-            return ranking
+    def pick(self, table: HostTable, request: PlacementRequest) -> int | None:
+        """Give the first host of what `rank` gives over the table's snapshot, None for none.
 
-    def _ask(self, hosts: HostColumns, request: PlacementRequest) -> Ranking:
-        rng = default_rng(request.seed)
-        ranking = call_plugin("policy", self.policy, self._policy.rank, request, hosts, rng)
-        problem = _wrong_ranking(ranking, hosts)
-        if problem:
-            raise PluginError("policy", self.policy, f"rank() gave {problem}")
-        return ranking
+        Only the table's writer may ask. Raises `PluginError` as `rank` does.
+        """
+        if self._cache is not None:
+            try:
+                host = self._cache.pick(table, request)
+            except (PluginError, RowFault) as error:
+                # `rank` meets it again, counts it, and falls back as the settings say.
+                log.debug("pick_failed", error=str(error))
+            else:
+                if self._remembers is not None and host is not None:
+                    self._remembers.chosen(host)
+                return host
+        ranking, _ = self.rank(table.columns(), request)
+        return int(ranking.ids[0]) if len(ranking) else None
 
-    def _count(self, kind: str, plugin: str) -> None:
+    def _make_cache(self) -> ScoreCache | None:
+        policy = self._policy
+        if isinstance(policy, ScoresHosts) and ScoreCache.suits(self._filters, policy):
+            return ScoreCache(self._filters, self.policy, policy, self._asker)
+        return None
+
+    def _order(
+        self, hosts: HostColumns, request: PlacementRequest, faults: list[str], *, dry_run: bool
+    ) -> Ranking:
+        try:
+            if self._remembers is None:
+                return self._asker.rank(self.policy, self._policy, request, hosts)
+            with self._turn:
+                ranking = self._asker.rank(self.policy, self._policy, request, hosts)
+                if len(ranking) and not dry_run:
+                    first = int(ranking.ids[0])
+                    call_plugin("policy", self.policy, self._remembers.chosen, first)
+                return ranking
+        except PluginError as error:
+            self._count(error)
+            if self._fallback is None:
+                raise
+            instead = self._on_fault.policy
+            faults.append(f"{error}; {instead} has ordered the hosts")
+            try:
+                return self._asker.rank(instead, self._fallback, request, hosts)
+            except PluginError as second:
+                self._count(second)
+                raise
+
+    def _count(self, error: PluginError) -> None:
         with self._faults_lock:
-            self._faults[kind, plugin] += 1
+            self._faults[error.kind, error.plugin] += 1
+        log.warning(
+            "plugin_fault", kind=error.kind, plugin=error.plugin, problem=error.problem
+        )
 
 
 def explain(decision: Decision) -> str:
@@ -175,43 +245,6 @@ def explain(decision: Decision) -> str:
     down". `Decision.public` has the sentence for tenants.
     """
     return sentence(decision)
-
-
-def _passes(name: str, one: Filter, hosts: HostColumns, request: PlacementRequest) -> BoolArray:
-    mask = call_plugin("filter", name, one.passes, hosts, request)
-    if not isinstance(mask, np.ndarray):
-        problem = f"{type(mask).__name__}, not an array"
-    elif mask.dtype != np.bool_:
-        problem = f"{mask.dtype}, not bool"
-    elif mask.shape != (len(hosts),):
-        problem = f"shape {mask.shape} for {len(hosts)} hosts"
-    else:
-        return mask
-    raise PluginError("filter", name, f"passes() gave {problem}")
-
-
-def _wrong_ranking(ranking: object, hosts: HostColumns) -> str:
-    """Say what is wrong with what a policy gave; empty when nothing is."""
-    if not isinstance(ranking, Ranking):
-        return f"{type(ranking).__name__}, not a Ranking"
-    for what, array, dtype in (
-        ("ids", ranking.ids, np.int64),
-        ("scores", ranking.scores, np.float64),
-        *((f"shares of {name}", share, np.float64) for name, share in ranking.shares.items()),
-    ):
-        if not isinstance(array, np.ndarray) or array.dtype != dtype:
-            return f"{what} that are not an array of {np.dtype(dtype)}"
-        if array.shape != ranking.ids.shape or array.ndim != 1:
-            return f"{what} of shape {array.shape} for {len(hosts)} hosts"
-        if dtype is np.float64 and not np.isfinite(array).all():
-            return f"{what} that are not finite numbers"
-    ordered = np.sort(ranking.ids)
-    if len(ordered) == len(hosts):
-        return "" if np.array_equal(ordered, hosts.ids) else "hosts twice, or refused ones"
-    if len(ordered) > len(hosts) or (ordered[1:] == ordered[:-1]).any():
-        return "a host twice"
-    rows = np.minimum(np.searchsorted(hosts.ids, ordered), len(hosts) - 1)
-    return "" if np.array_equal(hosts.ids[rows], ordered) else "hosts that do not pass the filters"
 
 
 def _name(hosts: HostColumns, host: int) -> str:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from treadle.scheduler.model import (
-    BoolArray,
-    Cause,
-    HostColumns,
-    HostView,
-    IntArray,
-    PlacementRequest,
-)
+from treadle.scheduler.columns import BoolArray, HostColumns, IntArray
+from treadle.scheduler.model import HostRow, HostView, PlacementRequest
+from treadle.scheduler.plugin import Cause
 
 
 class HostState:
@@ -23,11 +18,15 @@ class HostState:
     """
 
     name = "state"
-    row_local = True
+    row_local = blind = static = True
 
     def passes(self, hosts: HostColumns, _request: PlacementRequest, /) -> BoolArray:
         """Give True where the host is up."""
         return hosts.up
+
+    def row_test(self, _request: PlacementRequest, /) -> Callable[[HostRow], bool]:
+        """As `passes`, of one."""
+        return lambda host: host.static.state == "up"
 
     def reason(self, host: HostView, _request: PlacementRequest, /) -> str:
         """Say which state it is in."""
@@ -52,14 +51,29 @@ class Capacity:
     """
 
     name = "capacity"
-    row_local = True
+    row_local = blind = True
 
     def passes(self, hosts: HostColumns, request: PlacementRequest, /) -> BoolArray:
         """Give True where vcpus, memory and disk are all enough."""
-        result = np.ones(len(hosts), dtype=np.bool_)
-        for _, need, free in _resources(hosts, request):
-            result &= free >= need
+        result = hosts.free_vcpus >= request.vcpus
+        result &= hosts.free_memory_mib >= request.memory_mib
+        result &= hosts.free_disk_mib >= hosts.disk_need_mib(request)
         return result
+
+    def row_test(self, request: PlacementRequest, /) -> Callable[[HostRow], bool]:
+        """As `passes`, of one."""
+        vcpus, memory, disk = request.vcpus, request.memory_mib, request.disk_mib
+        image = request.image
+        with_image = disk + request.image_mib
+
+        def test(host: HostRow) -> bool:
+            if vcpus > host.free_vcpus or memory > host.free_memory_mib:
+                return False
+            if image is None or image in host.images:
+                return disk <= host.free_disk_mib
+            return with_image <= host.free_disk_mib
+
+        return test
 
     def reason(self, host: HostView, request: PlacementRequest, /) -> str:
         """Say need and have of each resource that is short."""
@@ -93,11 +107,11 @@ class Capacity:
 
 def _resources(
     hosts: HostColumns, request: PlacementRequest
-) -> tuple[tuple[str, np.int64 | IntArray, IntArray], ...]:
+) -> tuple[tuple[str, int | IntArray, IntArray], ...]:
     """Give name, need (one number or shape (N,)) and free (shape (N,)) of each resource."""
     return (
-        ("vcpus", np.int64(request.vcpus), hosts.free_vcpus),
-        ("memory", np.int64(request.memory_mib), hosts.free_memory_mib),
+        ("vcpus", request.vcpus, hosts.free_vcpus),
+        ("memory", request.memory_mib, hosts.free_memory_mib),
         ("disk", hosts.disk_need_mib(request), hosts.free_disk_mib),
     )
 
@@ -109,7 +123,11 @@ class Capabilities:
     """
 
     name = "capabilities"
-    row_local = True
+    row_local = blind = static = True
+
+    def concerns(self, request: PlacementRequest, /) -> bool:
+        """Only requests that ask for some."""
+        return request.arch is not None or bool(request.capabilities)
 
     def passes(self, hosts: HostColumns, request: PlacementRequest, /) -> BoolArray:
         """Give True where architecture and capabilities fit."""
@@ -119,6 +137,13 @@ class Capabilities:
         for capability in request.capabilities:
             result &= hosts.has_capability(capability)
         return result
+
+    def row_test(self, request: PlacementRequest, /) -> Callable[[HostRow], bool]:
+        """As `passes`, of one."""
+        arch, needed = request.arch, request.capabilities
+        return lambda host: (
+            (arch is None or host.static.arch == arch) and needed <= host.static.capabilities
+        )
 
     def reason(self, host: HostView, request: PlacementRequest, /) -> str:
         """Say which architecture it has and what it lacks."""
@@ -147,28 +172,54 @@ class Capabilities:
         return [cause for cause in found if cause.hosts]
 
 
-class Excluded:
-    """Refuses the hosts that the request excludes, for instance because it failed there.
+class ByName:
+    """A filter that goes by the hosts that a request names (`NamesHosts`), and nothing else."""
+
+    row_local = static = True
+    name: str
+    is_refused: str
+    are_refused: str
+    why: str
+
+    def refuses(self, _request: PlacementRequest, /) -> Collection[int]:
+        """Give the hosts that cannot take it."""
+        return ()
+
+    def confines(self, _request: PlacementRequest, /) -> Collection[int] | None:
+        """Give the only hosts that can take it, None for any."""
+        return None
+
+    def passes(self, hosts: HostColumns, request: PlacementRequest, /) -> BoolArray:
+        """Give True where the host is not refused."""
+        confined = self.confines(request)
+        every = np.ones(len(hosts), dtype=np.bool_)
+        result = every if confined is None else hosts.among(confined)
+        return result & ~hosts.among(self.refuses(request))
+
+    def row_test(self, request: PlacementRequest, /) -> Callable[[HostRow], bool]:
+        """As `passes`, of one."""
+        refused, confined = self.refuses(request), self.confines(request)
+        return lambda host: host.id not in refused and (confined is None or host.id in confined)
+
+    def reason(self, _host: HostView, _request: PlacementRequest, /) -> str:
+        """Say why a named host is refused, or another one."""
+        return self.why
+
+    def causes(self, refused: HostColumns, _request: PlacementRequest, /) -> Sequence[Cause]:
+        """Give one cause for all."""
+        return [Cause(self.name, len(refused), self.is_refused, self.are_refused)]
+
+
+class Excluded(ByName):
+    """Refuses the hosts that the request excludes.
 
     passes = (id is not among the excluded)
     """
 
     name = "excluded"
-    row_local = True
+    why = "is excluded by the request"
+    is_refused, are_refused = "is excluded", "are excluded"
 
-    def passes(self, hosts: HostColumns, request: PlacementRequest, /) -> BoolArray:
-        """Give True where the host is not excluded."""
-        result = np.ones(len(hosts), dtype=np.bool_)
-        for host in request.excluded_hosts:
-            row = hosts.row_of(host)
-            if row is not None:
-                result[row] = False
-        return result
-
-    def reason(self, _host: HostView, _request: PlacementRequest, /) -> str:
-        """Say that it is excluded."""
-        return "is excluded by the request"
-
-    def causes(self, refused: HostColumns, _request: PlacementRequest, /) -> Sequence[Cause]:
-        """Give one cause for all."""
-        return [Cause("excluded", len(refused), "is excluded", "are excluded")]
+    def refuses(self, request: PlacementRequest, /) -> Collection[int]:
+        """Give the excluded hosts."""
+        return request.excluded_hosts

@@ -3,88 +3,116 @@
 Of equals the host with the lowest id comes first. "Left" of a resource is what would be free after
 placing, as a part of the host's own limit:
 
-    left(r) = (free(r) - need(r)) / limit(r), and 0 where the limit is 0
+    left(r) = (free(r) - need(r)) * (1 / limit(r)), and 0 where the limit is 0
     left    = left(vcpus) + left(memory) + left(disk)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from treadle.errors import InvalidInput
-from treadle.scheduler.model import (
-    FloatArray,
-    HostColumns,
-    IntArray,
-    PlacementRequest,
-    PluginError,
-    Policy,
-    Ranking,
-    Weigher,
-)
+from treadle.scheduler.columns import FloatArray, HostColumns
+from treadle.scheduler.model import HostRow, PlacementRequest
+from treadle.scheduler.plugin import Candidates, PluginError, Policy, Ranking, Weigher
 from treadle.scheduler.weighers import normalised
 
 _MOST_MULTIPLIER = 1e9
+_MASK = 2**64 - 1
 
 
 def left_after(hosts: HostColumns, request: PlacementRequest) -> FloatArray:
     """Give `left` as this module defines it, float64 of shape (N,), at most 3."""
-    cpu = _part(hosts.free_vcpus - request.vcpus, hosts.vcpus_limit)
-    memory = _part(hosts.free_memory_mib - request.memory_mib, hosts.memory_limit_mib)
-    disk = _part(hosts.free_disk_mib - hosts.disk_need_mib(request), hosts.disk_limit_mib)
-    return cpu + memory + disk
+    parts = hosts.parts
+    left: FloatArray = (hosts.free_vcpus - request.vcpus) * parts[0]
+    left += (hosts.free_memory_mib - request.memory_mib) * parts[1]
+    left += (hosts.free_disk_mib - hosts.disk_need_mib(request)) * parts[2]
+    return left
 
 
-def _part(left: IntArray, limit: IntArray) -> FloatArray:
-    result = np.zeros(left.shape, dtype=np.float64)
-    np.divide(left, limit, out=result, where=limit > 0)
-    return result
+def row_left_after(request: PlacementRequest) -> Callable[[HostRow], float]:
+    """Give a function that gives what `left_after` gives for one host."""
+    vcpus, memory, disk, image = request.vcpus, request.memory_mib, request.disk_mib, request.image
+    with_image = disk + request.image_mib
+
+    def left(host: HostRow) -> float:
+        need = disk if image is None or image in host.images else with_image
+        return (
+            (host.free_vcpus - vcpus) * host.part_of_vcpus
+            + (host.free_memory_mib - memory) * host.part_of_memory
+            + (host.free_disk_mib - need) * host.part_of_disk
+        )
+
+    return left
 
 
-class FirstFit:
+class ByScore:
+    """A policy that is a score (`ScoresHosts`)."""
+
+    row_local = blind = True
+
+    def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
+        """Give the scores, float64 of shape (N,)."""
+        raise NotImplementedError
+
+    def rank(
+        self, request: PlacementRequest, hosts: HostColumns, _rng: np.random.Generator, /
+    ) -> Ranking:
+        """Order by the score, highest first."""
+        return Ranking.by_score(hosts, self.score(hosts, request))
+
+
+class FirstFit(ByScore):
     """Takes the host with the lowest id, so that high ones stay empty.
 
     score = 0; first fit of bin packing (D. S. Johnson, Near-optimal bin packing algorithms, 1973)
     """
 
-    def rank(
-        self, _request: PlacementRequest, hosts: HostColumns, _rng: np.random.Generator, /
-    ) -> Ranking:
-        """Order by id."""
-        return Ranking(hosts.ids, np.zeros(len(hosts), dtype=np.float64))
+    def score(self, hosts: HostColumns, _request: PlacementRequest, /) -> FloatArray:
+        """Give 0 for each."""
+        return np.zeros(len(hosts), dtype=np.float64)
+
+    def row_score(self, _request: PlacementRequest, /) -> Callable[[HostRow], float]:
+        """As `score`, of one."""
+        return lambda _host: 0.0
 
 
-class BestFit:
+class BestFit(ByScore):
     """Packs: takes the host with the least left, so that large gaps stay for large requests.
 
     score = -left; best fit of bin packing (D. S. Johnson, Near-optimal bin packing algorithms,
     1973), taken to several resources by adding up what is left of each
     """
 
-    def rank(
-        self, request: PlacementRequest, hosts: HostColumns, _rng: np.random.Generator, /
-    ) -> Ranking:
-        """Order by least left."""
-        return Ranking.by_score(hosts, -left_after(hosts, request))
+    def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
+        """Give -left."""
+        return -left_after(hosts, request)
+
+    def row_score(self, request: PlacementRequest, /) -> Callable[[HostRow], float]:
+        """As `score`, of one."""
+        left = row_left_after(request)
+        return lambda host: -left(host)
 
 
-class WorstFit:
+class WorstFit(ByScore):
     """Spreads: takes the host with the most left.
 
     score = left
     """
 
-    def rank(
-        self, request: PlacementRequest, hosts: HostColumns, _rng: np.random.Generator, /
-    ) -> Ranking:
-        """Order by most left."""
-        return Ranking.by_score(hosts, left_after(hosts, request))
+    def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
+        """Give left."""
+        return left_after(hosts, request)
+
+    def row_score(self, request: PlacementRequest, /) -> Callable[[HostRow], float]:
+        """As `score`, of one."""
+        return row_left_after(request)
 
 
-class RoundRobin:
+class RoundRobin(FirstFit):
     """Goes round by id: the next id after the host that the last order began with.
 
     score = -(number of hosts before it in this turn). The cursor is kept in this process and starts
@@ -94,45 +122,58 @@ class RoundRobin:
     """
 
     def __init__(self) -> None:
-        self._last: int | None = None
+        self._last = -1
 
     def rank(
         self, _request: PlacementRequest, hosts: HostColumns, _rng: np.random.Generator, /
     ) -> Ranking:
         """Order by id, beginning after the last one chosen."""
-        last = self._last
-        begin = 0 if last is None else int(np.searchsorted(hosts.ids, last, side="right"))
+        begin = int(np.searchsorted(hosts.ids, self._last, side="right"))
         scores = -np.arange(len(hosts), dtype=np.float64)
         return Ranking(np.roll(hosts.ids, -begin), scores)
+
+    def choose(self, _request: PlacementRequest, candidates: Candidates, /) -> int:
+        """Take the next one."""
+        return candidates.after(self._last)
 
     def chosen(self, host: int, /) -> None:
         """Move the cursor to `host`."""
         self._last = host
 
 
-class Random:
-    """Draws a number for each host, with the request's seed.
+def draw(seed: int, number: int, below: int) -> int:
+    """Draw a whole number from 0 to below - 1: the `number`th draw of a seed (0 or more).
 
-    score = mix(key + (id + 1) * G mod 2**64) >> 11, divided by 2**53: from 0 up to 1, where key is
-    the first 64 bits of the seeded generator, and mix and G = 0x9E3779B97F4A7C15 are the output
-    function and the step of SplitMix64 (G. L. Steele, D. Lea, C. H. Flood, Fast splittable
-    pseudorandom number generators, OOPSLA 2014). A host's number depends on the seed and its id
-    alone, so one host less leaves the others in the order they had.
+    The draw is (mix(seed + (number + 1) * G mod 2**64) * below) >> 64, where mix and
+    G = 0x9E3779B97F4A7C15 are the output function and the step of SplitMix64 (G. L. Steele,
+    D. Lea, C. H. Flood, Fast splittable pseudorandom number generators, OOPSLA 2014).
+    """
+    bits = (seed + (number + 1) * 0x9E3779B97F4A7C15) & _MASK
+    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _MASK
+    return ((bits ^ (bits >> 31)) * below) >> 64
+
+
+class Random(FirstFit):
+    """Takes any host, each as likely, by the request's seed.
+
+    With the hosts numbered from 0 by id, the first is number draw(seed, 0, hosts); the others
+    follow in an order that is shuffled with the same seed.
     """
 
     def rank(
-        self, _request: PlacementRequest, hosts: HostColumns, rng: np.random.Generator, /
+        self, request: PlacementRequest, hosts: HostColumns, rng: np.random.Generator, /
     ) -> Ranking:
-        """Order by the numbers drawn."""
-        key = rng.integers(0, 2**64, dtype=np.uint64)
-        bits = (hosts.ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        bits += key
-        bits ^= bits >> np.uint64(30)
-        bits *= np.uint64(0xBF58476D1CE4E5B9)
-        bits ^= bits >> np.uint64(27)
-        bits *= np.uint64(0x94D049BB133111EB)
-        bits ^= bits >> np.uint64(31)
-        return Ranking.by_score(hosts, (bits >> np.uint64(11)).astype(np.float64) / 2.0**53)
+        """Order by chance."""
+        first = draw(request.seed, 0, len(hosts))
+        rest = np.delete(hosts.ids, first)
+        rng.shuffle(rest)
+        ids = np.concatenate((hosts.ids[first:first + 1], rest))
+        return Ranking(ids, -np.arange(len(hosts), dtype=np.float64))
+
+    def choose(self, request: PlacementRequest, candidates: Candidates, /) -> int:
+        """Draw one."""
+        return draw(request.seed, 0, len(candidates))
 
 
 class Weighted:
@@ -163,7 +204,7 @@ class Weighted:
         total = np.zeros(len(hosts), dtype=np.float64)
         shares: dict[str, FloatArray] = {}
         notes: list[str] = []
-        faults: list[str] = []
+        faults: list[PluginError] = []
         for name, weigher, multiplier in self._weighers:
             if multiplier == 0:
                 continue
@@ -171,7 +212,7 @@ class Weighted:
                 share = multiplier * normalised(name, weigher, hosts, request)
             except PluginError as error:
                 notes.append(f"{error}; it counts 0")
-                faults.append(name)
+                faults.append(error)
                 continue
             shares[name] = share
             total += share

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from treadle.errors import CannotPlace
-from treadle.scheduler.model import Cause, PlacementRequest
+from treadle.scheduler.model import PlacementRequest
+from treadle.scheduler.plugin import Cause
 
 SHOWN_HOSTS = 100
 SHOWN_TOP = 5

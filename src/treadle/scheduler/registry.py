@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from treadle.errors import InvalidInput
-from treadle.scheduler.model import Filter, PluginError, Policy, Weigher, call_plugin
+from treadle.scheduler.plugin import Filter, PluginError, Policy, Weigher, call_plugin
 
 _GROUPS = {
     "filter": "treadle.filters",

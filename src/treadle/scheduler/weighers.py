@@ -6,14 +6,10 @@ import math
 
 import numpy as np
 
-from treadle.scheduler.model import (
-    FloatArray,
-    HostColumns,
-    PlacementRequest,
-    PluginError,
-    Weigher,
-    call_plugin,
-)
+from treadle.scheduler.checks import array_problem
+from treadle.scheduler.columns import FloatArray, HostColumns
+from treadle.scheduler.model import PlacementRequest
+from treadle.scheduler.plugin import PluginError, Weigher, call_plugin
 
 
 class CpuFree:
@@ -85,7 +81,9 @@ def normalised(
     Raises `PluginError` when the weigher raises or does not give finite float64 of shape (N,).
     """
     scores = call_plugin("weigher", name, weigher.score, hosts, request)
-    problem = _problem(scores, len(hosts))
+    problem = array_problem(scores, len(hosts), np.dtype(np.float64))
+    if not problem and not np.isfinite(scores).all():
+        problem = "a score that is not a finite number"
     if problem:
         raise PluginError("weigher", name, f"score() gave {problem}")
     low, high = float(scores.min()), float(scores.max())
@@ -95,16 +93,3 @@ def normalised(
     if span == 0.0:
         return np.zeros(len(hosts), dtype=np.float64)
     return (scores - low) / span
-
-
-def _problem(scores: object, hosts: int) -> str:
-    """Say what is wrong with what score() gave; empty when nothing is."""
-    if not isinstance(scores, np.ndarray):
-        return f"{type(scores).__name__}, not an array"
-    if scores.dtype != np.float64:
-        return f"{scores.dtype}, not float64"
-    if scores.shape != (hosts,):
-        return f"shape {scores.shape} for {hosts} hosts"
-    if not np.isfinite(scores).all():
-        return "a score that is not a finite number"
-    return ""

@@ -2,14 +2,9 @@
 
 import numpy as np
 
-from treadle.scheduler.model import (
-    BoolArray,
-    FloatArray,
-    HostColumns,
-    HostView,
-    PlacementRequest,
-    Ranking,
-)
+from treadle.scheduler.columns import BoolArray, FloatArray, HostColumns
+from treadle.scheduler.model import HostView, PlacementRequest
+from treadle.scheduler.plugin import Ranking
 
 MOST = 3
 

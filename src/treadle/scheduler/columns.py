@@ -1,0 +1,296 @@
+"""Hosts as columns of numbers, for formulas over all of them at once.
+
+All columns of one `HostColumns` have the shape (N,), one element a host, sorted by host id, and
+cannot be written to. Numbers are int64, scores float64. Units are those of `model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import cached_property
+from operator import attrgetter
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from treadle.errors import InvalidInput
+from treadle.scheduler.model import HostView, PlacementRequest
+
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+_T = TypeVar("_T")
+
+ID, LIMIT, USED, INSTANCES, UP, ROWS = 0, 1, 4, 7, 8, 9
+"""Where which numbers are in the table of numbers: limits and used amounts are three rows each."""
+_NUMBERS = attrgetter(
+    "id",
+    "vcpus_limit",
+    "memory_limit_mib",
+    "disk_limit_mib",
+    "vcpus_used",
+    "memory_used_mib",
+    "disk_used_mib",
+    "instances",
+)
+
+
+def number_row(view: HostView) -> tuple[int, ...]:
+    """A host as a column of the table of numbers."""
+    return (*_NUMBERS(view), view.state == "up")
+
+
+def parts_of(limits: IntArray) -> FloatArray:
+    """Give 1 / limit, and 0 where the limit is 0."""
+    parts = np.zeros(limits.shape, dtype=np.float64)
+    np.divide(1.0, limits, out=parts, where=limits > 0)
+    return parts
+
+
+class Coding:
+    """One attribute of the hosts as codes: few hosts differ in their zone or their aggregates, so
+    a question is asked once of each value. The index only grows; versions of the columns share it.
+    """
+
+    __slots__ = ("codes", "index", "read")
+
+    def __init__(self, attribute: str, views: Iterable[HostView]) -> None:
+        self.read = attrgetter(attribute)
+        self.index: dict[Any, int] = {}
+        self.codes: IntArray = np.array([self.code(view) for view in views], dtype=np.int64)
+
+    def code(self, view: HostView) -> int:
+        """The code of a host's value; a new value gets a new one."""
+        index = self.index
+        return index.setdefault(self.read(view), len(index))
+
+    def copy(self, rows: IntArray | None = None) -> Coding:
+        """The codes as they are now, or those of the hosts at `rows`."""
+        copy = Coding.__new__(Coding)
+        copy.read, copy.index = self.read, self.index
+        copy.codes = self.codes.copy() if rows is None else self.codes[rows]
+        return copy
+
+    def matching(self, of: Callable[[Any], Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """`of(value)` for each host."""
+        answers = np.array([of(value) for value in list(self.index)], dtype=dtype)
+        if len(answers) == 1:
+            return np.full(len(self.codes), answers[0])
+        return answers[self.codes] if len(answers) else np.empty(0, dtype=dtype)
+
+
+def sealed(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same array, not to be written to."""
+    array.flags.writeable = False
+    return array
+
+
+class HostColumns:
+    """N hosts as read-only columns of shape (N,), sorted by host id: one immutable snapshot.
+
+    Built by `from_views`; `take` gives a part of it.
+    """
+
+    def __init__(
+        self,
+        table: IntArray,
+        views: tuple[HostView, ...],
+        version: int,
+        parent: tuple[HostColumns, IntArray] | None = None,
+    ) -> None:
+        """For this package: `table` has the shape (9, N) and is sorted by its first row."""
+        self.version = version
+        self._table = cast(IntArray, sealed(table))
+        self._views = views
+        self._parent = parent
+        self._codings: dict[str, Coding] = {}
+        self._derived: dict[Hashable, tuple[Callable[[HostView], Any], npt.NDArray[Any]]] = {}
+
+    @classmethod
+    def from_views(cls, views: Iterable[HostView], version: int) -> HostColumns:
+        """Build the columns from rows in any order.
+
+        Raises `InvalidInput` when two rows have the same id.
+        """
+        rows = tuple(sorted(views, key=attrgetter("id")))
+        table = np.empty((ROWS, len(rows)), dtype=np.int64)
+        if rows:
+            table[:] = np.array([number_row(view) for view in rows], dtype=np.int64).T
+            same = np.flatnonzero(table[ID, 1:] == table[ID, :-1])
+            if same.size:
+                twice = rows[int(same[0])].id
+                raise InvalidInput("host id", twice, "a host may be in a snapshot once")
+        return cls(table, rows, version)
+
+    def take(self, rows: IntArray) -> HostColumns:
+        """Give the hosts at `rows` (row numbers in ascending order), with the same version."""
+        return HostColumns(self._table[:, rows], (), self.version, (self, rows))
+
+    @property
+    def numbers(self) -> IntArray:
+        """All numbers, shape (9, N): for the table that keeps them up to date."""
+        return self._table
+
+    def __len__(self) -> int:
+        return int(self._table.shape[1])
+
+    def __iter__(self) -> Iterator[HostView]:
+        return (self.view(row) for row in range(len(self)))
+
+    def view(self, row: int) -> HostView:
+        """Give the host at a row number as a `HostView`."""
+        if self._parent is not None:
+            source, rows = self._parent
+            return source.view(int(rows[row]))
+        return self._views[row]
+
+    def row_of(self, host: int) -> int | None:
+        """Give the row number of a host id, None where it is not there."""
+        row = int(np.searchsorted(self._table[ID], host))
+        return row if row < len(self) and self._table[ID, row] == host else None
+
+    def among(self, hosts: Iterable[int]) -> BoolArray:
+        """True where the host's id is one of `hosts`."""
+        mask = np.zeros(len(self), dtype=np.bool_)
+        for host in hosts:
+            row = self.row_of(host)
+            if row is not None:
+                mask[row] = True
+        return mask
+
+    @property
+    def ids(self) -> IntArray:
+        """Host ids, ascending."""
+        return cast(IntArray, self._table[ID])
+
+    @property
+    def vcpus_limit(self) -> IntArray:
+        """Virtual CPUs that may be given out."""
+        return cast(IntArray, self._table[LIMIT])
+
+    @property
+    def memory_limit_mib(self) -> IntArray:
+        """Memory that may be given out, MiB."""
+        return cast(IntArray, self._table[LIMIT + 1])
+
+    @property
+    def disk_limit_mib(self) -> IntArray:
+        """Disk that may be given out, MiB."""
+        return cast(IntArray, self._table[LIMIT + 2])
+
+    @property
+    def vcpus_used(self) -> IntArray:
+        """Virtual CPUs given out."""
+        return cast(IntArray, self._table[USED])
+
+    @property
+    def memory_used_mib(self) -> IntArray:
+        """Memory given out, MiB."""
+        return cast(IntArray, self._table[USED + 1])
+
+    @property
+    def disk_used_mib(self) -> IntArray:
+        """Disk given out, MiB."""
+        return cast(IntArray, self._table[USED + 2])
+
+    @property
+    def instances(self) -> IntArray:
+        """Instances on the host."""
+        return cast(IntArray, self._table[INSTANCES])
+
+    @cached_property
+    def up(self) -> BoolArray:
+        """True where the host's state is "up"."""
+        return cast(BoolArray, sealed(self._table[UP] != 0))
+
+    @cached_property
+    def _free(self) -> IntArray:
+        return cast(IntArray, sealed(self._table[LIMIT:USED] - self._table[USED:INSTANCES]))
+
+    @property
+    def free_vcpus(self) -> IntArray:
+        """Limit minus used, virtual CPUs; may be negative."""
+        return cast(IntArray, self._free[0])
+
+    @property
+    def free_memory_mib(self) -> IntArray:
+        """Limit minus used, MiB; may be negative."""
+        return cast(IntArray, self._free[1])
+
+    @property
+    def free_disk_mib(self) -> IntArray:
+        """Limit minus used, MiB; may be negative."""
+        return cast(IntArray, self._free[2])
+
+    @cached_property
+    def parts(self) -> FloatArray:
+        """1 / limit of vcpus, memory and disk, shape (3, N), and 0 where the limit is 0.
+
+        A difference of amounts times this is a part of the host; a product is the same for one
+        host and for all, and quicker than a quotient.
+        """
+        return cast(FloatArray, sealed(parts_of(self._table[LIMIT:USED])))
+
+    def matching(
+        self, attribute: str, of: Callable[[Any], _T], dtype: npt.DTypeLike = np.bool_
+    ) -> npt.NDArray[Any]:
+        """Give `of(value)` for each host, where value is the `HostView`'s `attribute`.
+
+        `of` is called once for each value that there is, so this is quick where many hosts are
+        alike. The attribute has to be hashable.
+        """
+        return self._coding(attribute).matching(of, dtype)
+
+    def _coding(self, attribute: str) -> Coding:
+        coding = self._codings.get(attribute)
+        if coding is None:
+            if self._parent is not None:
+                source, rows = self._parent
+                coding = source._coding(attribute).copy(rows)
+            else:
+                coding = Coding(attribute, self._views)
+            self._codings[attribute] = coding
+        return coding
+
+    def derived(
+        self, key: Hashable, of: Callable[[HostView], _T], dtype: npt.DTypeLike = np.bool_
+    ) -> npt.NDArray[Any]:
+        """Give `of(host)` for each host: a column for what the others do not say.
+
+        It is worked out once for a `key` and kept, so `of` may depend on what is in `key` and on
+        the host without its used amounts and its number of instances.
+        """
+        known = self._derived.get(key)
+        if known is not None:
+            return known[1]
+        if self._parent is not None:
+            source, rows = self._parent
+            column = source.derived(key, of, dtype)[rows]
+        else:
+            column = np.array([of(view) for view in self._views], dtype=dtype)
+        self._derived[key] = of, sealed(column)
+        return column
+
+    def has_arch(self, arch: str) -> BoolArray:
+        """True where the host's architecture is `arch`."""
+        return self.matching("arch", lambda value: value == arch)
+
+    def has_capability(self, name: str) -> BoolArray:
+        """True where the host has the capability `name`."""
+        return self.matching("capabilities", lambda names: name in names)
+
+    def has_image(self, sha256: str) -> BoolArray:
+        """True where the image is on the host already."""
+        return self.matching("images", lambda images: sha256 in images)
+
+    def disk_need_mib(self, request: PlacementRequest) -> IntArray | int:
+        """Disk the request takes: one number for all, or shape (N,) where it depends on the host.
+
+        need = disk_mib + (0 where the image is there or none is asked for, else image_mib)
+        """
+        if request.image is None or request.image_mib == 0:
+            return request.disk_mib
+        missing = ~self.has_image(request.image)
+        return request.disk_mib + missing.astype(np.int64) * request.image_mib
