@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from treadle.errors import InvalidInput
+from treadle.scheduler.columns import FloatArray, HostColumns
 from treadle.scheduler.engine import Scheduler
-from treadle.scheduler.model import FloatArray, HostColumns, HostView, PluginError
+from treadle.scheduler.model import HostView
+from treadle.scheduler.plugin import PluginError
 from treadle.scheduler.simulate_trace import Arrival, Trace
 from treadle.scheduler.table import HostTable
 
