@@ -19,7 +19,9 @@ from treadle.cli.serve import Inventory, Treadle, assemble
 from treadle.config import Settings
 from treadle.controller import queue
 from treadle.db.schema import allocation, work
+from treadle.errors import Unauthorized
 from treadle.hypervisor.fake import FakeFleet, FakeHost
+from treadle.identity.model import Caller
 from treadle.image import store as images
 from treadle.image.fetch import LocalPath
 from treadle.image.store import ImageStatus
@@ -224,3 +226,20 @@ def start_cloud(
         until(lambda: cloud.hosts_up() == len(hosts) - len(down), "the hosts")
         until(lambda: ImageStatus.NEW not in cloud.image_states(), "the images")
     return cloud
+
+
+CALLERS = {
+    "admin": Caller(user_id="u0", project_id="p0", roles=frozenset({"admin", "member"})),
+    "one": Caller(user_id="u1", project_id="p1", roles=frozenset({"member", "reader"})),
+    "two": Caller(user_id="u2", project_id="p2", roles=frozenset({"reader"})),
+    "nobody": Caller(user_id="u3"),
+}
+
+
+class KnownTokens:
+    """The token is the name of whoever holds it."""
+
+    async def check(self, token: str) -> Caller:
+        if token not in CALLERS:
+            raise Unauthorized("The request you have made requires authentication.")
+        return CALLERS[token]

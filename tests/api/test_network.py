@@ -7,27 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cloudkit import ROOMY, Cloud, start_cloud
+from cloudkit import ROOMY, Cloud, KnownTokens, start_cloud
 
 from treadle.db.schema import instance
-from treadle.errors import Unauthorized
-from treadle.identity.model import Caller
-
-CALLERS = {
-    "admin": Caller(user_id="u0", project_id="p0", roles=frozenset({"admin", "member"})),
-    "one": Caller(user_id="u1", project_id="p1", roles=frozenset({"member", "reader"})),
-    "two": Caller(user_id="u2", project_id="p2", roles=frozenset({"reader"})),
-    "nobody": Caller(user_id="u3"),
-}
-
-
-class KnownTokens:
-    """The token is the name of whoever holds it."""
-
-    async def check(self, token: str) -> Caller:
-        if token not in CALLERS:
-            raise Unauthorized("The request you have made requires authentication.")
-        return CALLERS[token]
 
 
 @pytest.fixture(scope="module")

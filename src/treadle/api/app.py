@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from treadle.api import classic, native
+from treadle.api import classic, native, openapi
 from treadle.api.context import Context, answer
 from treadle.api.faults import message_of
 from treadle.api.openstack import compute, network_v2
@@ -49,7 +49,10 @@ def make_app(context: Context) -> Faced:
 
     shapes = {spec.path: spec.failure for spec in classic.CALLS}
     app = Starlette(
-        routes=[*classic.routes(context), *native.routes(context), Route("/healthz", healthz)],
+        routes=[
+            *classic.routes(context), *native.routes(context), *openapi.routes(SERVICES),
+            Route("/healthz", healthz),
+        ],
         exception_handlers={404: refused, 405: refused},
     )
     app.router.redirect_slashes = False

@@ -267,6 +267,10 @@ ROUTES: tuple[tuple[str, str, Endpoint, int], ...] = (
     ("GET", "/instances/{id}/console", instances_console, 200),
     ("GET", "/orphans", orphans_list, 200),
 )
+BODIES: dict[tuple[str, str], type[Any]] = {
+    ("POST", "/hosts"): NewHost, ("POST", "/images"): NewImage, ("POST", "/flavors"): NewFlavor,
+}
+"""What the calls that take a body take, for the OpenAPI document."""
 
 
 def _route(context: Context, method: str, path: str, run: Endpoint, status: int) -> Route:

@@ -13,10 +13,18 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from treadle.api.openstack.wire import Ask, Call, Page, Service, next_link, page_of
+from treadle.api.openstack.wire import Ask, Call, Page, Service, next_link, page_of, shape_of
 from treadle.errors import Conflict, Forbidden, InvalidInput, NotFound
 from treadle.network import store
-from treadle.network.model import MTU, Network, Port, SecurityGroup, Subnet, rule_id
+from treadle.network.model import (
+    MTU,
+    Network,
+    Port,
+    PortStatus,
+    SecurityGroup,
+    Subnet,
+    rule_id,
+)
 from treadle.network.store import Scene
 
 Body = dict[str, Any]
@@ -477,20 +485,42 @@ def _empty(name: str) -> Callable[[Ask], Any]:
     return empty
 
 
+NOBODY = SecurityGroup(str(UUID(int=0)), "")
+LINKS = shape_of([{"rel": "", "href": ""}])
+THINGS: dict[str, Body] = {
+    "network": network_body(Network("", "", "", False, ("",)), True),
+    "subnet": subnet_body(Subnet("", "", "", "", "", (("", ""),))),
+    "port": port_body(
+        Port(0, "", "", "", "", "", "", "", PortStatus.DOWN, "", 0, 0, 0), NOBODY, True
+    ),
+    "security_group": group_body(NOBODY),
+    "security_group_rule": rule_bodies(NOBODY)[0],
+}
+"""One of each kind, to show its attributes."""
+
+
 def _calls(
     plural: str, name: str, listing: Callable[[Ask], Any], show: Callable[[Ask], Any],
-    delete: Callable[[Ask], Any] | None = None, delete_status: int = 204,
+    delete: Callable[[Ask], Any] | None = None,
 ) -> list[Call]:
     """The five calls of one kind of thing."""
     path, rule = f"/v2.0/{plural}", f"network:get_{name}"
-    one = f"{path}/{{id}}"
+    one, key = f"{path}/{{id}}", plural.replace("-", "_")
     keep = show if show is nothing else _keep(show)
+    shape = shape_of(THINGS.get(name, {}), whole=False)
+    several: Body = {
+        "type": "object", "required": [key], "additionalProperties": False,
+        "properties": {key: {"type": "array", "items": shape}, f"{key}_links": LINKS},
+    }
     return [
-        Call("GET", path, listing, rule),
+        Call("GET", path, listing, rule, answer=several),
         Call("POST", path, create_nothing, f"network:create_{name}", 201),
-        Call("GET", one, show, rule),
+        Call("GET", one, show, rule, answer={
+            "type": "object", "required": [name], "additionalProperties": False,
+            "properties": {name: shape},
+        }),
         Call("PUT", one, keep, f"network:update_{name}"),
-        Call("DELETE", one, delete or keep, f"network:delete_{name}", delete_status),
+        Call("DELETE", one, delete or keep, f"network:delete_{name}", 204),
     ]
 
 

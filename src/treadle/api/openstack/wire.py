@@ -100,7 +100,8 @@ class Call:
 
     `rule` is asked before the handler runs; empty: nobody is asked who he is. `since` and `until`
     are the first and last minor microversion that have the call. `raw`: the handler reads the
-    body's stream itself.
+    body's stream itself. `answer` is the JSON Schema of what a success gives, for the OpenAPI
+    document; None: nothing, or what other documents describe.
     """
 
     method: str
@@ -113,6 +114,7 @@ class Call:
     since: int = 1
     until: int = 999
     raw: bool = False
+    answer: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -209,8 +211,8 @@ class Service:
         `header` the service's name in OpenStack-API-Version."""
         self.root = root
         self.calls = tuple(calls)
-        self._fault = fault
-        self._range = microversions
+        self.fault = fault
+        self.microversions = microversions
         self._header = header
         self._tree = _Node()
         for call in self.calls:
@@ -254,10 +256,10 @@ class Service:
         """The answer to one request; whatever goes wrong, it is an answer."""
         request_id = f"req-{uuid4()}"
         path = str(request.scope["path"])[len(self.root):]
-        minor: int | None = 1 if self._range else 999
+        minor: int | None = 1 if self.microversions else 999
         status, body, media, extra = 500, None, JSON, {}
         try:
-            if self._range:
+            if self.microversions:
                 minor = None
                 minor = self._minor(request.headers)
             call, values = self.find(request.method, path, minor or 1)
@@ -285,7 +287,7 @@ class Service:
             status, body, extra = self._refusal(context, request, error)
             media = JSON
         headers = {"x-openstack-request-id": request_id, **extra}
-        if self._range:
+        if self.microversions:
             headers |= self._version_headers(request_id, minor)
         if body is None:
             return _Answer(b"", status, headers, None)
@@ -302,7 +304,7 @@ class Service:
 
     def _minor(self, headers: Headers) -> int:
         """The minor microversion asked for. Errors: `InvalidInput`, `NotAcceptable`."""
-        assert self._range is not None
+        assert self.microversions is not None
         asked = None
         for name, _, value in (
             one.strip().partition(" ") for one in
@@ -313,13 +315,13 @@ class Service:
         if asked is None:
             asked = headers.get("x-openstack-nova-api-version")
         if asked is None:
-            return self._range[0]
+            return self.microversions[0]
         if asked.lower() == "latest":
-            return self._range[1]
+            return self.microversions[1]
         matched = VERSION.fullmatch(asked)
         if matched is None:
             raise InvalidInput("API Version String", asked, "is of invalid format: use MAJOR.MINOR")
-        low, high = self._range
+        low, high = self.microversions
         if int(matched[1]) != 2 or not low <= int(matched[2]) <= high:
             raise NotAcceptable(
                 f"Version {asked} is not supported by the API. Minimum is 2.{low} and maximum is "
@@ -371,7 +373,7 @@ class Service:
         if status == 401:
             headers["WWW-Authenticate"] = f'Keystone uri="{context.base(request)}/identity"'
             return status, keystone_body(status, message, error), headers
-        return status, self._fault(status, message, error), headers
+        return status, self.fault(status, message, error), headers
 
 
 class _Answer(Response):
@@ -416,6 +418,25 @@ class Faced:
 
 def _parts(path: str) -> list[str]:
     return path.strip("/").split("/") if path.strip("/") else []
+
+
+def shape_of(example: Any, *, whole: bool = True) -> dict[str, Any]:
+    """The JSON Schema of what has the keys and types of `example`, and no others.
+
+    Not `whole`: the keys of the outermost object need not all be there. None and the empty list
+    stand for anything.
+    """
+    if isinstance(example, dict):
+        return {
+            "type": "object", "properties": {key: shape_of(one) for key, one in example.items()},
+            "additionalProperties": False, **({"required": sorted(example)} if whole else {}),
+        }
+    if isinstance(example, list):
+        return {"type": "array", **({"items": shape_of(example[0])} if example else {})}
+    kinds: tuple[tuple[type, str], ...] = (
+        (str, "string"), (bool, "boolean"), (int, "integer"), (float, "number"),
+    )
+    return next(({"type": name} for kind, name in kinds if isinstance(example, kind)), {})
 
 
 # -- what pages have in common
