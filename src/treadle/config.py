@@ -145,6 +145,16 @@ class Controller(Struct, frozen=True):
     ] = 0.25
 
 
+class Instances(Struct, frozen=True):
+    """The life of instances. All times in seconds."""
+
+    reclaim_s: Annotated[
+        float,
+        Meta(ge=0, le=1 << 30, description="How long a deleted instance can be restored. "
+             "0: a delete is for good."),
+    ] = 0.0
+
+
 class Scheduler(Struct, frozen=True):
     """Which host takes an instance. The names are those of installed plug-ins."""
 
@@ -277,6 +287,7 @@ class Settings(Struct, frozen=True):
     state: State = State()
     database: Database = Database()
     controller: Controller = Controller()
+    instances: Instances = Instances()
     scheduler: Scheduler = field(default_factory=Scheduler)
     host_defaults: HostDefaults = HostDefaults()
     guest: Guest = Guest()

@@ -59,6 +59,23 @@ class Conflict(CallerError):
     """The thing exists, but its state does not allow this."""
 
 
+class InvalidState(Conflict):
+    """An instance is in a state in which `action` cannot be asked for.
+
+    `attribute` is "vm_state" or "task_state", `state` its value, both in OpenStack's words.
+    """
+
+    def __init__(self, message: str, action: str, attribute: str, state: str) -> None:
+        super().__init__(message)
+        self.action = action
+        self.attribute = attribute
+        self.state = state
+
+
+class Locked(Conflict):
+    """An instance is locked: only an administrator, or who may unlock it, can change it."""
+
+
 class Forbidden(CallerError):
     """This caller may not do this."""
 

@@ -23,7 +23,7 @@ from treadle.compute import actions, lifecycle, store
 from treadle.compute.actions import Wish
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
-from treadle.compute.model import SETTLED, Instance, State
+from treadle.compute.model import SETTLED, Instance, State, is_settled
 from treadle.compute.reconciler import (
     HOST_KIND,
     IMAGE_KIND,
@@ -544,7 +544,8 @@ _SETTLED = " OR ".join(f"(state = '{one}' AND goal = '{goal}')" for one, goal in
 _TRIED = f"SELECT 1 FROM work WHERE kind = '{KIND}' AND tries > 0 LIMIT 1"
 _UNSETTLED = (
     f"SELECT id FROM instance WHERE NOT ({_SETTLED})"
-    " OR (state = 'running' AND generation != settled_generation) LIMIT 1"
+    " OR (host_id IS NOT NULL AND generation != settled_generation)"
+    " OR mode != settled_mode OR task IS NOT NULL LIMIT 1"
 )
 
 
@@ -580,9 +581,11 @@ def invariants(world: World, conn: sa.Connection) -> Iterator[str]:
 
 def _of_instance(world: World, row: Instance, job: Any, claim: Any) -> Iterator[str]:
     name = f"instance {row.id} ({row.goal}, {row.state}, {row.phase})"
-    if SETTLED.get(row.state) is not row.goal:
+    if row.state is not State.DELETED and not is_settled(row):
         yield f"{name} is not as wanted"
         return
+    if row.task is not None and row.state is not State.DELETED:
+        yield f"{name} is {row.task} for ever"
     there = {id for id, machine in world.machines.items() if row.uuid in machine.guests}
     if (claim is not None) != (row.host_id is not None):
         yield f"{name}: on host {row.host_id}, and its claim is {claim}"

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from treadle.compute import actions, store
+from treadle.compute import model, store
 from treadle.compute.actions import ACTIONS, Wish, act, create, delete, mac_of
 from treadle.compute.model import SETTLED, Goal, Instance, Phase, State
 from treadle.controller import queue
@@ -104,7 +104,7 @@ def test_a_wish_becomes_a_row_with_work_and_an_entry_of_the_log(database: Databa
     assert (one.revision, one.generation, one.settled_generation, one.host_id) == (1, 1, 0, None)
     assert one.mac == mac_of(uuid.UUID(one.uuid))
     assert 290 < one.deadline - one.created_at < 310
-    assert actions.word(one) == "building"
+    assert model.word(one) == "building"
     entry = last_action(database, one.id)
     assert (entry["action"], entry["request_id"], entry["outcome"]) == ("create", "r", None)
     assert due(database) == {one.uuid}
@@ -247,16 +247,17 @@ ALLOWED = {
     "stop": {State.RUNNING, State.PAUSED},
     "reboot": {State.RUNNING},
     "pause": {State.RUNNING},
+    "unpause": {State.PAUSED},
     "resume": {State.PAUSED, State.SUSPENDED},
     "suspend": {State.RUNNING, State.PAUSED},
 }
 ALREADY = {
     "start": State.RUNNING, "stop": State.STOPPED, "pause": State.PAUSED,
-    "resume": State.RUNNING, "suspend": State.SUSPENDED,
+    "unpause": State.RUNNING, "resume": State.RUNNING, "suspend": State.SUSPENDED,
 }
 WISHES = {
     "start": Goal.RUNNING, "stop": Goal.STOPPED, "reboot": Goal.RUNNING, "pause": Goal.PAUSED,
-    "resume": Goal.RUNNING, "suspend": Goal.SUSPENDED,
+    "unpause": Goal.RUNNING, "resume": Goal.RUNNING, "suspend": Goal.SUSPENDED,
 }
 
 
@@ -318,7 +319,7 @@ def test_while_something_is_done_nothing_else_may_be_asked_and_the_answer_says_w
 ) -> None:
     set_up(sqlite_database)
     one = in_state(sqlite_database, state, goal)
-    assert actions.word(one) == word
+    assert model.word(one) == word
     for action, rule in ACTIONS.items():
         if rule.goal is goal and action != "reboot" and state is not State.BUILDING:
             continue  # it is being done
@@ -331,7 +332,7 @@ def test_a_reboot_on_top_of_a_reboot_is_one_more(database: Database) -> None:
     set_up(database)
     one = in_state(database, State.RUNNING)
     ask(database, one.id, "reboot")
-    assert actions.word(the(database, one.id)) == "rebooting"
+    assert model.word(the(database, one.id)) == "rebooting"
     ask(database, one.id, "reboot")
     assert the(database, one.id).generation == 3
 

@@ -11,6 +11,7 @@ from itertools import product
 import pytest
 
 from treadle.compute.lifecycle import (
+    GONE,
     LOST_TRIES,
     POWER_OF,
     STATE_OF,
@@ -19,6 +20,7 @@ from treadle.compute.lifecycle import (
     AwaitImage,
     Call,
     Context,
+    End,
     Fail,
     ImageOnHost,
     Lost,
@@ -28,6 +30,7 @@ from treadle.compute.lifecycle import (
     Retry,
     Settle,
     after_error,
+    new_here,
     plan,
 )
 from treadle.compute.model import SETTLED, Goal, Instance, Phase, State
@@ -52,6 +55,7 @@ BASE = Instance(
     address=None, fault=None, created_at=0.0, launched_at=None, deleted_at=None,
 )
 Seen = Domain | Lost | None
+NEW = (State.BUILDING, State.OFFLOADED)
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,9 @@ def instances() -> Iterator[Instance]:
         placed = phase is not Phase.QUEUED
         yield replace(
             BASE, goal=goal, state=state, phase=phase, generation=generation,
-            settled_generation=0 if state is State.BUILDING else 1, graceful=graceful,
+            settled_generation=0 if state in NEW else 1, graceful=graceful,
             host_id=7 if placed else None, attempts=1 if placed else 0,
-            launched_at=None if state is State.BUILDING else 1.0,
+            launched_at=None if state in NEW else 1.0,
         )
 
 
@@ -148,7 +152,7 @@ def test_the_disk_of_what_once_ran_is_removed_only_on_a_users_word() -> None:
     """No undefine, no other host, no giving up of what the host still shows."""
     for row in TABLE:
         instance = row.instance
-        if instance.goal in (Goal.DELETED, Goal.FAILED) or instance.state is State.BUILDING:
+        if instance.goal in GONE or new_here(instance):
             continue
         if instance.phase is not Phase.DEFINED or row.seen is None:
             continue
@@ -158,8 +162,8 @@ def test_the_disk_of_what_once_ran_is_removed_only_on_a_users_word() -> None:
 
 def test_a_silent_host_makes_nothing_of_what_once_ran_but_waiting() -> None:
     for row in TABLE:
-        once = row.instance.state is not State.BUILDING and row.instance.host_id is not None
-        wanted = row.instance.goal not in (Goal.DELETED, Goal.FAILED)
+        once = not new_here(row.instance) and row.instance.host_id is not None
+        wanted = row.instance.goal not in GONE
         if once and wanted and row.seen is Lost.HOST:
             assert isinstance(row.answer, Retry)
 
@@ -175,7 +179,7 @@ def test_no_verb_is_called_on_a_silent_host_or_on_none() -> None:
 def test_it_is_settled_exactly_where_what_is_seen_is_wanted() -> None:
     for row in TABLE:
         seen, goal = row.seen, row.instance.goal
-        if not isinstance(seen, Domain) or goal in (Goal.DELETED, Goal.FAILED):
+        if not isinstance(seen, Domain) or goal in GONE:
             continue
         if row.instance.phase is Phase.LEAVING:
             continue
@@ -191,7 +195,7 @@ def test_only_a_late_build_is_given_up_for_being_late() -> None:
     for row in TABLE:
         if isinstance(row.answer, Fail) and "deadline" in row.answer.reason:
             assert row.context.late
-            assert row.instance.state is State.BUILDING or row.instance.host_id is None
+            assert new_here(row.instance) or row.instance.host_id is None
 
 
 def test_drift_of_what_was_settled_is_mended_whatever_old_deadline_has_passed() -> None:
@@ -216,6 +220,13 @@ def test_a_guest_is_cut_off_only_when_the_user_said_so_or_it_took_too_long() -> 
         assert reboot or row.instance.goal is Goal.STOPPED
         if seen.power is Power.RUNNING:
             assert row.context.late or (reboot and not row.instance.graceful)
+
+
+def test_a_mode_whose_time_is_up_ends_whatever_its_host_says() -> None:
+    for instance in instances():
+        for seen in sights():
+            answer = plan(instance, seen, Context(ended=True))
+            assert (answer == End()) == (instance.goal is not Goal.DELETED)
 
 
 def test_a_failure_has_a_reason() -> None:
@@ -313,7 +324,7 @@ ERRORS = [
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_no_error_takes_the_disk_of_what_once_ran(error: Exception) -> None:
     for row in TABLE:
-        if row.instance.state is State.BUILDING or row.context.image is not ImageOnHost.READY:
+        if new_here(row.instance) or row.context.image is not ImageOnHost.READY:
             continue
         after = after_error(row.instance, row.seen, error, row.context)
         assert isinstance(after, Retry | Adopt)
@@ -323,7 +334,7 @@ def test_no_error_takes_the_disk_of_what_once_ran(error: Exception) -> None:
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_a_removal_is_tried_until_it_succeeds(error: Exception) -> None:
-    for goal in (Goal.DELETED, Goal.FAILED):
+    for goal in GONE:
         for state in State:
             one = replace(BASE, goal=goal, state=state, phase=Phase.DEFINED, host_id=7)
             assert isinstance(after_error(one, Domain(UUID, Power.OFF), error, Context()), Retry)

@@ -23,6 +23,7 @@ from treadle.api.faults import message_of, status_of
 from treadle.compute import actions, store
 from treadle.compute.fleet import call
 from treadle.compute.inventory import register_host, register_image
+from treadle.compute.model import word
 from treadle.compute.reconciler import HOST_KIND
 from treadle.controller import queue
 from treadle.db.schema import orphan
@@ -208,7 +209,7 @@ async def instances_show(context: Context, request: Request) -> Any:
             raise NotFound(f"there is no instance {id}")
         return {
             "id": instance.id, "uuid": instance.uuid, "name": instance.name,
-            "state": actions.word(instance), "fault": instance.fault,
+            "state": word(instance), "fault": instance.fault,
             "host": instance.host_id, "address": instance.address, "image": instance.image_id,
             "flavor": {
                 "id": instance.flavor_id, "vcpus": instance.vcpus,

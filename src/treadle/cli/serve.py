@@ -148,7 +148,10 @@ def assemble(
         ),
         guest_pool=hosts.guest_pool, resync_s=limits.resync_s, image_share=limits.image_share,
     )
-    timing = Timing(limits.lease_s, limits.build_deadline_s, limits.build_attempts)
+    timing = Timing(
+        limits.lease_s, limits.build_deadline_s, limits.build_attempts,
+        reclaim_s=settings.instances.reclaim_s,
+    )
     context = Context(
         database, signals, settings, driver, fleet, admin_token(folder), Tokens(),
         load_rules(settings.server.rules_file),

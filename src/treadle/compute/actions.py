@@ -14,13 +14,24 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.compute import store
-from treadle.compute.model import SETTLED, Goal, Instance, Phase, State, shown_state
+from treadle.compute import changes, store
+from treadle.compute.model import (
+    SETTLED,
+    Goal,
+    Instance,
+    Mode,
+    Phase,
+    State,
+    Task,
+    task_state,
+    vm_state,
+    word,
+)
 from treadle.compute.reconciler import KIND
 from treadle.compute.store import Flavor
 from treadle.controller import queue
 from treadle.db.clock import now
-from treadle.errors import Conflict, InvalidInput, NotFound, RetryLater
+from treadle.errors import Conflict, InvalidInput, InvalidState, Locked, NotFound, RetryLater
 from treadle.image import store as images
 from treadle.image.store import Image, ImageStatus
 
@@ -148,56 +159,239 @@ def mac_of(uuid: uuids.UUID) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: for locks and for the action log. Whether the instance is the project's own, and
+    whether its roles allow the action, is checked before by the face that knows of projects."""
+
+    user_id: str = ""
+    project_id: str = ""
+    is_admin: bool = True
+
+
+OPERATOR = Caller()
+"""The classic and the native API, which have no users."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
-    """When an action may be asked for, and what it makes of the goal."""
+    """In which of `model.vm_state` an action may be asked for, and what it makes of the goal.
+    `loosely`: further ones, for faces that are not held to OpenStack's table."""
 
     goal: Goal
-    allowed: frozenset[Goal]
+    allowed: frozenset[str]
+    task: Task
+    loosely: frozenset[str] = frozenset()
 
 
 ACTIONS = {
-    "start": Rule(Goal.RUNNING, frozenset({Goal.STOPPED})),
-    "stop": Rule(Goal.STOPPED, frozenset({Goal.RUNNING, Goal.PAUSED})),
-    "reboot": Rule(Goal.RUNNING, frozenset({Goal.RUNNING})),
-    "pause": Rule(Goal.PAUSED, frozenset({Goal.RUNNING})),
-    "resume": Rule(Goal.RUNNING, frozenset({Goal.PAUSED, Goal.SUSPENDED})),
-    "suspend": Rule(Goal.SUSPENDED, frozenset({Goal.RUNNING, Goal.PAUSED})),
+    "start": Rule(Goal.RUNNING, frozenset({"stopped"}), Task.POWERING_ON),
+    "stop": Rule(Goal.STOPPED, frozenset({"active", "paused", "error"}), Task.POWERING_OFF),
+    "reboot": Rule(Goal.RUNNING, frozenset({"active"}), Task.REBOOTING),
+    "pause": Rule(Goal.PAUSED, frozenset({"active"}), Task.PAUSING),
+    "unpause": Rule(Goal.RUNNING, frozenset({"paused"}), Task.UNPAUSING),
+    "resume": Rule(
+        Goal.RUNNING, frozenset({"suspended"}), Task.RESUMING, loosely=frozenset({"paused"})
+    ),
+    "suspend": Rule(
+        Goal.SUSPENDED, frozenset({"active"}), Task.SUSPENDING, loosely=frozenset({"paused"})
+    ),
 }
+HARD_REBOOT = Rule(
+    Goal.RUNNING, frozenset({"active", "stopped", "paused", "suspended", "error"}),
+    Task.REBOOTING_HARD,
+)
 
 
 def act(
-    conn: sa.Connection, id: int, action: str, *, request_id: str, deadline_s: float
+    conn: sa.Connection, id: int, action: str, *, request_id: str, deadline_s: float,
+    hard: bool = False, strict: bool = False, by: Caller = OPERATOR,
 ) -> Instance:
-    """Ask for one of `ACTIONS`; what is so already is success. Errors: `NotFound`, `Conflict`."""
-    rule = ACTIONS[action]
+    """Ask for one of `ACTIONS`; the instance as it was before comes back.
+
+    `hard`: a reboot that does not ask the guest. `strict`: exactly OpenStack's table; without it
+    what is so already is success. Errors: `NotFound`, `Locked`, `InvalidState`.
+    """
+    rule = HARD_REBOOT if action == "reboot" and hard else ACTIONS[action]
     instance = require(conn, id)
-    if action != "reboot" and instance.goal is rule.goal and instance.state is not State.BUILDING:
+    unlocked(instance, action, by)
+    reboot = action == "reboot"
+    already = instance.goal is rule.goal and instance.state is not State.BUILDING
+    if already and not reboot and not strict:
         return instance
-    if SETTLED.get(instance.state) is not instance.goal or instance.goal not in rule.allowed:
-        raise Conflict(f"VM {id} is {word(instance)}: it cannot be told to {action} now")
-    revision = instance.revision + 1
-    values: dict[str, object] = {}
-    if action == "reboot":
-        values = {"generation": instance.generation + 1, "graceful": True}
-    time = float(conn.execute(sa.select(now())).scalar_one())
-    store.update(
-        conn, id, goal=rule.goal, revision=revision, deadline=time + deadline_s, fault=None,
-        **values,
-    )
-    store.begin_action(conn, id, request_id, action, revision)
-    queue.enqueue(conn, KIND, instance.uuid)
+    rebooting = instance.task in (Task.REBOOTING, Task.REBOOTING_HARD)
+    again = reboot and rebooting and (hard or not strict)
+    expect(instance, action, rule.allowed if strict else rule.allowed | rule.loosely,
+           idle=not again)
+    values: dict[str, object] = {"goal": rule.goal, "task": rule.task}
+    if instance.mode is Mode.ERROR:
+        values["mode"] = Mode.NORMAL
+    if reboot:
+        values |= {"generation": instance.generation + 1, "graceful": not hard}
+    wish(conn, instance, action, values, request_id, by, deadline_s)
     return instance
 
 
-def delete(conn: sa.Connection, id: int, *, request_id: str) -> Instance:
-    """Ask for the end of it, from whatever state. Errors: `NotFound`."""
-    instance = require(conn, id)
-    if instance.goal is not Goal.DELETED:
-        revision = instance.revision + 1
-        store.end_actions(conn, id, instance.revision, "error", "deleted meanwhile")
-        store.update(conn, id, goal=Goal.DELETED, revision=revision)
-        store.begin_action(conn, id, request_id, "delete", revision)
+def wish(
+    conn: sa.Connection, instance: Instance, name: str, values: Mapping[str, object],
+    request_id: str, by: Caller, deadline_s: float = 0.0,
+) -> None:
+    """Write what a user wants: the columns, the entry of the action log, the work."""
+    revision = instance.revision + 1
+    changed = {"fault": None, **values, "revision": revision}
+    if deadline_s:
+        time = float(conn.execute(sa.select(now())).scalar_one())
+        changed["deadline"] = time + deadline_s
+    store.update(conn, instance.id, **changed)
+    store.begin_action(
+        conn, instance.id, request_id, name, revision, user_id=by.user_id,
+        project_id=by.project_id,
+    )
     queue.enqueue(conn, KIND, instance.uuid)
+
+
+def unlocked(instance: Instance, action: str, by: Caller) -> None:
+    """Errors: `Locked` where the instance is and the caller is no administrator."""
+    if instance.locked_by and not by.is_admin:
+        raise Locked(f"VM {instance.id} is locked: unlock it before you {action} it")
+
+
+def expect(
+    instance: Instance, action: str, allowed: frozenset[str], *, idle: bool = True
+) -> None:
+    """Errors: `InvalidState` where its vm_state is not one of `allowed`, or (`idle`) where
+    something is being done with it."""
+    message = f"VM {instance.id} is {word(instance)}: it cannot be told to {action} now"
+    task = task_state(instance)
+    if idle and task is not None:
+        raise InvalidState(message, action, "task_state", task)
+    state = vm_state(instance)
+    if state not in allowed or (state == "error" and instance.host_id is None):
+        raise InvalidState(message, action, "vm_state", state)
+    if idle and SETTLED.get(instance.state) is not instance.goal:
+        raise InvalidState(message, action, "vm_state", state)
+
+
+def lock(
+    conn: sa.Connection, id: int, *, request_id: str, reason: str | None = None,
+    by: Caller = OPERATOR,
+) -> Instance:
+    """From now on only administrators change it; an administrator's lock stays whoever locks it
+    again. Errors: `NotFound`."""
+    instance = require(conn, id)
+    owner = "admin" if by.is_admin and by.project_id != instance.project_id else "owner"
+    if instance.locked_by == "admin" and not by.is_admin:
+        return instance
+    store.update(conn, id, locked_by=owner, locked_reason=reason)
+    _noted(conn, instance, "lock", request_id, by)
+    return instance
+
+
+def unlock(
+    conn: sa.Connection, id: int, *, request_id: str, by: Caller = OPERATOR
+) -> Instance:
+    """Errors: `NotFound`; `Locked` where an administrator has locked it and none asks."""
+    instance = require(conn, id)
+    if instance.locked_by == "admin" and not by.is_admin:
+        raise Locked(f"VM {id} is locked by an administrator, who alone can unlock it")
+    store.update(conn, id, locked_by=None, locked_reason=None)
+    _noted(conn, instance, "unlock", request_id, by)
+    return instance
+
+
+def _noted(
+    conn: sa.Connection, instance: Instance, name: str, request_id: str, by: Caller
+) -> None:
+    """What is done with the row alone: an entry of the log that is closed at once."""
+    store.begin_action(
+        conn, instance.id, request_id, name, instance.revision, user_id=by.user_id,
+        project_id=by.project_id,
+    )
+    if task_state(instance) is None:
+        store.end_actions(conn, instance.id, instance.revision, "ok")
+
+
+def rename(conn: sa.Connection, id: int, name: str) -> Instance:
+    """Another name, which the face has checked. The guest's own host name stays. Errors:
+    `NotFound`."""
+    instance = require(conn, id)
+    store.update(conn, id, name=name)
+    return instance
+
+
+def reset_state(
+    conn: sa.Connection, id: int, state: str, *, request_id: str, by: Caller = OPERATOR
+) -> Instance:
+    """Have the instance be "active" or "error", at once and whatever was being done: an
+    administrator's way out. Errors: `NotFound`, `InvalidState`, `InvalidInput`."""
+    instance = require(conn, id)
+    if state not in ("active", "error"):
+        raise InvalidInput("state", state, "active or error was expected")
+    values: dict[str, object] = {"task": None, "ends_at": None}
+    if instance.before:
+        # A host may have been told already: what is right now gets a number of its own.
+        values |= changes.undone(instance) | {
+            "generation": instance.generation + 1, "graceful": False
+        }
+    if state == "error" and instance.state is State.BUILDING:
+        values |= {"goal": Goal.FAILED, "state": State.ERROR}
+    elif state == "error":
+        goal = SETTLED[instance.state]
+        values |= {"goal": goal, "mode": Mode.ERROR, "settled_mode": Mode.ERROR}
+    elif instance.host_id is None:
+        message = f"VM {id} has no machine: rebuild it or delete it"
+        raise InvalidState(message, "resetState", "vm_state", vm_state(instance))
+    else:
+        values |= {
+            "goal": Goal.RUNNING, "mode": Mode.NORMAL, "settled_mode": Mode.NORMAL,
+            "state": State.RUNNING,
+        }
+    if state == "error":
+        values["fault"] = "an administrator has marked it as an error"
+    store.end_actions(conn, id, instance.revision, "error", f"reset to {state}")
+    wish(conn, instance, "resetState", values, request_id, by)
+    return instance
+
+
+def soft_delete(
+    conn: sa.Connection, id: int, *, request_id: str, deadline_s: float, by: Caller = OPERATOR
+) -> Instance:
+    """Stop it and keep it until the setting's time is up or it is restored; what has never run is
+    deleted for good. Errors: `NotFound`, `Locked`."""
+    instance = require(conn, id)
+    unlocked(instance, "delete", by)
+    if instance.goal is Goal.DELETED or instance.mode is Mode.SOFT_DELETED:
+        return instance
+    if instance.launched_at is None or instance.goal is Goal.FAILED:
+        return delete(conn, id, request_id=request_id, by=by)
+    store.end_actions(conn, id, instance.revision, "error", "deleted meanwhile")
+    wish(conn, instance, "delete", changes.soft_deleted(instance), request_id, by, deadline_s)
+    return instance
+
+
+def restore(
+    conn: sa.Connection, id: int, *, request_id: str, deadline_s: float, by: Caller = OPERATOR
+) -> Instance:
+    """Take a soft delete back: it runs again. Errors: `NotFound`, `Locked`, `InvalidState`."""
+    instance = require(conn, id)
+    unlocked(instance, "restore", by)
+    expect(instance, "restore", frozenset({"soft-delete"}))
+    wish(conn, instance, "restore", changes.restored(instance), request_id, by, deadline_s)
+    return instance
+
+
+def delete(
+    conn: sa.Connection, id: int, *, request_id: str, by: Caller = OPERATOR
+) -> Instance:
+    """Ask for the end of it, from whatever state. Errors: `NotFound`, `Locked`."""
+    instance = require(conn, id)
+    unlocked(instance, "delete", by)
+    if instance.goal is not Goal.DELETED:
+        store.end_actions(conn, id, instance.revision, "error", "deleted meanwhile")
+        wish(conn, instance, "delete", {
+            "goal": Goal.DELETED, "task": Task.DELETING, "fault": instance.fault,
+        }, request_id, by)
+    else:
+        queue.enqueue(conn, KIND, instance.uuid)
     return instance
 
 
@@ -210,13 +404,6 @@ def require(conn: sa.Connection, id: int) -> Instance:
         why = f": {instance.fault}" if instance.fault else ""
         raise NotFound(f"VM {id} has been deleted{why}")
     return instance
-
-
-def word(instance: Instance) -> str:
-    """The instance's state in one word for people."""
-    return shown_state(
-        instance.goal, instance.state, instance.generation, instance.settled_generation
-    )
 
 
 def _names(wish: Wish) -> Sequence[str]:

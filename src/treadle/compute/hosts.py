@@ -244,7 +244,8 @@ def is_leftover(row: Instance) -> bool:
 
     Not where the instance ran once and was then given up as lost: its disk may be the last copy.
     """
-    return row.state is State.DELETED or row.host_id is not None or row.launched_at is None
+    kept = row.state in (State.DELETED, State.OFFLOADED)
+    return kept or row.host_id is not None or row.launched_at is None
 
 
 class HostImageHandler:

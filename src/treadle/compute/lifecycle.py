@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from treadle.compute.model import SETTLED, Goal, Instance, Phase, State
+from treadle.compute.model import Goal, Instance, Phase, State, is_settled
 from treadle.errors import RetryLater
 from treadle.hypervisor.base import Domain, HostRefused, Power, StopCause
 
@@ -74,6 +74,11 @@ class Adopt:
 
 
 @dataclass(frozen=True, slots=True)
+class End:
+    """The time of its mode is up: what comes then is wanted from now on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rehome:
     """This host will not do: clean up there, and choose another."""
 
@@ -94,7 +99,7 @@ class Retry:
     reason: str
 
 
-Action = Place | AwaitImage | Call | Release | Settle | Adopt | Rehome | Fail | Retry
+Action = Place | AwaitImage | Call | Release | Settle | Adopt | End | Rehome | Fail | Retry
 
 POWER_OF = {
     Goal.RUNNING: Power.RUNNING,
@@ -108,6 +113,12 @@ STATE_OF = {
     Power.PAUSED: State.PAUSED,
     Power.SAVED: State.SUSPENDED,
 }
+GONE = {
+    Goal.DELETED: State.DELETED,
+    Goal.FAILED: State.ERROR,
+    Goal.OFFLOADED: State.OFFLOADED,
+}
+"""The goals for which nothing of it may be left on a host, and what it is then."""
 LOST_TRIES = 4
 """How many passes in a row may find the host silent before a build on it is given up."""
 
@@ -118,6 +129,7 @@ class Context:
 
     `late`: the deadline has passed. `tries`: how many passes in a row have failed.
     `max_attempts`: how many hosts may be tried. `last_error`: what the last failure said.
+    `ended`: the time of its mode is up.
     """
 
     image: ImageOnHost = ImageOnHost.READY
@@ -125,11 +137,14 @@ class Context:
     tries: int = 0
     max_attempts: int = 3
     last_error: str = ""
+    ended: bool = False
 
 
 def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Action:
     """What to do next. `seen` is None where the host has neither a domain nor a volume of it."""
-    if instance.goal in (Goal.DELETED, Goal.FAILED):
+    if context.ended and instance.goal is not Goal.DELETED:
+        return End()
+    if instance.goal in GONE:
         return _remove(instance, seen)
     if instance.host_id is None:
         return Fail(_too_late("not placed", context)) if context.late else Place()
@@ -143,11 +158,12 @@ def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Ac
     old = seen.generation < instance.generation
     if seen.power is POWER_OF[instance.goal] and not old:
         return Settle(STATE_OF[seen.power])
-    if instance.state is State.BUILDING and context.late:
+    if new_here(instance) and context.late:
         return Fail(_too_late("not running", context))
     if old:
         return _next_generation(instance, seen, context)
-    if context.late and instance.goal is not Goal.STOPPED and not _was_settled(instance):
+    # What was as wanted before has drifted, and no deadline of old counts.
+    if context.late and instance.goal is not Goal.STOPPED and not is_settled(instance):
         return Adopt(STATE_OF[seen.power], _too_late(f"not {instance.goal}", context))
     return _move(instance, seen, context)
 
@@ -159,13 +175,13 @@ def after_error(
     decides."""
     if isinstance(error, RetryLater):
         return Retry(str(error))
-    if instance.goal in (Goal.DELETED, Goal.FAILED):
+    if instance.goal in GONE:
         return Retry(str(error))
-    if instance.state is State.BUILDING and isinstance(error, HostRefused):
+    if new_here(instance) and isinstance(error, HostRefused):
         if instance.attempts >= context.max_attempts:
             return Fail(f"{error} (tried {instance.attempts} hosts)")
         return Rehome(str(error))
-    if instance.state is State.BUILDING:
+    if new_here(instance):
         return Fail(str(error))
     if context.tries == 0:
         # It may have changed between the look and the act: look once more.
@@ -177,7 +193,7 @@ def after_error(
 def _remove(instance: Instance, seen: Domain | Lost | None) -> Action:
     """Delete is legal from every state."""
     if instance.host_id is None:
-        return Settle(State.DELETED if instance.goal is Goal.DELETED else State.ERROR)
+        return Settle(GONE[instance.goal])
     if seen is Lost.HOST:
         if instance.phase is Phase.PLACED:
             return Release(again=False)
@@ -186,7 +202,7 @@ def _remove(instance: Instance, seen: Domain | Lost | None) -> Action:
 
 
 def _host_lost(instance: Instance, context: Context) -> Action:
-    if instance.state is not State.BUILDING:
+    if not new_here(instance):
         return Retry("its host does not answer")
     if instance.phase in (Phase.PLACED, Phase.LEAVING) and context.tries >= 1:
         # Nothing was ever started there: what may be left is found by the sweep.
@@ -199,7 +215,7 @@ def _host_lost(instance: Instance, context: Context) -> Action:
 
 
 def _define(instance: Instance, seen: Domain | None, context: Context) -> Action:
-    building = instance.state is State.BUILDING
+    building = new_here(instance)
     if building and context.late:
         return Fail(_too_late("not running", context))
     if not building and seen is None:
@@ -248,12 +264,10 @@ def _move(instance: Instance, seen: Domain, context: Context) -> Action:
             return Call("start")
 
 
-def _was_settled(instance: Instance) -> bool:
-    """It was as wanted before: what is seen now is drift, and no deadline of old counts."""
-    return (
-        SETTLED.get(instance.state) is instance.goal
-        and instance.settled_generation == instance.generation
-    )
+def new_here(instance: Instance) -> bool:
+    """Nothing of it has run since it was asked for, or came back from the shelf: no data of its
+    owner's is on its host yet."""
+    return instance.state in (State.BUILDING, State.OFFLOADED)
 
 
 def _stopped_itself(instance: Instance, seen: Domain) -> bool:

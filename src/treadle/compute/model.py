@@ -7,7 +7,8 @@ from enum import StrEnum
 
 
 class Goal(StrEnum):
-    """What the instance shall come to be. `FAILED`: taken off its host, kept as an error."""
+    """What the instance shall come to be. `FAILED`: taken off its host, kept as an error.
+    `OFFLOADED`: taken off its host, kept as an image."""
 
     RUNNING = "running"
     STOPPED = "stopped"
@@ -15,6 +16,7 @@ class Goal(StrEnum):
     SUSPENDED = "suspended"
     DELETED = "deleted"
     FAILED = "failed"
+    OFFLOADED = "offloaded"
 
 
 class State(StrEnum):
@@ -27,6 +29,7 @@ class State(StrEnum):
     SUSPENDED = "suspended"
     ERROR = "error"
     DELETED = "deleted"
+    OFFLOADED = "offloaded"
 
 
 class Phase(StrEnum):
@@ -42,12 +45,63 @@ class Phase(StrEnum):
     LEAVING = "leaving"
 
 
+class Mode(StrEnum):
+    """What the instance is besides running or not. One at a time.
+
+    `RESIZED`: its new size can still be taken back. `SHELVED`: kept as an image; with
+    `Goal.OFFLOADED` as that alone. `ERROR`: an administrator has marked it so.
+    """
+
+    NORMAL = ""
+    RESCUED = "rescued"
+    RESIZED = "resized"
+    SHELVED = "shelved"
+    SOFT_DELETED = "soft-delete"
+    ERROR = "error"
+
+
+class Task(StrEnum):
+    """What is being done for a user, in the words of OpenStack's task states."""
+
+    SCHEDULING = "scheduling"
+    SPAWNING = "spawning"
+    POWERING_ON = "powering-on"
+    POWERING_OFF = "powering-off"
+    REBOOTING = "rebooting"
+    REBOOTING_HARD = "rebooting_hard"
+    PAUSING = "pausing"
+    UNPAUSING = "unpausing"
+    SUSPENDING = "suspending"
+    RESUMING = "resuming"
+    RESCUING = "rescuing"
+    UNRESCUING = "unrescuing"
+    REBUILDING = "rebuilding"
+    RESIZE_PREP = "resize_prep"
+    RESIZE_FINISH = "resize_finish"
+    RESIZE_CONFIRMING = "resize_confirming"
+    RESIZE_REVERTING = "resize_reverting"
+    SHELVING = "shelving"
+    SHELVING_OFFLOADING = "shelving_offloading"
+    UNSHELVING = "unshelving"
+    IMAGE_SNAPSHOT = "image_snapshot"
+    IMAGE_UPLOADING = "image_uploading"
+    UPDATING_PASSWORD = "updating_password"
+    SOFT_DELETING = "soft-deleting"
+    RESTORING = "restoring"
+    DELETING = "deleting"
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One row of the instance table. Memory in MiB, disk in GiB, times in seconds since 1970.
 
     `revision` counts what users asked for; `generation` is raised by each reboot, and the guest
     that runs must have been started with it; `deadline` is when the goal is given up.
+    `mode` is wanted, `settled_mode` has been reached; `ends_at` is when that mode ends by itself.
+    `task` is what is being done, for people: nothing is decided by it but whether another wish may
+    come. `disks` are the numbers of the root disk's volumes, the uppermost first; `disk_image_id`
+    is the image under the last of them where that is not `image_id`. `before` is a JSON object:
+    columns as they were before the wish that is being carried out, or can still be taken back.
     """
 
     id: int
@@ -81,14 +135,21 @@ class Instance:
     deleted_at: float | None
     hostname: str | None = None
     project_id: str = ""
+    mode: Mode = Mode.NORMAL
+    settled_mode: Mode = Mode.NORMAL
+    task: Task | None = None
+    ends_at: float | None = None
+    disks: tuple[int, ...] = (1,)
+    disk_image_id: int | None = None
+    rescue_image_id: int | None = None
+    shelf_image_id: int | None = None
+    snapshot_image_id: int | None = None
+    before: str = ""
+    locked_by: str | None = None
+    locked_reason: str | None = None
+    user_id: str = ""
 
 
-BUSY_WORDS = {
-    Goal.DELETED: "deleting",
-    Goal.STOPPED: "stopping",
-    Goal.PAUSED: "pausing",
-    Goal.SUSPENDED: "suspending",
-}
 SETTLED = {
     State.RUNNING: Goal.RUNNING,
     State.STOPPED: Goal.STOPPED,
@@ -96,17 +157,66 @@ SETTLED = {
     State.SUSPENDED: Goal.SUSPENDED,
     State.ERROR: Goal.FAILED,
     State.DELETED: Goal.DELETED,
+    State.OFFLOADED: Goal.OFFLOADED,
+}
+VM_STATES = {
+    State.BUILDING: "building",
+    State.RUNNING: "active",
+    State.STOPPED: "stopped",
+    State.PAUSED: "paused",
+    State.SUSPENDED: "suspended",
+    State.ERROR: "error",
+    State.DELETED: "deleted",
+    State.OFFLOADED: "shelved_offloaded",
+}
+BUSY_WORDS = {
+    Goal.DELETED: "deleting",
+    Goal.STOPPED: "stopping",
+    Goal.PAUSED: "pausing",
+    Goal.SUSPENDED: "suspending",
+    Goal.OFFLOADED: "shelving",
 }
 
 
-def shown_state(goal: Goal, state: State, generation: int, settled_generation: int) -> str:
+def vm_state(instance: Instance) -> str:
+    """What the instance has last come to be, in the words of OpenStack's vm_state: active building
+    paused suspended stopped rescued resized soft-delete deleted error shelved shelved_offloaded."""
+    if instance.state in (State.BUILDING, State.ERROR, State.DELETED):
+        return VM_STATES[instance.state]
+    if instance.state is State.OFFLOADED and instance.settled_mode is Mode.SHELVED:
+        return VM_STATES[instance.state]
+    return instance.settled_mode or VM_STATES[instance.state]
+
+
+def task_state(instance: Instance) -> str | None:
+    """What is being done with the instance, one of `Task`; None where nothing is."""
+    if instance.goal is Goal.DELETED:
+        return None if instance.state is State.DELETED else Task.DELETING
+    if instance.state is State.BUILDING and instance.goal is not Goal.FAILED:
+        return Task.SCHEDULING if instance.host_id is None else Task.SPAWNING
+    return instance.task
+
+
+def is_settled(instance: Instance) -> bool:
+    """Whether the instance was brought to be as it is wanted, and nobody has wished since."""
+    return (
+        SETTLED.get(instance.state) is instance.goal
+        and instance.mode is instance.settled_mode
+        and (instance.host_id is None or instance.generation == instance.settled_generation)
+    )
+
+
+def word(instance: Instance) -> str:
     """One word for people: the state, or what is being done where it is not yet as wanted."""
+    goal, state = instance.goal, instance.state
     if state is State.BUILDING and goal is Goal.RUNNING:
         return "building"
     if SETTLED.get(state) is goal:
-        if goal is Goal.RUNNING and generation != settled_generation:
+        if instance.task is not None:
+            return instance.task
+        if goal is Goal.RUNNING and instance.generation != instance.settled_generation:
             return "rebooting"
-        return str(state)
+        return instance.settled_mode or str(state)
     if goal is Goal.FAILED:
         return "error"
     if goal is Goal.RUNNING:

@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.compute import lifecycle, store
+from treadle.compute import changes, lifecycle, store
 from treadle.compute.fleet import Fleet, call
 from treadle.compute.lifecycle import (
     Action,
@@ -21,6 +21,7 @@ from treadle.compute.lifecycle import (
     AwaitImage,
     Call,
     Context,
+    End,
     Fail,
     ImageOnHost,
     Lost,
@@ -30,7 +31,7 @@ from treadle.compute.lifecycle import (
     Retry,
     Settle,
 )
-from treadle.compute.model import SETTLED, Goal, Instance, Phase, State
+from treadle.compute.model import SETTLED, Goal, Instance, Mode, Phase, State, is_settled
 from treadle.compute.store import Loaded, Step
 from treadle.controller import queue
 from treadle.controller.queue import FAR_S, LeaseLost, Ticket
@@ -66,11 +67,19 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long things may take, in seconds, and how many hosts a build may try."""
+    """How long things may take, in seconds, and how many hosts a build may try.
+
+    `reclaim_s`: how long a soft-deleted instance is kept.
+    """
 
     lease_s: float = 30.0
     build_deadline_s: float = 300.0
     max_attempts: int = 3
+    reclaim_s: float = 0.0
+
+    def lasts(self, mode: Mode) -> float | None:
+        """After how many seconds the mode ends by itself; None: never."""
+        return {Mode.SOFT_DELETED: self.reclaim_s}.get(mode)
 
 
 def image_work_id(host_id: int, sha256: str) -> str:
@@ -151,6 +160,7 @@ class InstanceHandler:
             tries=ticket.tries,
             max_attempts=self._timing.max_attempts,
             last_error=loaded.image_error or loaded.instance.fault or "",
+            ended=loaded.instance.ends_at is not None and loaded.now >= loaded.instance.ends_at,
         )
 
     def _observe(self, loaded: Loaded) -> tuple[Domain | Lost | None, str]:
@@ -189,6 +199,8 @@ class InstanceHandler:
                 return self._settle(ticket, loaded, state, seen)
             case Adopt(state, reason):
                 return self._adopt(ticket, loaded, state, reason, seen)
+            case End():
+                return self._end(ticket, loaded)
             case Rehome(reason):
                 return self._rehome(ticket, loaded, reason)
             case Fail(reason):
@@ -422,13 +434,14 @@ class InstanceHandler:
         values: dict[str, Any] = {}
         if instance.state is not state:
             values["state"] = state
+        if isinstance(seen, Domain) and instance.settled_generation != instance.generation:
+            values["settled_generation"] = instance.generation
         if state is State.RUNNING:
             if instance.launched_at is None:
                 values["launched_at"] = loaded.now
-            if instance.settled_generation != instance.generation:
-                values["settled_generation"] = instance.generation
-            if instance.fault is not None:
+            if instance.fault is not None and instance.mode is not Mode.ERROR:
                 values["fault"] = None
+        values |= self._mode_reached(loaded)
         address = instance.address
         if isinstance(seen, Domain) and seen.addresses:
             address = seen.addresses[0]
@@ -461,21 +474,53 @@ class InstanceHandler:
             return None
         something = bool(values) or first is not None or self._open(instance)
         self._commit(ticket, change if something else None,
-                     delay=self._look_again(loaded, state, address))
+                     delay=self._look_again(
+                         loaded, state, address, values.get("ends_at", instance.ends_at)
+                     ))
         return None
+
+    def _mode_reached(self, loaded: Loaded) -> dict[str, Any]:
+        """What is over with the wish, and when the mode that it led to ends by itself."""
+        instance = loaded.instance
+        values: dict[str, Any] = {}
+        if instance.task is not None:
+            values["task"] = None
+        if instance.before:
+            values["before"] = ""
+        if instance.mode is not instance.settled_mode:
+            lasts = self._timing.lasts(instance.mode)
+            values["settled_mode"] = instance.mode
+            values["ends_at"] = None if lasts is None else loaded.now + lasts
+        return values
+
+    def _end(self, ticket: Ticket, loaded: Loaded) -> Following:
+        instance = loaded.instance
+
+        def change(conn: sa.Connection) -> None:
+            current = store.get(conn, instance.id)
+            if current is None or current.revision != instance.revision:
+                return
+            revision = instance.revision + 1
+            name = changes.AFTER[instance.mode]
+            store.begin_action(conn, instance.id, "", name, revision)
+            store.update(conn, instance.id, revision=revision, **changes.ended(instance))
+
+        return self._go_on(ticket, change)
 
     @staticmethod
     def _open(instance: Instance) -> bool:
         """Whether an entry of the action log may still be open."""
-        return SETTLED.get(instance.state) is not instance.goal or instance.revision > 1
+        return not is_settled(instance) or instance.revision > 1
 
     @staticmethod
-    def _look_again(loaded: Loaded, state: State, address: str | None) -> float:
+    def _look_again(
+        loaded: Loaded, state: State, address: str | None, ends_at: float | None
+    ) -> float:
         if state is State.RUNNING and address is None:
             age = loaded.now - (loaded.instance.launched_at or loaded.now)
             if age < ADDRESS_PATIENCE_S:
                 return max(ADDRESS_POLL_S, age / 8)
-        return FAR_S
+        return FAR_S if ends_at is None else min(FAR_S, max(0.0, ends_at - loaded.now))
 
     def _adopt(
         self, ticket: Ticket, loaded: Loaded, state: State, reason: str,
@@ -486,6 +531,12 @@ class InstanceHandler:
         if isinstance(seen, Domain):
             # A reboot that did not come about is given up with the rest.
             generation = min(generation, seen.generation)
+        wished = instance.generation != instance.settled_generation
+        undo = generation < instance.generation if wished else True
+        values = changes.undone(instance) if undo and not is_settled(instance) else {
+            "mode": instance.mode
+        }
+        values |= {"settled_mode": values["mode"], "task": None}
 
         def change(conn: sa.Connection) -> None:
             current = store.get(conn, instance.id)
@@ -493,7 +544,7 @@ class InstanceHandler:
                 return
             store.update(
                 conn, instance.id, goal=SETTLED[state], state=state, generation=generation,
-                settled_generation=generation, fault=reason,
+                settled_generation=generation, fault=reason, **values,
             )
             store.end_actions(conn, instance.id, instance.revision, "error", reason)
 
@@ -522,7 +573,10 @@ class InstanceHandler:
             # One that ran once is past its request: it and its siblings are not rolled back.
             rollback = instance.rollback and instance.launched_at is None
             goal = Goal.DELETED if rollback else Goal.FAILED
-            store.update(conn, instance.id, goal=goal, state=State.ERROR, fault=reason)
+            store.update(
+                conn, instance.id, goal=goal, state=State.ERROR, fault=reason, task=None,
+                mode=Mode.NORMAL, settled_mode=Mode.NORMAL, ends_at=None, before="",
+            )
             store.end_actions(conn, instance.id, instance.revision, "error", reason)
             if rollback:
                 give_up_batch(conn, instance, reason)
@@ -551,6 +605,6 @@ def give_up_batch(conn: sa.Connection, failed: Instance, reason: str) -> None:
 
 def expected_power(instance: Instance) -> Power | None:
     """What the host should show of a settled instance; None where a pass is under way anyway."""
-    if SETTLED.get(instance.state) is not instance.goal:
+    if not is_settled(instance):
         return None
     return lifecycle.POWER_OF.get(instance.goal)

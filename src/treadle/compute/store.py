@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.compute.model import Goal, Instance, Phase, State
+from treadle.compute.model import Goal, Instance, Mode, Phase, State, Task
 from treadle.db.clock import now
 from treadle.db.schema import (
     action,
@@ -327,6 +327,11 @@ def _instance(row: Any) -> Instance:
         else frozenset(),
         row.batch, row.rollback, row.host_id, row.address, row.fault, row.created_at,
         row.launched_at, row.deleted_at, row.hostname, row.project_id,
+        Mode(row.mode), Mode(row.settled_mode),
+        Task(row.task) if row.task else None, row.ends_at,
+        tuple(int(n) for n in row.disks.split(",")), row.disk_image_id, row.rescue_image_id,
+        row.shelf_image_id, row.snapshot_image_id, row.before, row.locked_by, row.locked_reason,
+        row.user_id,
     )
 
 
