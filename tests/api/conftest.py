@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cloudkit import ROOMY, Cloud, Start, start_cloud
+from computekit import Api
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +75,24 @@ def shared(
     made.stop()
     if drop is not None:
         drop[0].drop(drop[1])
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def api(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, disk_image: Path
+) -> Iterator[Api]:
+    """Compute v2.1 over two hosts, on both databases; tests take names of their own."""
+    folder = tmp_path_factory.mktemp("compute")
+    settings: dict[str, object] = {}
+    if request.param == "postgresql":
+        cluster = request.getfixturevalue("postgres_cluster")
+        name = cluster.create()
+        settings["database.url"] = cluster.url(name)
+    made = start_cloud(
+        folder, hosts=(f"fake://h1{ROOMY}", f"fake://h2{ROOMY}"), image=disk_image,
+        settings=settings,
+    )
+    yield Api(made)
+    made.stop()
+    if request.param == "postgresql":
+        cluster.drop(name)

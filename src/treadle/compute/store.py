@@ -266,13 +266,13 @@ def actions(conn: sa.Connection, id: int) -> list[dict[str, Any]]:
 def list_flavors(conn: sa.Connection) -> list[Flavor]:
     """Those on offer, by id."""
     rows = conn.execute(sa.select(flavor).where(flavor.c.active).order_by(flavor.c.id))
-    return [_flavor(row) for row in rows]
+    return [flavor_of(row) for row in rows]
 
 
 def get_flavor(conn: sa.Connection, id: int) -> Flavor | None:
     """One on offer, or None."""
     row = conn.execute(_FLAVOR, {"i": id}).one_or_none()
-    return None if row is None else _flavor(row)
+    return None if row is None else flavor_of(row)
 
 
 def put_flavor(conn: sa.Connection, one: Flavor) -> None:
@@ -303,7 +303,8 @@ def compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def _flavor(row: Any) -> Flavor:
+def flavor_of(row: Any) -> Flavor:
+    """What a row of the flavor table says."""
     return Flavor(
         row.id, row.vcpus, row.memory_mib, row.disk_gib, row.public_id, row.name,
         row.description, row.swap_mib, row.ephemeral_gib, row.rxtx_factor, row.is_public,

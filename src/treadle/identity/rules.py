@@ -127,7 +127,22 @@ IDENTITY: dict[str, str] = {
     "identity:auth": "token",
 }
 
-COMPUTE: dict[str, str] = {}
+COMPUTE: dict[str, str] = {
+    "compute:flavors:list": "token",
+    "compute:flavors:get": "token",
+    "compute:flavors:create": "admin",
+    "compute:flavors:update": "admin",
+    "compute:flavors:delete": "admin",
+    "compute:flavor_access:list": "admin",
+    "compute:flavor_access:change": "admin",
+    "compute:flavor_access:add": "admin",
+    "compute:flavor_access:remove": "admin",
+    "compute:flavor_extra_specs:list": "project_reader",
+    "compute:flavor_extra_specs:get": "project_reader",
+    "compute:flavor_extra_specs:create": "admin",
+    "compute:flavor_extra_specs:update": "admin",
+    "compute:flavor_extra_specs:delete": "admin",
+}
 
 IMAGE: dict[str, str] = {}
 

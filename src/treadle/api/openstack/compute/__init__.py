@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from treadle.api.openstack.compute import versions
+from treadle.api.openstack.compute import flavors, versions
 from treadle.api.openstack.compute.faults import fault_body
 from treadle.api.openstack.compute.versions import HIGHEST, LOWEST
 from treadle.api.openstack.wire import Service
 
+CALLS = [*versions.CALLS, *flavors.CALLS]
 SERVICE = Service(
-    "/compute", [*versions.CALLS], fault=fault_body, microversions=(LOWEST, HIGHEST),
-    header="compute",
+    "/compute", CALLS, fault=fault_body, microversions=(LOWEST, HIGHEST), header="compute",
 )
