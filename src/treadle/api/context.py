@@ -24,12 +24,14 @@ from treadle.compute.reconciler import KIND
 from treadle.config import Settings
 from treadle.controller.signals import Signals
 from treadle.db.engine import Database
-from treadle.errors import Forbidden
+from treadle.errors import Forbidden, InvalidInput
 from treadle.hypervisor.base import DriverFactory
 from treadle.identity.rules import Rules
 from treadle.identity.tokens import Tokens
+from treadle.scheduler.engine import Scheduler
 
 T = TypeVar("T")
+B = TypeVar("B", bound=msgspec.Struct)
 
 LOOK_ANYWAY_S = 0.5
 HOST = re.compile(r"[A-Za-z0-9.:_\[\]-]{1,255}")
@@ -49,6 +51,7 @@ class Context:
     admin_token: str
     tokens: Tokens
     rules: Rules
+    scheduler: Scheduler
     networks: tuple[Any, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,6 +109,19 @@ class Context:
             server = request.scope.get("server") or ("localhost", None)
             host = server[0] if server[1] is None else f"{server[0]}:{server[1]}"
         return f"{request.scope['scheme']}://{host}"
+
+    async def body(self, request: Request, kind: type[B]) -> B:
+        """The request's JSON as `kind`. Errors: `InvalidInput`."""
+        most = self.settings.server.max_body_kib * 1024
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > most:
+                raise InvalidInput("body", f"{len(body)} bytes and more", f"at most {most}")
+        try:
+            return msgspec.json.decode(bytes(body), type=kind)
+        except msgspec.MsgspecError as error:
+            raise InvalidInput("body", bytes(body[:60]).decode("latin-1"), str(error)) from error
 
     # -- who may call
 

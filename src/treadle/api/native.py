@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from treadle.api.context import Context, answer
 from treadle.api.faults import message_of, status_of
+from treadle.api.placement import instances_decision, placements_dry_run, record
 from treadle.compute import actions, store
 from treadle.compute.fleet import call
 from treadle.compute.inventory import register_host, register_image
@@ -64,19 +65,6 @@ class NewFlavor(msgspec.Struct, forbid_unknown_fields=True):
     id: Size | None = None
 
 
-async def _body(context: Context, request: Request, kind: type[Any]) -> Any:
-    most = context.settings.server.max_body_kib * 1024
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise InvalidInput("body", f"{len(body)} bytes and more", f"at most {most}")
-    try:
-        return msgspec.json.decode(bytes(body), type=kind)
-    except msgspec.MsgspecError as error:
-        raise InvalidInput("body", bytes(body[:60]).decode("latin-1"), str(error)) from error
-
-
 def _id(request: Request, most: int = 10**18 - 1) -> int:
     text = request.path_params["id"]
     if not (text.isascii() and text.isdecimal()) or len(text) > 18 or int(text) > most:
@@ -118,7 +106,7 @@ async def hosts_list(context: Context, _request: Request) -> Any:
 
 async def hosts_add(context: Context, request: Request) -> Any:
     """Register a host; it is reached in the background."""
-    wanted = await _body(context, request, NewHost)
+    wanted = await context.body(request, NewHost)
     name = _printable(wanted.name or wanted.uri)
     try:
         context.driver(wanted.uri).close()
@@ -167,7 +155,7 @@ async def images_list(context: Context, _request: Request) -> Any:
 
 async def images_add(context: Context, request: Request) -> Any:
     """Register an image; it is read in the background."""
-    wanted = await _body(context, request, NewImage)
+    wanted = await context.body(request, NewImage)
     source = parse_source(wanted.source)
     name = _printable(wanted.name or image_name(source))
 
@@ -186,7 +174,7 @@ async def flavors_list(context: Context, _request: Request) -> Any:
 
 async def flavors_add(context: Context, request: Request) -> Any:
     """Offer a flavor."""
-    wanted = await _body(context, request, NewFlavor)
+    wanted = await context.body(request, NewFlavor)
 
     def add(conn: sa.Connection) -> store.Flavor:
         id = wanted.id or store.next_flavor_id(conn)
@@ -220,15 +208,6 @@ async def instances_show(context: Context, request: Request) -> Any:
         }
 
     return await context.read(read)
-
-
-async def instances_decision(context: Context, request: Request) -> Any:
-    """Why the instance is where it is: the record of its last placement."""
-    id = _id(request)
-    record = await context.read(lambda conn: store.last_decision(conn, id))
-    if record is None:
-        raise NotFound(f"instance {id} has not been placed")
-    return record
 
 
 async def instances_console(context: Context, request: Request) -> Any:
@@ -267,17 +246,23 @@ ROUTES: tuple[tuple[str, str, Endpoint, int], ...] = (
     ("GET", "/instances/{id}/decision", instances_decision, 200),
     ("GET", "/instances/{id}/console", instances_console, 200),
     ("GET", "/orphans", orphans_list, 200),
+    ("POST", "/placements:dry-run", placements_dry_run, 200),
+    ("GET", "/record", record, 200),
 )
 BODIES: dict[tuple[str, str], type[Any]] = {
     ("POST", "/hosts"): NewHost, ("POST", "/images"): NewImage, ("POST", "/flavors"): NewFlavor,
 }
 """What the calls that take a body take, for the OpenAPI document."""
 
+CHECK_THEMSELVES: frozenset[Endpoint] = frozenset({placements_dry_run, instances_decision})
+"""What projects may ask too."""
+
 
 def _route(context: Context, method: str, path: str, run: Endpoint, status: int) -> Route:
     async def endpoint(request: Request) -> Response:
         try:
-            context.check_admin(request)
+            if run not in CHECK_THEMSELVES:
+                context.check_admin(request)
             made = await run(context, request)
             return made if isinstance(made, Response) else answer(made, status)
         except ClientDisconnect:

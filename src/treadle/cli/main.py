@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from treadle.cli.base import asks_controller, client, examples, guarded, show
+from treadle.cli.placing import explain, place
 from treadle.cli.simulate import simulate
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -29,6 +30,8 @@ def main() -> None:
 
 
 main.add_command(simulate)
+main.add_command(place)
+main.add_command(explain)
 
 
 @main.command(epilog=examples("treadle version", "treadle version --json"))

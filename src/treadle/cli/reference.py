@@ -112,7 +112,9 @@ def commands() -> str:
     def walk(command: click.Command, name: str, parent: click.Context | None) -> None:
         if command.hidden:
             return
-        context = click.Context(command, info_name=name, parent=parent, max_content_width=100)
+        context = click.Context(
+            command, info_name=name, parent=parent, **command.context_settings
+        )
         parts.append(f"## {context.command_path}\n\n```\n{command.get_help(context)}\n```\n\n")
         for child, one in getattr(command, "commands", {}).items():
             walk(one, child, context)

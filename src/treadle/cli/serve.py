@@ -154,7 +154,7 @@ def assemble(
     )
     context = Context(
         database, signals, settings, driver, fleet, admin_token(folder), Tokens(),
-        load_rules(settings.server.rules_file),
+        load_rules(settings.server.rules_file), scheduler,
     )
     image_folder = folder / "images"
     image_folder.mkdir(mode=0o700, exist_ok=True)

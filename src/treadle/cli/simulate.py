@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from treadle.cli.base import examples, guarded, show
+from treadle.cli.base import asks_controller, client, examples, guarded, show
 
 if TYPE_CHECKING:
     from treadle.scheduler.simulate import Outcome
@@ -26,7 +26,9 @@ _PLAIN_EVERY_S = 5.0
     "treadle simulate --generate 20000 --hosts 90x48c128g --policy best-fit --policy worst-fit",
     "treadle simulate --trace azure.csv.gz --hosts 700x48c128g --policy best-fit --seeds 3",
     "treadle simulate --trace azure.csv.gz --hosts 700x48c128g "
-    "--policy weighted:cpu_free=-1,memory_free=-1 --report out.html",
+    "--policy weighted:cpu_free=-1,memory_free=-1",
+    "treadle simulate --record today.jsonl",
+    "treadle simulate --trace today.jsonl --policy best-fit --policy worst-fit",
 ))
 @click.option("--trace", "file", type=click.Path(path_type=Path, dir_okay=False),
               help="CSV or record (.jsonl) of VMs, .gz or not.")
@@ -40,20 +42,40 @@ _PLAIN_EVERY_S = 5.0
               "settings' one. POLICY:WEIGHER=NUMBER,… names weighers.")
 @click.option("--seeds", type=click.IntRange(1, 1000), default=1, show_default=True,
               help="Runs of each, with other seeds: gives confidence intervals.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False),
-              envvar="TREADLE_CONFIG", help="Settings file with filters, weighers and the policy.")
+@click.option("--record", "record_to", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write what the running cloud placed to this file (.jsonl), and end.")
+@asks_controller
 def simulate(**options: Any) -> None:
     """Replay VMs through the scheduler and compare policies.
 
     Nothing real is touched. The trace is a file, a record of a cloud, or made up (--generate).
     Other seeds bring the batches of the same moment in another order; a made-up trace is made anew.
     """
+    if options["record_to"] is not None:
+        _record(options["record_to"], options)
+        return
     found = guarded(lambda: _run(**options))
     if options["as_json"]:
         click.echo(json.dumps(found.to_dict(), indent=2))
     else:
         table(found)
+
+
+def _record(path: Path, options: dict[str, Any]) -> None:
+    from treadle.scheduler.simulate_trace import record_lines
+
+    named = {name: options[name] for name in ("url", "token", "config")}
+    found = client(**named).call("GET", "/record")
+    try:
+        with path.open("w", encoding="utf-8") as out:
+            out.writelines(record_lines(found))
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from error
+    done = {"file": str(path), "hosts": len(found["hosts"]), "instances": len(found["instances"])}
+    if options["as_json"]:
+        click.echo(json.dumps(done))
+    else:
+        click.echo(f"{path}: {done['hosts']} hosts, {done['instances']} instances")
 
 
 def _run(

@@ -163,7 +163,12 @@ NETWORK: dict[str, str] = {
     "network:update_quota": "admin",
 }
 
-RULES: dict[str, str] = {**IDENTITY, **COMPUTE, **IMAGE, **NETWORK}
+TREADLE: dict[str, str] = {
+    "treadle:dry_run": "project_reader",
+    "treadle:show_decision": "project_reader",
+}
+
+RULES: dict[str, str] = {**IDENTITY, **COMPUTE, **IMAGE, **NETWORK, **TREADLE}
 """Every rule there is; a service's part has names that begin with the service."""
 
 
