@@ -64,6 +64,15 @@ class Server(Struct, frozen=True):
     max_body_kib: Annotated[
         int, Meta(ge=1, le=65536, description="Largest body of a request, in KiB.")
     ] = 64
+    public_url: Annotated[
+        str,
+        Meta(
+            pattern=r"\A(https?://[A-Za-z0-9.:_\[\]-]{1,255})?\Z",
+            title="a URL such as https://cloud.example.org, without a path",
+            description="Address under which clients reach this cloud, for links and the service "
+            "catalog. Empty: the one that the client used.",
+        ),
+    ] = ""
     rules_file: Annotated[
         str,
         Meta(
@@ -268,6 +277,60 @@ class Image(Struct, frozen=True):
     ] = 3600
 
 
+class Identity(Struct, frozen=True):
+    """Users, their passwords and their tokens."""
+
+    token_s: Annotated[
+        int, Meta(ge=60, le=30 * 86400, description="How long a token is good for, in seconds.")
+    ] = 3600
+    region: Annotated[
+        Name, Meta(description="Name of this cloud's one region in the service catalog.")
+    ] = "RegionOne"
+    failures_per_user: Annotated[
+        int,
+        Meta(ge=1, le=100_000, description="How often a minute logging in as one user may fail, "
+             "before it is refused for the rest of the minute."),
+    ] = 10
+    failures_per_address: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000, description="How often a minute logging in from one address may "
+             "fail (of IPv6: from one /64)."),
+    ] = 100
+    lockout_failures: Annotated[
+        int,
+        Meta(ge=0, le=100, description="Wrong passwords after which an account is locked; 0: "
+             "never."),
+    ] = 0
+    lockout_s: Annotated[
+        int, Meta(ge=1, le=30 * 86400, description="How long it stays locked, in seconds.")
+    ] = 1800
+    password_pattern: Annotated[
+        str,
+        Meta(max_length=1024, title="a regular expression",
+             description="What a password must match from its beginning. Empty: anything."),
+    ] = ""
+    password_rule: Annotated[
+        str,
+        Meta(max_length=1024, description="The same in words, for whoever chose another."),
+    ] = ""
+    password_days: Annotated[
+        int, Meta(ge=0, le=3650, description="Days for which a password is good; 0: for ever.")
+    ] = 0
+    password_min_days: Annotated[
+        int, Meta(ge=0, le=365, description="Days that a user must keep a password.")
+    ] = 0
+    password_history: Annotated[
+        int,
+        Meta(ge=0, le=24, description="How many of the last passwords a user may not choose "
+             "again, the one he has included; 0: he may."),
+    ] = 0
+    change_first_password: Annotated[
+        bool,
+        Meta(description="Whether a password that an administrator has given must be changed "
+             "before the first log-in."),
+    ] = False
+
+
 class Log(Struct, frozen=True):
     """What the process says on standard error."""
 
@@ -292,6 +355,7 @@ class Settings(Struct, frozen=True):
     host_defaults: HostDefaults = HostDefaults()
     guest: Guest = Guest()
     image: Image = Image()
+    identity: Identity = Identity()
     log: Log = Log()
 
     def with_overrides(self, overrides: Mapping[str, object]) -> Settings:
@@ -480,6 +544,14 @@ def _is_guest_pool(text: str) -> bool:
     return isinstance(network, IPv4Network) and 8 <= network.prefixlen <= 24
 
 
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
 _PUBLIC_KEY = re.compile(
     r"(ssh|ecdsa|sk-ssh|sk-ecdsa)-[A-Za-z0-9@.-]{1,64} [A-Za-z0-9+/]{32,16000}={0,3}"
     r"( [^\x00-\x1f\x7f]{0,255})?"
@@ -489,6 +561,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "server.host": _is_address,
     "server.classic_networks": lambda networks: all(map(_is_network, networks)),
     "host_defaults.guest_pool": _is_guest_pool,
+    "identity.password_pattern": _is_pattern,
     "guest.ssh_keys": lambda keys: all(map(_PUBLIC_KEY.fullmatch, keys)),
     "scheduler.filters": lambda names: len(set(names)) == len(names),
 }

@@ -100,6 +100,31 @@ class Cloud:
         """A call of an operator."""
         return self.client.request(method, f"/treadle/v1{path}", headers=self.admin, **options)
 
+    def log_in(
+        self, user: str = "admin", password: str | None = None, *,
+        user_domain: str = "default", **scope: Any,
+    ) -> dict[str, str]:
+        """The headers of a user with a token: of the project admin, unless a scope is given."""
+        answer = self.authenticate(user, password, user_domain=user_domain, **scope)
+        assert answer.status_code == 201, answer.text
+        return {"X-Auth-Token": answer.headers["x-subject-token"]}
+
+    def authenticate(
+        self, user: str = "admin", password: str | None = None, *,
+        user_domain: str = "default", **scope: Any,
+    ) -> httpx2.Response:
+        """What the answer to a log-in is. `unscoped=None`: without naming a scope."""
+        if password is None:
+            password = (self.treadle.folder / "admin-password").read_text().strip()
+        who = {"name": user, "domain": {"id": user_domain}, "password": password}
+        auth: dict[str, Any] = {
+            "identity": {"methods": ["password"], "password": {"user": who}},
+            "scope": scope or {"project": {"name": "admin", "domain": {"id": "default"}}},
+        }
+        if "unscoped" in scope and scope["unscoped"] is None:
+            del auth["scope"]
+        return self.client.post("/identity/v3/auth/tokens", json={"auth": auth})
+
     def host(self, name: str) -> FakeHost:
         """The machine itself."""
         return self.fleet.hosts[name]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from treadle.api.app import SERVICES
 from treadle.errors import Forbidden, InvalidInput
 from treadle.identity.model import Caller
 from treadle.identity.rules import PREDICATES, RULES, Rules, load_rules
@@ -43,6 +44,9 @@ def who(name: str, target: dict[str, str] | dict[str, str | None] | None) -> set
     ("domain_admin", *[{"admin", "domain_admin"}] * 2, {"admin"}),
     ("domain_reader", *[{"admin", "domain_admin", "system_reader"}] * 2,
      {"admin", "system_reader"}),
+    ("project_or_domain_reader",
+     *[{"admin", "member", "reader", "domain_admin", "system_reader"}] * 2,
+     {"admin", "system_reader"}),
     ("owner_or_reader", set(EVERYBODY), {"admin", "member", "system_reader"},
      {"admin", "system_reader"}),
     ("owner_or_domain_admin", set(EVERYBODY), {"admin", "member", "domain_admin"}, {"admin"}),
@@ -65,7 +69,27 @@ def test_every_predicate_is_tested() -> None:
 
 def test_every_rule_has_a_predicate_and_a_service() -> None:
     assert set(RULES.values()) <= set(PREDICATES)
-    assert {name.partition(":")[0] for name in RULES} <= {"identity", "compute", "image", "network"}
+    assert {name.partition(":")[0] for name in RULES} <= {
+        "identity", "compute", "image", "network", "treadle"
+    }
+
+
+WITHOUT_TOKEN = {
+    "POST /identity/v3/auth/tokens", "POST /identity/v3/users/{user_id}/password",
+}
+
+
+def test_every_call_of_every_service_has_a_rule_or_is_known_to_need_none() -> None:
+    """Version documents are for everybody, and logging in is; nothing else."""
+    for service in SERVICES:
+        for call in service.calls:
+            name = f"{call.method} {service.root}{call.path}"
+            if call.rule:
+                assert call.rule in RULES, name
+                assert call.rule.startswith(f"{service.root.strip('/')}:"), name
+            else:
+                version = call.method == "GET" and call.path.count("/") <= 2
+                assert version or name in WITHOUT_TOKEN, name
 
 
 def test_a_refusal_names_the_rule() -> None:

@@ -12,12 +12,12 @@ from starlette.routing import Match, Route
 from treadle.api import classic, native, openapi
 from treadle.api.context import Context, answer
 from treadle.api.faults import message_of
-from treadle.api.openstack import compute, network_v2
+from treadle.api.openstack import compute, identity, network_v2
 from treadle.api.openstack.wire import Faced, Service
 from treadle.errors import RetryLater
 from treadle.placement import ledger
 
-SERVICES: tuple[Service, ...] = (compute.SERVICE, network_v2.SERVICE)
+SERVICES: tuple[Service, ...] = (compute.SERVICE, identity.SERVICE, network_v2.SERVICE)
 """OpenStack's services, by the first part of their paths."""
 
 
@@ -56,6 +56,7 @@ def make_app(context: Context) -> Faced:
         exception_handlers={404: refused, 405: refused},
     )
     app.router.redirect_slashes = False
+    context.roots = frozenset(service.root for service in SERVICES)
     return Faced(context, SERVICES, app)
 
 

@@ -26,6 +26,7 @@ from treadle.controller.signals import Signals
 from treadle.db.engine import Database
 from treadle.errors import Forbidden, InvalidInput
 from treadle.hypervisor.base import DriverFactory
+from treadle.identity.login import Login
 from treadle.identity.rules import Rules
 from treadle.identity.tokens import Tokens
 from treadle.scheduler.engine import Scheduler
@@ -51,7 +52,10 @@ class Context:
     admin_token: str
     tokens: Tokens
     rules: Rules
+    login: Login
     scheduler: Scheduler
+    roots: frozenset[str] = field(init=False, default=frozenset())
+    """Paths at which OpenStack's services are served; `make_app` says so."""
     networks: tuple[Any, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -104,6 +108,8 @@ class Context:
 
     def base(self, request: Request) -> str:
         """The address under which the caller reaches this process, without a path."""
+        if self.settings.server.public_url:
+            return self.settings.server.public_url
         host = request.headers.get("host", "")
         if not HOST.fullmatch(host):
             server = request.scope.get("server") or ("localhost", None)

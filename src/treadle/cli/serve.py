@@ -36,6 +36,9 @@ from treadle.db.schema import meta
 from treadle.errors import Permanent
 from treadle.hypervisor.base import DriverFactory, HostSetup, Hypervisor
 from treadle.hypervisor.fake import FakeFleet
+from treadle.identity.bootstrap import bootstrap
+from treadle.identity.login import Login
+from treadle.identity.passwords import Passwords
 from treadle.identity.rules import load_rules
 from treadle.identity.tokens import Tokens
 from treadle.image.fetch import FetchLimits, HttpUrl
@@ -116,6 +119,7 @@ class Treadle:
     def close(self) -> None:
         """Stop the work, let the hosts and the database go."""
         self.controller.stop()
+        self.context.login.passwords.close()
         self.fleet.close()
         self.database.close()
 
@@ -152,9 +156,14 @@ def assemble(
         limits.lease_s, limits.build_deadline_s, limits.build_attempts,
         reclaim_s=settings.instances.reclaim_s,
     )
+    tokens, rules = Tokens(database), load_rules(settings.server.rules_file)
+    bootstrap(
+        database, folder, region_name=settings.identity.region,
+        url=settings.server.public_url or f"http://127.0.0.1:{settings.server.port}",
+    )
     context = Context(
-        database, signals, settings, driver, fleet, admin_token(folder), Tokens(),
-        load_rules(settings.server.rules_file), scheduler,
+        database, signals, settings, driver, fleet, admin_token(folder), tokens, rules,
+        Login(database, tokens, Passwords(), settings.identity), scheduler,
     )
     image_folder = folder / "images"
     image_folder.mkdir(mode=0o700, exist_ok=True)

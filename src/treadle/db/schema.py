@@ -402,3 +402,182 @@ orphan = Table(
     Column("power", String(12), nullable=False),
     Column("seen_at", Float, nullable=False),
 )
+
+# -- identity. Names are compared without case: `name_key` is the name case-folded.
+
+project = Table(
+    "project", metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("name_key", String(510), nullable=False),
+    Column("domain_id", String(64), nullable=False),
+    Column("parent_id", String(64), nullable=False),
+    Column("is_domain", Boolean, nullable=False, server_default=text("false")),
+    Column("enabled", Boolean, nullable=False, server_default=text("true")),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("options", Text, nullable=False, server_default="{}"),
+    Column("extra", Text, nullable=False, server_default="{}"),
+    Column("created_at", Float, nullable=False),
+    Index("ix_project_domain_id", "domain_id", "name_key", unique=True),
+    Index("ix_project_parent_id", "parent_id"),
+)
+
+project_tag = Table(
+    "project_tag", metadata,
+    Column("project_id", String(64), ForeignKey("project.id"), primary_key=True),
+    Column("tag", String(255), primary_key=True),
+    Index("ix_project_tag_tag", "tag"),
+)
+
+user_account = Table(
+    "user_account", metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("name_key", String(510), nullable=False),
+    Column("domain_id", String(64), ForeignKey("project.id"), nullable=False),
+    Column("default_project_id", String(64)),
+    Column("enabled", Boolean, nullable=False, server_default=text("true")),
+    Column("options", Text, nullable=False, server_default="{}"),
+    Column("extra", Text, nullable=False, server_default="{}"),
+    Column("created_at", Float, nullable=False),
+    Column("failures", Integer, nullable=False, server_default="0"),
+    Column("failed_at", Float),
+    Index("ix_user_account_domain_id", "domain_id", "name_key", unique=True),
+)
+
+user_password = Table(
+    "user_password", metadata,
+    Column("id", BigId, primary_key=True),
+    Column("user_id", String(64), ForeignKey("user_account.id"), nullable=False),
+    Column("hash", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Index("ix_user_password_user_id", "user_id"),
+    sqlite_autoincrement=True,
+)
+
+user_group = Table(
+    "user_group", metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("name_key", String(510), nullable=False),
+    Column("domain_id", String(64), ForeignKey("project.id"), nullable=False),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("extra", Text, nullable=False, server_default="{}"),
+    Column("created_at", Float, nullable=False),
+    Index("ix_user_group_domain_id", "domain_id", "name_key", unique=True),
+)
+
+group_member = Table(
+    "group_member", metadata,
+    Column("user_id", String(64), ForeignKey("user_account.id"), primary_key=True),
+    Column("group_id", String(64), ForeignKey("user_group.id"), primary_key=True),
+    Index("ix_group_member_group_id", "group_id"),
+)
+
+role = Table(
+    "role", metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("name_key", String(510), nullable=False),
+    Column("domain_id", String(64), nullable=False, server_default=""),
+    Column("description", Text),
+    Column("options", Text, nullable=False, server_default="{}"),
+    Column("extra", Text, nullable=False, server_default="{}"),
+    Column("created_at", Float, nullable=False),
+    Index("ix_role_domain_id", "domain_id", "name_key", unique=True),
+)
+
+role_implied = Table(
+    "role_implied", metadata,
+    Column("prior_id", String(64), ForeignKey("role.id"), primary_key=True),
+    Column("implied_id", String(64), ForeignKey("role.id"), primary_key=True),
+    Index("ix_role_implied_implied_id", "implied_id"),
+)
+
+role_assignment = Table(
+    "role_assignment", metadata,
+    Column("actor_id", String(64), primary_key=True),
+    Column("target_id", String(64), primary_key=True),
+    Column("role_id", String(64), ForeignKey("role.id"), primary_key=True),
+    Column("inherited", Boolean, primary_key=True),
+    Column("actor", String(5), nullable=False),
+    Column("target", String(7), nullable=False),
+    Index("ix_role_assignment_target_id", "target_id"),
+    Index("ix_role_assignment_role_id", "role_id"),
+)
+
+region = Table(
+    "region", metadata,
+    Column("id", String(255), primary_key=True),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("parent_id", String(255)),
+    Column("extra", Text, nullable=False, server_default="{}"),
+)
+
+catalog_service = Table(
+    "catalog_service", metadata,
+    Column("id", String(64), primary_key=True),
+    Column("type", String(255), nullable=False),
+    Column("name", String(255), nullable=False, server_default=""),
+    Column("description", Text),
+    Column("enabled", Boolean, nullable=False, server_default=text("true")),
+    Column("extra", Text, nullable=False, server_default="{}"),
+)
+
+catalog_endpoint = Table(
+    "catalog_endpoint", metadata,
+    Column("id", String(64), primary_key=True),
+    Column("service_id", String(64), nullable=False),
+    Column("region_id", String(255)),
+    Column("interface", String(8), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("enabled", Boolean, nullable=False, server_default=text("true")),
+    Column("extra", Text, nullable=False, server_default="{}"),
+    Index("ix_catalog_endpoint_service_id", "service_id"),
+    Index("ix_catalog_endpoint_region_id", "region_id"),
+)
+
+app_credential = Table(
+    "app_credential", metadata,
+    Column("id", String(64), primary_key=True),
+    Column("user_id", String(64), ForeignKey("user_account.id"), nullable=False),
+    Column("project_id", String(64), ForeignKey("project.id"), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("description", Text),
+    Column("hash", Text, nullable=False),
+    Column("unrestricted", Boolean, nullable=False),
+    Column("roles", Text, nullable=False),
+    Column("access_rules", Text),
+    Column("expires_at", Float),
+    Column("created_at", Float, nullable=False),
+    Index("ix_app_credential_user_id", "user_id", "name", unique=True),
+    Index("ix_app_credential_project_id", "project_id"),
+)
+
+access_rule = Table(
+    "access_rule", metadata,
+    Column("id", String(64), primary_key=True),
+    Column("user_id", String(64), ForeignKey("user_account.id"), nullable=False),
+    Column("service", String(255), nullable=False),
+    Column("method", String(16), nullable=False),
+    Column("path", String(1024), nullable=False),
+    Index("ix_access_rule_user_id", "user_id"),
+)
+
+token = Table(
+    "token", metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("user_id", String(64), ForeignKey("user_account.id"), nullable=False),
+    Column("scope", String(8), nullable=False),
+    Column("scope_id", String(64), nullable=False, server_default=""),
+    Column("methods", Text, nullable=False),
+    Column("audit_ids", Text, nullable=False),
+    Column("issued_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("app_credential_id", String(64)),
+    Index("ix_token_user_id", "user_id"),
+    Index("ix_token_scope_id", "scope_id"),
+    Index("ix_token_app_credential_id", "app_credential_id"),
+    Index("ix_token_expires_at", "expires_at"),
+)

@@ -1,8 +1,10 @@
-"""Who asks, as every face needs to know it."""
+"""Who asks, as every face needs to know it; and what is kept of users and tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,8 @@ class Caller:
     roles: frozenset[str] = frozenset()
     token: str = ""
     expires_at: float = 0.0
+    restricted: bool = False
+    """It came of an application credential that may not make or remove others."""
 
     @property
     def is_admin(self) -> bool:
@@ -32,3 +36,61 @@ class Caller:
 
 
 ANYBODY = Caller()
+
+Row = dict[str, Any]
+"""One project, user, group or role: its columns, with `options` and `extra` decoded."""
+
+
+class Scope(StrEnum):
+    """What a token is good for: nothing but its user, a project, a domain, or the system."""
+
+    NONE = "unscoped"
+    PROJECT = "project"
+    DOMAIN = "domain"
+    SYSTEM = "system"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What is kept of a token. Times in seconds since 1970; `hash` is the SHA-256 in hex."""
+
+    hash: str
+    user_id: str
+    scope: Scope
+    scope_id: str
+    methods: tuple[str, ...]
+    audit_ids: tuple[str, ...]
+    issued_at: float
+    expires_at: float
+    app_credential_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a user is in a scope, just now. `roles` are pairs of id and name, implied ones too."""
+
+    user: Row
+    user_domain: Row
+    password_expires_at: float | None
+    scope: Scope
+    project: Row | None = None
+    project_domain: Row | None = None
+    domain: Row | None = None
+    roles: tuple[tuple[str, str], ...] = ()
+    app_credential: Row | None = None
+
+    def caller(self, token: Token) -> Caller:
+        """The same for the faces."""
+        project = self.project
+        return Caller(
+            user_id=self.user["id"], user_name=self.user["name"],
+            user_domain_id=self.user["domain_id"],
+            project_id=project["id"] if project else None,
+            project_name=project["name"] if project else None,
+            project_domain_id=project["domain_id"] if project else None,
+            domain_id=self.domain["id"] if self.domain else None,
+            system=self.scope is Scope.SYSTEM,
+            roles=frozenset(name for _, name in self.roles),
+            token=token.hash, expires_at=token.expires_at,
+            restricted=self.app_credential is not None and not self.app_credential["unrestricted"],
+        )

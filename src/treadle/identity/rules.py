@@ -92,6 +92,11 @@ def domain_reader(caller: Caller, target: Target | None) -> bool:
     )
 
 
+def project_or_domain_reader(caller: Caller, target: Target | None) -> bool:
+    """Who may look at what the target, a project, or its domain has."""
+    return project_reader(caller, target) or domain_reader(caller, target)
+
+
 def owner_or_reader(caller: Caller, target: Target | None) -> bool:
     """The target's own user, or a reader of the system."""
     return owner(caller, target) or reader(caller, target)
@@ -115,8 +120,8 @@ def owner_or_service(caller: Caller, target: Target | None) -> bool:
 PREDICATES: dict[str, Predicate] = {
     one.__name__: one for one in (
         nobody, token, admin, reader, service, project_reader, project_member, owner, domain_admin,
-        domain_reader, owner_or_reader, owner_or_domain_admin, owner_or_domain_reader,
-        owner_or_service,
+        domain_reader, project_or_domain_reader, owner_or_reader, owner_or_domain_admin,
+        owner_or_domain_reader, owner_or_service,
     )
 }
 """What an operator may choose from."""
@@ -125,6 +130,16 @@ IDENTITY: dict[str, str] = {
     "identity:validate_token": "owner_or_service",
     "identity:revoke_token": "owner",
     "identity:auth": "token",
+    "identity:create_domain": "admin",
+    "identity:list_domains": "reader",
+    "identity:get_domain": "domain_reader",
+    "identity:update_domain": "admin",
+    "identity:delete_domain": "admin",
+    "identity:create_project": "domain_admin",
+    "identity:list_projects": "domain_reader",
+    "identity:get_project": "project_or_domain_reader",
+    "identity:update_project": "domain_admin",
+    "identity:delete_project": "domain_admin",
 }
 
 COMPUTE: dict[str, str] = {
