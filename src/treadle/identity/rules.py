@@ -157,6 +157,19 @@ COMPUTE: dict[str, str] = {
     "compute:flavor_extra_specs:create": "admin",
     "compute:flavor_extra_specs:update": "admin",
     "compute:flavor_extra_specs:delete": "admin",
+    "compute:keypairs:list": "owner",
+    "compute:keypairs:get": "owner",
+    "compute:keypairs:create": "owner",
+    "compute:keypairs:delete": "owner",
+    "compute:limits:get": "token",
+    "compute:limits:other_project": "admin",
+    "compute:quota_class_sets:get": "admin",
+    "compute:quota_class_sets:update": "admin",
+    "compute:quota_sets:get": "project_reader",
+    "compute:quota_sets:detail": "project_reader",
+    "compute:quota_sets:defaults": "token",
+    "compute:quota_sets:update": "admin",
+    "compute:quota_sets:delete": "admin",
 }
 
 IMAGE: dict[str, str] = {}
