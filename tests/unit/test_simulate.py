@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treadle.cli.main import main as command_line
+from treadle.cli.simulate_report import write_report
 from treadle.errors import InvalidInput
 from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.simulate import Outcome, fluid_bound, jain, replay
@@ -272,3 +274,67 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
         assert said.exit_code != 0
         assert word in said.stderr
         assert "Traceback" not in said.stderr
+
+
+class Page(HTMLParser):
+    """What a page has in it, and what it would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [f"{tag} {name}" for name, _ in attrs if name in ("src", "href", "srcset")]
+        if tag not in ("meta", "line", "rect", "path"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, _attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("meta", "line", "rect", "path"):
+            assert self.open.pop() == tag
+
+
+def test_the_report_is_one_page_that_loads_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "r.html"
+    simulate(
+        "--generate", "300", "--hours", "4", "--hosts", "2x16c32g", "--seeds", "2",
+        "--policy", "best-fit", "--policy", "weighted:cpu_free=-1", "--report", str(path),
+    )
+    text = path.read_text()
+    page = Page(text)
+    assert page.open == []
+    assert page.loads == []
+    assert "script" not in page.tags
+    assert page.tags.count("figure") == 14
+    assert "nan" not in text.lower().replace("tenants", "")
+    assert "url(" not in text
+
+
+def test_a_name_cannot_break_out_of_the_report(tmp_path: Path) -> None:
+    trace = replace(trace_of((0, 60, 1, 64)), source="<script>alert(1)</script>")
+    plan = Plan(lambda _: trace, parse_hosts("1x4c8g"), "<b>", ["best-fit"], FILTERS, {})
+    write_report(compare(plan), tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert "<script" not in text
+    assert "<b>" not in text
+
+
+def test_the_differences_are_taken_seed_by_seed() -> None:
+    plan = Plan(
+        lambda seed: generate(200, 4, seed), parse_hosts("3x16c32g"), "x",
+        ["best-fit", "worst-fit"], FILTERS, {}, seeds=3,
+    )
+    found = compare(plan)
+    first, second = found.rows
+    pairs = [
+        b.host_hours - a.host_hours
+        for a, b in zip(first.outcomes, second.outcomes, strict=True)
+    ]
+    assert found.against_first(second, lambda one: one.host_hours) == Spread.of(pairs)
+    assert found.against_first(first, lambda one: one.host_hours).mean == 0

@@ -26,7 +26,7 @@ _PLAIN_EVERY_S = 5.0
     "treadle simulate --generate 20000 --hosts 90x48c128g --policy best-fit --policy worst-fit",
     "treadle simulate --trace azure.csv.gz --hosts 700x48c128g --policy best-fit --seeds 3",
     "treadle simulate --trace azure.csv.gz --hosts 700x48c128g "
-    "--policy weighted:cpu_free=-1,memory_free=-1",
+    "--policy weighted:cpu_free=-1,memory_free=-1 --report out.html",
     "treadle simulate --record today.jsonl",
     "treadle simulate --trace today.jsonl --policy best-fit --policy worst-fit",
 ))
@@ -42,6 +42,8 @@ _PLAIN_EVERY_S = 5.0
               "settings' one. POLICY:WEIGHER=NUMBER,… names weighers.")
 @click.option("--seeds", type=click.IntRange(1, 1000), default=1, show_default=True,
               help="Runs of each, with other seeds: gives confidence intervals.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write a page with plots (.html) too.")
 @click.option("--record", "record_to", type=click.Path(path_type=Path, dir_okay=False),
               help="Write what the running cloud placed to this file (.jsonl), and end.")
 @asks_controller
@@ -55,6 +57,10 @@ def simulate(**options: Any) -> None:
         _record(options["record_to"], options)
         return
     found = guarded(lambda: _run(**options))
+    if options["report"] is not None:
+        from treadle.cli.simulate_report import write_report
+
+        guarded(lambda: write_report(found, options["report"]))
     if options["as_json"]:
         click.echo(json.dumps(found.to_dict(), indent=2))
     else:
@@ -171,6 +177,12 @@ MEASURES: tuple[Measure, ...] = (
 )
 """What is shown of an outcome: name, value, format."""
 
+DIFFERENCES: tuple[Measure, ...] = (
+    ("lost_core_h_more", lambda one: one.lost_core_hours, "+.0f"),
+    ("host_h_more", lambda one: one.host_hours, "+.0f"),
+)
+"""What is shown against the first policy, seed by seed, where there are several."""
+
 
 def _part(one: Outcome, size: str) -> float:
     of = one.classes[size]
@@ -179,17 +191,25 @@ def _part(one: Outcome, size: str) -> float:
 
 def words(spread: Spread, form: str) -> str:
     """A mean, with its confidence where there is one."""
-    return format(spread.mean, form) + ("" if spread.half is None else f" ±{spread.half:{form}}")
+    half = "" if spread.half is None else f" ±{format(spread.half, form).lstrip('+')}"
+    return format(spread.mean, form) + half
 
 
 def table(found: Comparison) -> None:
     """Print the comparison, one column a policy on a terminal narrower than the table."""
     rows = [
-        {"measure": name, "bound": _bound(found, name)} | {
+        {"measure": name, "bound": bound_of(found, name)} | {
             row.policy: words(row.spread(value), form) for row in found.rows
         }
         for name, value, form in MEASURES
     ]
+    if len(found.rows) > 1:
+        rows += [
+            {"measure": name} | {
+                row.policy: words(found.against_first(row, value), form) for row in found.rows[1:]
+            }
+            for name, value, form in DIFFERENCES
+        ]
     click.echo(
         f"{found.source}: {found.vms} VMs in {found.hours:.1f} hours on {found.hosts}"
         + (f", {found.seeds} seeds, ± is 95% confidence" if found.seeds > 1 else "")
@@ -197,6 +217,7 @@ def table(found: Comparison) -> None:
     show(rows, ("measure", *(row.policy for row in found.rows), "bound"), False, None)
 
 
-def _bound(found: Comparison, name: str) -> str:
+def bound_of(found: Comparison, name: str) -> str:
+    """The bound of a measure in words; empty where there is none."""
     values = {"lost_core_h": found.bound.lost_core_hours, "host_h": found.bound.host_hours}
     return f"{values[name]:.0f}" if name in values else ""

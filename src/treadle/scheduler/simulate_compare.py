@@ -71,6 +71,14 @@ class Comparison:
     bound: Bound
     rows: tuple[Row, ...]
 
+    def against_first(self, row: Row, of: Callable[[Outcome], float]) -> Spread:
+        """By how much a row differs from the first one, seed by seed on the same trace.
+
+        What two policies share of a seed's luck is not in it, so it is surer than either mean.
+        """
+        pairs = zip(row.outcomes, self.rows[0].outcomes, strict=True)
+        return Spread.of([of(one) - of(first) for one, first in pairs])
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values, without what was measured over time."""
         return {
