@@ -45,7 +45,7 @@ class Proof:
 
     user_id: str
     password_id: int | None = None
-    hash_to_mend: str | None = None
+    password_ends: float | None = None
     failures: int = 0
     parent: Token | None = None
     credential: Row | None = None
@@ -143,7 +143,7 @@ class Login:
                 raise InvalidInput("identity", methods, f"there is no {method!r} beside methods")
             given = identity[method]
             if method == "password":
-                proof = await self._by_password(given["user"], address)
+                proof = await self.by_password(given["user"], address)
             elif method == "token":
                 proof = await self._by_token(given)
             else:
@@ -153,6 +153,7 @@ class Login:
             found = proof if found is None else replace(
                 proof, parent=proof.parent or found.parent,
                 password_id=proof.password_id or found.password_id,
+                password_ends=proof.password_ends or found.password_ends,
                 credential=proof.credential or found.credential,
             )
         assert found is not None
@@ -170,7 +171,8 @@ class Login:
 
     # -- proofs
 
-    async def _by_password(self, given: Mapping[str, Any], address: str) -> Proof:
+    async def by_password(self, given: Mapping[str, Any], address: str) -> Proof:
+        """The user whose password it is. Errors: `Unauthorized`, `Overloaded`."""
         if self._counting:
             await asyncio.wait(self._counting)
         who = _digest(given)
@@ -195,7 +197,9 @@ class Login:
             await self._failed(who, address, found[0]["id"] if found else None)
         if not right or found is None or password is None or found[2]:
             raise Unauthorized(REFUSAL)
-        return Proof(found[0]["id"], password["id"], failures=found[0]["failures"])
+        return Proof(
+            found[0]["id"], password["id"], password["expires_at"], found[0]["failures"]
+        )
 
     async def _by_token(self, given: Mapping[str, Any]) -> Proof:
         text = given["id"]
@@ -252,8 +256,10 @@ class Login:
     ) -> tuple[Issued, float]:
         time = store.time(conn)
         if proof.password_id is not None:
-            self._check_password(conn, proof, time)
+            self.check_password(conn, proof)
+            self._check_expiry(conn, proof, time)
         standing = self._standing(conn, proof, wanted)
+        _check_factors(standing, {*methods, *(proof.parent.methods if proof.parent else ())})
         ends = time + self._settings.token_s
         audit = [secrets.token_urlsafe(16)]
         if proof.parent is not None:
@@ -279,14 +285,20 @@ class Login:
             store.forget_expired(conn)
         return Issued(text, token, standing), ends - time
 
-    def _check_password(self, conn: sa.Connection, proof: Proof, time: float) -> None:
-        """It is still the password, and may still be used. Errors: `Unauthorized`."""
+    def check_password(self, conn: sa.Connection, proof: Proof) -> None:
+        """It is still the password: another may have been given while it was checked.
+
+        Errors: `Unauthorized`.
+        """
         password = store.password_of(conn, proof.user_id)
         if password is None or password["id"] != proof.password_id:
             raise Unauthorized(REFUSAL)
+
+    def _check_expiry(self, conn: sa.Connection, proof: Proof, time: float) -> None:
         if proof.failures:
             store.update(conn, user_account, proof.user_id, {"failures": 0, "failed_at": None})
-        if password["expires_at"] is not None and password["expires_at"] <= time:
+        ends = proof.password_ends
+        if ends is not None and ends <= time:
             user = store.get(conn, user_account, proof.user_id)
             if user is not None and not user["options"].get("ignore_password_expiry"):
                 raise Unauthorized(
@@ -317,6 +329,17 @@ class Login:
 
     async def _read(self, work: Any) -> Any:
         return await asyncio.wrap_future(self._database.submit_read(work))
+
+
+def _check_factors(standing: Standing, methods: set[str]) -> None:
+    """The methods are enough where the user's options ask for several. Errors: `Unauthorized`."""
+    options = standing.user["options"]
+    rules = options.get("multi_factor_auth_rules")
+    if (
+        options.get("multi_factor_auth_enabled") and rules and standing.app_credential is None
+        and not any(methods >= set(rule) for rule in rules)
+    ):
+        raise Unauthorized(REFUSAL)
 
 
 def _digest(given: Mapping[str, Any]) -> str:

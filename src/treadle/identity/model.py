@@ -28,6 +28,8 @@ class Caller:
     expires_at: float = 0.0
     restricted: bool = False
     """It came of an application credential that may not make or remove others."""
+    access: tuple[tuple[str, str, str], ...] | None = None
+    """Service, method and path of the calls that it is good for; None: all."""
 
     @property
     def is_admin(self) -> bool:
@@ -78,6 +80,7 @@ class Standing:
     domain: Row | None = None
     roles: tuple[tuple[str, str], ...] = ()
     app_credential: Row | None = None
+    access: tuple[tuple[str, str, str], ...] | None = None
 
     def caller(self, token: Token) -> Caller:
         """The same for the faces."""
@@ -93,4 +96,5 @@ class Standing:
             roles=frozenset(name for _, name in self.roles),
             token=token.hash, expires_at=token.expires_at,
             restricted=self.app_credential is not None and not self.app_credential["unrestricted"],
+            access=self.access,
         )

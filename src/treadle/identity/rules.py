@@ -11,13 +11,15 @@ An operator's file (setting `server.rules_file`) gives rules another predicate, 
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from treadle.errors import Forbidden, InvalidInput
+from treadle.errors import Forbidden, InvalidInput, Unauthorized
 from treadle.identity.model import Caller
 
 Target = Mapping[str, Any]
@@ -140,6 +142,31 @@ IDENTITY: dict[str, str] = {
     "identity:get_project": "project_or_domain_reader",
     "identity:update_project": "domain_admin",
     "identity:delete_project": "domain_admin",
+    "identity:create_user": "domain_admin",
+    "identity:list_users": "domain_reader",
+    "identity:get_user": "owner_or_domain_reader",
+    "identity:update_user": "domain_admin",
+    "identity:delete_user": "domain_admin",
+    "identity:create_group": "domain_admin",
+    "identity:list_groups": "domain_reader",
+    "identity:get_group": "domain_reader",
+    "identity:update_group": "domain_admin",
+    "identity:delete_group": "domain_admin",
+    "identity:create_role": "admin",
+    "identity:list_roles": "domain_reader",
+    "identity:get_role": "domain_reader",
+    "identity:update_role": "admin",
+    "identity:delete_role": "admin",
+    "identity:list_grants": "domain_reader",
+    "identity:change_grants": "domain_admin",
+    "identity:list_system_grants": "reader",
+    "identity:change_system_grants": "admin",
+    "identity:list_assignments": "domain_reader",
+    "identity:get_catalog": "token",
+    "identity:list_services": "reader",
+    "identity:change_services": "admin",
+    "identity:list_app_credentials": "owner_or_reader",
+    "identity:change_app_credentials": "owner",
 }
 
 COMPUTE: dict[str, str] = {
@@ -198,6 +225,28 @@ TREADLE: dict[str, str] = {
 
 RULES: dict[str, str] = {**IDENTITY, **COMPUTE, **IMAGE, **NETWORK, **TREADLE}
 """Every rule there is; a service's part has names that begin with the service."""
+
+
+@lru_cache(1024)
+def _pattern(path: str) -> re.Pattern[str]:
+    """What a path of an access rule matches: `*` and `{name}` one segment, `**` any number."""
+    parts = re.split(r"(\*\*|\*|\{[^}/]*\})", path)
+    return re.compile("".join(
+        re.escape(part) if number % 2 == 0 else ".*" if part == "**" else "[^/]+"
+        for number, part in enumerate(parts)
+    ))
+
+
+def check_access(caller: Caller, service: str, method: str, path: str) -> None:
+    """Hold an application credential to its access rules. `path` is below the service's root.
+
+    Errors: `Unauthorized`, as OpenStack's services say it.
+    """
+    if caller.access is not None and not any(
+        service == kind and method == way and _pattern(where).fullmatch(path)
+        for kind, way, where in caller.access
+    ):
+        raise Unauthorized("The request you have made requires authentication.")
 
 
 class Rules:

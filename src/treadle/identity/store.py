@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from treadle.db.clock import now
 from treadle.db.engine import note
 from treadle.db.schema import (
+    access_rule,
     app_credential,
     group_member,
     instance,
@@ -217,6 +218,11 @@ def standing(
         closure = set(implied_by(conn, lent))
         roles = tuple(one for one in roles if one[0] in closure)
         made["app_credential"] = credential
+        if credential["access_rules"] is not None:
+            made["access"] = tuple(
+                (one["service"], one["method"], one["path"])
+                for one in rows_of(conn, access_rule, credential["access_rules"]).values()
+            )
     return Standing(user, user_domain, found.password_expires_at, scope, roles=roles, **made)
 
 
@@ -273,6 +279,17 @@ def passwords_of(conn: sa.Connection, user_id: str, most: int) -> list[Row]:
     statement = sa.select(user_password).where(user_password.c.user_id == user_id)
     newest = statement.order_by(user_password.c.id.desc()).limit(most)
     return [row_of(one) for one in conn.execute(newest)]
+
+
+def newest_passwords(conn: sa.Connection, users: Sequence[str]) -> dict[str, Row]:
+    """The newest password of each of these users who has one."""
+    if not users:
+        return {}
+    newest = sa.select(sa.func.max(user_password.c.id)).where(
+        user_password.c.user_id.in_(users)
+    ).group_by(user_password.c.user_id)
+    found = conn.execute(sa.select(user_password).where(user_password.c.id.in_(newest)))
+    return {one.user_id: row_of(one) for one in found}
 
 
 def put_password(

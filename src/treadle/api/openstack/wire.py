@@ -28,6 +28,7 @@ from treadle.api.context import Context
 from treadle.api.faults import message_of, status_of
 from treadle.errors import CallerError, InvalidInput, Overloaded, TooLarge, Unauthorized
 from treadle.identity.model import ANYBODY, Caller
+from treadle.identity.rules import check_access
 
 log = structlog.get_logger("treadle.api")
 T = TypeVar("T")
@@ -269,6 +270,7 @@ class Service:
             )
             if call.rule:
                 ask.caller = await self._caller(context, request)
+                check_access(ask.caller, self.root.strip("/"), request.method, path)
                 context.rules.check(call.rule, ask.caller, None)
             if call.query is not None:
                 call.query.check(ask.query, ask.minor)

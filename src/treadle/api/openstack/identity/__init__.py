@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from treadle.api.openstack.identity import auth, projects, versions
+from treadle.api.openstack.identity import (
+    app_credentials,
+    auth,
+    projects,
+    roles,
+    services,
+    users,
+    versions,
+)
 from treadle.api.openstack.wire import Service
 
-CALLS = [*versions.CALLS, *auth.CALLS, *projects.CALLS]
+CALLS = [
+    call for part in (versions, auth, projects, users, roles, services, app_credentials)
+    for call in part.CALLS
+]
 
 SERVICE = Service("/identity", CALLS)

@@ -96,6 +96,11 @@ def shown(
             "id": credential["id"], "name": credential["name"],
             "restricted": not credential["unrestricted"],
         }
+        if standing.access is not None:
+            body["application_credential"]["access_rules"] = [
+                {"service": service, "method": method, "path": path}
+                for service, method, path in standing.access
+            ]
     return {"token": body}
 
 
