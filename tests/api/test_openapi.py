@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import schemathesis
@@ -49,10 +50,22 @@ CHECKS = [
     checks.content_type_conformance, checks.response_headers_conformance,
     checks.response_schema_conformance,
 ]
+def plain(value: Any) -> Any:
+    """A document without the patterns that Python cannot read, or only generate from slowly."""
+    if isinstance(value, dict):
+        return {
+            plain(key): plain(one) for key, one in value.items()
+            if not (key == "pattern" and isinstance(one, str))
+        }
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    return "." if isinstance(value, str) and r"\p{" in value else value
+
+
 OPERATIONS = {
     f"{name} {found.ok().label}": (name, found.ok())
     for name, document in DOCUMENTS.items()
-    for found in schemathesis.openapi.from_dict(document).get_all_operations()
+    for found in schemathesis.openapi.from_dict(plain(document)).get_all_operations()
 }
 
 

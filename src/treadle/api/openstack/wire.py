@@ -256,7 +256,8 @@ class Service:
     async def respond(self, context: Context, request: Request) -> Response:
         """The answer to one request; whatever goes wrong, it is an answer."""
         request_id = f"req-{uuid4()}"
-        path = str(request.scope["path"])[len(self.root):]
+        # Not the decoded path: a name may have a slash, or a percent sign, of its own.
+        path = request.scope["raw_path"].decode("latin-1")[len(self.root):]
         minor: int | None = 1 if self.microversions else 999
         status, body, media, extra = 500, None, JSON, {}
         try:
