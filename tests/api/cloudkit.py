@@ -268,3 +268,18 @@ class KnownTokens:
         if token not in CALLERS:
             raise Unauthorized("The request you have made requires authentication.")
         return CALLERS[token]
+
+
+def log_in(cloud: Cloud) -> str:
+    """A token of the administrator, for his project."""
+    password = (cloud.treadle.folder / "admin-password").read_text().strip()
+    domain = {"id": "default"}
+    answer = cloud.client.post("/identity/v3/auth/tokens", json={"auth": {
+        "identity": {"methods": ["password"], "password": {
+            "user": {"name": "admin", "domain": domain, "password": password},
+        }},
+        "scope": {"project": {"name": "admin", "domain": domain}},
+    }})
+    assert answer.status_code == 201, answer.text
+    token: str = answer.headers["x-subject-token"]
+    return token

@@ -21,8 +21,8 @@ def version(root: str) -> dict[str, Any]:
 async def versions(ask: Ask) -> Reply:
     """All of them."""
     return Reply(
-        {"versions": {"values": [version(ask.root)]}}, 300,
-        {"Location": f"{ask.root}/v3/", "Vary": "X-Auth-Token"},
+        {"versions": {"values": [version(ask.root)]}},
+        headers={"Location": f"{ask.root}/v3/", "Vary": "X-Auth-Token"},
     )
 
 
@@ -32,6 +32,6 @@ async def v3(ask: Ask) -> dict[str, Any]:
 
 
 CALLS = [
-    Call("GET", "", versions, ""),
+    Call("GET", "/", versions, "", 300),
     Call("GET", "/v3", v3, ""),
 ]
