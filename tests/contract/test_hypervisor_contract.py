@@ -181,11 +181,13 @@ def test_power_off_forces_and_throws_saved_memory_away(world: World) -> None:
     uuid = world.new()
     world.driver.start(uuid)
     world.driver.power_off(uuid)
-    assert world.driver.observe(uuid) == Domain(uuid, Power.OFF, 1, StopCause.FORCED)
+    off = Domain(uuid, Power.OFF, 1, StopCause.FORCED, autostart=False)
+    assert world.driver.observe(uuid) == off
     world.driver.start(uuid)
     world.driver.suspend(uuid)
     world.driver.power_off(uuid)
-    assert world.driver.observe(uuid) == Domain(uuid, Power.OFF, 1, StopCause.FORCED)
+    off = Domain(uuid, Power.OFF, 1, StopCause.FORCED, autostart=False)
+    assert world.driver.observe(uuid) == off
 
 
 def test_a_paused_guest_that_was_suspended_runs_when_it_is_started(world: World) -> None:

@@ -73,7 +73,8 @@ class Domain:
     """What a host says of one instance.
 
     `generation` is the one that the running guest was started with; of a domain that is not
-    running, the one of its definition. 0 where it is not known.
+    running, the one of its definition. 0 where it is not known. `autostart`: whether it is started
+    with its host; None where that is not known.
     """
 
     uuid: str
@@ -81,6 +82,7 @@ class Domain:
     generation: int = 0
     cause: StopCause = StopCause.NONE
     addresses: tuple[str, ...] = ()
+    autostart: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,12 @@ class Seed:
 
 @dataclass(frozen=True, slots=True)
 class DomainSpec:
-    """All that a host needs to define one instance. Memory in MiB, disk in GiB."""
+    """All that a host needs to define one instance. Memory in MiB, disk in GiB.
+
+    `disks` are the numbers of the root disk's volumes, the uppermost first: each lies over the
+    next, the last over `image`. Only the uppermost is ever made anew. `rescue`: boot from a disk
+    of this image, the own one beside it.
+    """
 
     uuid: str
     name: str
@@ -155,6 +162,8 @@ class DomainSpec:
     image: ImageSpec | None
     seed: Seed
     metadata: Mapping[str, str] = field(default_factory=dict)
+    disks: tuple[int, ...] = (1,)
+    rescue: ImageSpec | None = None
 
 
 class EventKind(StrEnum):
@@ -193,7 +202,14 @@ class Hypervisor(Protocol):
         """Take the image off the host. Errors: `HostRefused` where a disk is built on it."""
 
     def define(self, spec: DomainSpec) -> None:
-        """Make the disk (unless it is there), the seed and the definition. Starts nothing."""
+        """Make the disk (unless it is there), the seed and the definition; of what is not running,
+        remove the disks that `spec` does not name. Starts nothing.
+
+        Errors: `HostRefused` where a disk under the uppermost is gone.
+        """
+
+    def autostart(self, uuid: str, on: bool) -> None:
+        """Have it started with its host, or not. Verbs that make it run or stop see to it too."""
 
     def start(self, uuid: str) -> None:
         """Run it; a saved one goes on where it was."""
@@ -342,6 +358,22 @@ class Probes(Protocol):
 
     def unprepare(self) -> None:
         """Undo `prepare`, where nothing is in the pool and no guest on the network."""
+
+
+@runtime_checkable
+class Snapshots(Protocol):
+    """A hypervisor that can copy the root disk of a guest while it runs. One copy at a time."""
+
+    def begin_copy(self, uuid: str) -> None:
+        """Copy the instance's own root disk as it is now: what is written from here on is not in
+        it. Returns at once. A copy that was begun before is thrown away."""
+
+    def fetch_copy(self, uuid: str, into: Callable[[bytes], None]) -> None:
+        """Wait until the copy is whole and hand over its bytes, in order: a qcow2 that needs no
+        other file. What `into` raises ends it. Errors: `HostRefused` where no copy was begun."""
+
+    def drop_copy(self, uuid: str) -> None:
+        """End the copy, and remove what there is of it. Absent is success."""
 
 
 DriverFactory = Callable[[str], Hypervisor]

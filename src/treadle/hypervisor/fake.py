@@ -10,7 +10,7 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_network
@@ -84,9 +84,24 @@ class _Guest:
     defined: bool = True
     console: bytes = b""
     ignores_acpi: bool = False
+    autostart: bool = False
+    disks: Mapping[int, str] = field(default_factory=dict)
+    """What is on each of the root disk's volumes; never changed in place."""
+    rescue: str = ""
+    """The digest of the image that it is rescued with."""
+    copy: bytes | None = None
     agent: bool = True
     frozen: bool = False
     passwords: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Boot it, or let a saved one go on."""
+        if self.power is Power.OFF:
+            self.running_generation = self.spec.generation
+            self.console = (
+                f"booting\r\nTREADLE-GUEST-UP hostname={self.spec.seed.hostname}\r\n".encode()
+            )
+        self.power, self.cause, self.autostart = Power.RUNNING, StopCause.NONE, True
 
 
 @dataclass
@@ -100,6 +115,7 @@ class FakeHost:
     arch: str = "x86_64"
     verb_s: float = 0.0
     up: bool = True
+    powered: bool = True
     faults: list[Fault] = field(default_factory=list)
     trap: Callable[[str, str, str], None] | None = None
     """Called with ("before" or "after", verb, uuid) around each call: a test's seam."""
@@ -117,8 +133,9 @@ class FakeHost:
     def power_failure(self) -> None:
         """Everything that ran stops; disks and saved memory stay. The host does not answer."""
         with self.lock:
-            self.up = False
+            self.up = self.powered = False
             for guest in self.guests.values():
+                guest.copy = None
                 if guest.power in (Power.RUNNING, Power.PAUSED):
                     guest.power, guest.cause = Power.OFF, StopCause.UNKNOWN
         self.cut_off()
@@ -133,8 +150,15 @@ class FakeHost:
             watcher(EventKind.HOST_LOST, "")
 
     def boot(self) -> None:
-        """It answers again."""
-        self.up = True
+        """It answers again. One that had no power starts what is to start with it."""
+        with self.lock:
+            if self.up:
+                return
+            self.up = True
+            rebooted, self.powered = not self.powered, True
+            for guest in self.guests.values():
+                if rebooted and guest.defined and guest.autostart:
+                    guest.run()
 
     def guest_powers_off(self, uuid: str) -> None:
         """The guest shuts itself down."""
@@ -185,7 +209,7 @@ class FakeHypervisor:
             hypervisor="fake", hypervisor_version="1.0.0",
             capabilities=frozenset({
                 "pause", "suspend", "graceful_stop", "console", "images", "network",
-                "serial_console", "vnc_console", "agent", "diagnostics",
+                "serial_console", "vnc_console", "agent", "diagnostics", "snapshot",
             }),
         )
         return self._call("facts", "", lambda: facts)
@@ -215,6 +239,32 @@ class FakeHypervisor:
 
     def console_log(self, uuid: str, limit: int) -> bytes:
         return self._call("console_log", uuid, lambda: self._guest(uuid).console[-limit:])
+
+    # -- copies
+
+    def begin_copy(self, uuid: str) -> None:
+        def act() -> None:
+            guest = self._guest(uuid)
+            guest.copy = guest.disks[guest.spec.disks[0]].encode().ljust(MIB, b"\0")
+
+        self._call("begin_copy", uuid, act)
+
+    def fetch_copy(self, uuid: str, into: Callable[[bytes], None]) -> None:
+        def act() -> None:
+            copy = self._guest(uuid).copy
+            if copy is None:
+                raise HostRefused("no copy of its disk is being made")
+            into(copy)
+
+        self._call("fetch_copy", uuid, act)
+
+    def drop_copy(self, uuid: str) -> None:
+        def act() -> None:
+            guest = self.host.guests.get(uuid)
+            if guest is not None:
+                guest.copy = None
+
+        self._call("drop_copy", uuid, act)
 
     # -- getting at guests
 
@@ -285,7 +335,7 @@ class FakeHypervisor:
             uuid, guest.power,
             generation=guest.running_generation if live else guest.spec.generation,
             cause=guest.cause if guest.power is Power.OFF else StopCause.NONE,
-            addresses=addresses,
+            addresses=addresses, autostart=guest.autostart,
         )
 
     # -- images
@@ -310,7 +360,8 @@ class FakeHypervisor:
     def remove_image(self, sha256: str) -> None:
         def act() -> None:
             for uuid, guest in self.host.guests.items():
-                if guest.spec.image is not None and guest.spec.image.sha256 == sha256:
+                built = {one.sha256 for one in (guest.spec.image, guest.spec.rescue) if one}
+                if sha256 in built:
                     raise HostRefused(f"the image is in use: the disk of {uuid} is built on it")
             self.host.images.discard(sha256)
 
@@ -322,27 +373,39 @@ class FakeHypervisor:
         def act() -> None:
             if spec.uuid in self.host.foreign:
                 raise HostRefused("a domain with this UUID is there and is not Treadle's")
-            if spec.image is not None and spec.image.sha256 not in self.host.images:
-                raise HostRefused("its image is not on the host")
             guest = self.host.guests.get(spec.uuid)
+            there = guest.disks if guest is not None else {}
+            for image in (spec.image if spec.disks[0] not in there else None, spec.rescue):
+                if image is not None and image.sha256 not in self.host.images:
+                    raise HostRefused("its image is not on the host")
+            gone = [number for number in spec.disks[1:] if number not in there]
+            if gone:
+                raise HostRefused(f"its disk {gone[0]} is gone")
             if guest is None:
-                self.host.guests[spec.uuid] = _Guest(spec)
-            else:
-                guest.spec, guest.defined = spec, True
+                guest = self.host.guests[spec.uuid] = _Guest(spec)
+            guest.spec, guest.defined = spec, True
+            if spec.disks[0] not in there:
+                under = there[spec.disks[1]] if len(spec.disks) > 1 else spec.image
+                text = under if isinstance(under, str) else under.sha256 if under else ""
+                guest.disks = {**there, spec.disks[0]: text}
+            if guest.power is Power.OFF:
+                guest.disks = {n: text for n, text in guest.disks.items() if n in spec.disks}
+                guest.rescue = spec.rescue.sha256 if spec.rescue else ""
 
         self._call("define", spec.uuid, act)
+
+    def autostart(self, uuid: str, on: bool) -> None:
+        def act() -> None:
+            self._guest(uuid).autostart = on
+
+        self._changing("autostart", uuid, act)
 
     def start(self, uuid: str) -> None:
         def act() -> None:
             guest = self._guest(uuid)
             if guest.power in (Power.RUNNING, Power.PAUSED):
                 return
-            if guest.power is Power.OFF:
-                guest.running_generation = guest.spec.generation
-                guest.console = (
-                    f"booting\r\nTREADLE-GUEST-UP hostname={guest.spec.seed.hostname}\r\n".encode()
-                )
-            guest.power, guest.cause = Power.RUNNING, StopCause.NONE
+            guest.run()
             self.host.starts[uuid] += 1
 
         self._changing("start", uuid, act)
@@ -358,13 +421,14 @@ class FakeHypervisor:
             guest = self._guest(uuid)
             if guest.power is Power.OFF:
                 raise HostRefused("it is not running")
-            guest.power = Power.SAVED
+            guest.power, guest.autostart = Power.SAVED, False
 
         self._changing("suspend", uuid, act)
 
     def shut_down(self, uuid: str) -> None:
         def act() -> None:
             guest = self._guest(uuid)
+            guest.autostart = False
             if guest.power is Power.RUNNING and not guest.ignores_acpi:
                 guest.power, guest.cause = Power.OFF, StopCause.GUEST
 
@@ -373,6 +437,8 @@ class FakeHypervisor:
     def power_off(self, uuid: str) -> None:
         def act() -> None:
             guest = self.host.guests.get(uuid)
+            if guest is not None:
+                guest.autostart, guest.copy = False, None
             if guest is not None and guest.power is not Power.OFF:
                 guest.power, guest.cause = Power.OFF, StopCause.FORCED
 
@@ -398,7 +464,7 @@ class FakeHypervisor:
             return
         if guest.power is not wanted:
             raise HostRefused(f"it is {guest.power}, not {wanted}")
-        guest.power = result
+        guest.power, guest.autostart = result, result is Power.RUNNING
 
     def _changing(self, verb: str, uuid: str, act: Callable[[], T]) -> T:
         if uuid in self.host.foreign:

@@ -15,7 +15,8 @@ PREFERENCE = ("kvm", "qemu")
 
 LIFECYCLE = frozenset({"pause", "suspend", "graceful_stop"})
 BY_KIND = {
-    "QEMU": LIFECYCLE | {"images", "console", "probe", "serial_console", "diagnostics", "agent"},
+    "QEMU": LIFECYCLE | {"images", "console", "probe", "serial_console", "diagnostics", "agent",
+                         "snapshot"},
     "TEST": LIFECYCLE | {"images", "network"},
 }
 

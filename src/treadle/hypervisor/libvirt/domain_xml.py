@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from treadle.errors import InvalidInput
-from treadle.hypervisor.base import DomainSpec
+from treadle.hypervisor.base import DomainSpec, ImageSpec
 
 NAMESPACE = "urn:treadle:instance:1"
 PREFIX = "treadle"
@@ -111,9 +111,19 @@ def domain_name(uuid: str) -> str:
     return f"treadle-{UUID(uuid).hex[:12]}"
 
 
-def disk_volume(uuid: str) -> str:
-    """Name of the volume with the guest's data."""
-    return f"{uuid}.qcow2"
+def disk_volume(uuid: str, number: int = 1) -> str:
+    """Name of a volume with the guest's data."""
+    return f"{uuid}.qcow2" if number == 1 else f"{uuid}.{number}.qcow2"
+
+
+def rescue_volume(uuid: str, sha256: str) -> str:
+    """Name of the volume that a guest is rescued from with the image."""
+    return f"{uuid}.rescue-{sha256[:16]}.qcow2"
+
+
+def copy_volume(uuid: str) -> str:
+    """Name of the volume that the root disk is copied to."""
+    return f"{uuid}.copy.qcow2"
 
 
 def seed_volume(uuid: str) -> str:
@@ -151,8 +161,7 @@ def domain_xml(spec: DomainSpec, place: Place, mark: Mark) -> str:
     _leaf(root, "on_reboot", "restart")
     _leaf(root, "on_crash", "destroy")
     devices = ET.SubElement(root, "devices")
-    _root_disk(devices, spec, place)
-    _seed_disk(devices, spec, place)
+    _disks(devices, spec, place)
     if place.virt_type != "test":
         ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
     _nic(devices, spec, place)
@@ -211,23 +220,41 @@ def _cpu(root: ET.Element, place: Place) -> None:
         ET.SubElement(root, "cpu", {"mode": "maximum"})
 
 
-def _root_disk(devices: ET.Element, spec: DomainSpec, place: Place) -> None:
+def _disks(devices: ET.Element, spec: DomainSpec, place: Place) -> None:
+    """The disk that it boots from, the seed, and where it is rescued its own disk."""
+    own = [disk_volume(spec.uuid, number) for number in spec.disks]
+    if spec.rescue is None:
+        _disk(devices, place, own, spec.image, "vda")
+        _seed_disk(devices, spec, place)
+        return
+    rescue = rescue_volume(spec.uuid, spec.rescue.sha256)
+    _disk(devices, place, [rescue], spec.rescue, "vda")
+    _seed_disk(devices, spec, place)
+    _disk(devices, place, own, spec.image, "vdc")
+
+
+def _disk(
+    devices: ET.Element, place: Place, volumes: Sequence[str], image: ImageSpec | None, target: str
+) -> None:
+    """A disk of volumes of ours, the uppermost first, over an image."""
     disk = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
     driver = {
         "name": "qemu", "type": "qcow2", "cache": "writeback", "discard": "unmap",
         "detect_zeroes": "unmap",
     }
     ET.SubElement(disk, "driver", driver)
-    ET.SubElement(disk, "source", {"file": f"{place.pool_path}/{disk_volume(spec.uuid)}"})
+    ET.SubElement(disk, "source", {"file": f"{place.pool_path}/{volumes[0]}"})
     # The chain is written out to its end: what an image's own header names is never opened.
+    under = [(name, "qcow2") for name in volumes[1:]]
+    if image is not None:
+        under.append((image_volume(image.sha256), image.format))
     end = disk
-    if spec.image is not None:
-        end = ET.SubElement(disk, "backingStore", {"type": "file"})
-        ET.SubElement(end, "format", {"type": spec.image.format})
-        path = f"{place.pool_path}/{image_volume(spec.image.sha256)}"
-        ET.SubElement(end, "source", {"file": path})
+    for name, format in under:
+        end = ET.SubElement(end, "backingStore", {"type": "file"})
+        ET.SubElement(end, "format", {"type": format})
+        ET.SubElement(end, "source", {"file": f"{place.pool_path}/{name}"})
     ET.SubElement(end, "backingStore")
-    ET.SubElement(disk, "target", {"dev": "vda", "bus": "virtio"})
+    ET.SubElement(disk, "target", {"dev": target, "bus": "virtio"})
 
 
 def _seed_disk(devices: ET.Element, spec: DomainSpec, place: Place) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -34,6 +34,7 @@ from treadle.hypervisor.base import (
 from treadle.hypervisor.libvirt import (
     capabilities,
     consoles,
+    copies,
     errors,
     guest,
     network,
@@ -54,7 +55,6 @@ from treadle.hypervisor.libvirt.domain_xml import (
     Mark,
     Place,
     canonical_uuid,
-    disk_volume,
     domain_xml,
     read_mark,
 )
@@ -193,8 +193,8 @@ class LibvirtDriver:
             domain = self._lookup(link, attempt, uuid)
             if domain is None:
                 pool = storage.pool_of(link, attempt, self._setup.pool)
-                left = storage.find(attempt, pool, disk_volume(uuid))
-                return None if left is None else Domain(uuid, Power.REMNANT)
+                left = storage.has_disk(attempt, pool, uuid)
+                return Domain(uuid, Power.REMNANT) if left else None
             mark = self._mark(attempt, domain)
             if mark is None:
                 return None
@@ -203,7 +203,8 @@ class LibvirtDriver:
             addresses: tuple[str, ...] = ()
             if power_of(state) is Power.RUNNING:
                 addresses = self._addresses(link, attempt, domain, mark, None)
-            return domain_of(uuid, state, reason, saved, mark, addresses)
+            auto = self._autostart(attempt, domain)
+            return domain_of(uuid, state, reason, saved, mark, addresses, auto)
 
         return self._run("observe", self._options.deadlines.look, act, gone=uuid)
 
@@ -217,6 +218,7 @@ class LibvirtDriver:
             saved_flag = libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE
             rows = attempt(link.conn.getAllDomainStats, libvirt.VIR_DOMAIN_STATS_STATE, 0)
             saved = {d.UUIDString() for d in attempt(link.conn.listAllDomains, saved_flag)}
+            auto = self._all_autostarted(link, attempt)
             leases = self._all_leases(link, attempt)
             found: dict[str, Domain] = {}
             for domain, stats in rows:
@@ -232,7 +234,10 @@ class LibvirtDriver:
                 addresses: tuple[str, ...] = ()
                 if power_of(state) is Power.RUNNING:
                     addresses = self._addresses(link, attempt, domain, mark, leases)
-                found[uuid] = domain_of(uuid, state, reason, uuid in saved, mark, addresses)
+                found[uuid] = domain_of(
+                    uuid, state, reason, uuid in saved, mark, addresses,
+                    None if auto is None else uuid in auto,
+                )
             for uuid in left:
                 found[uuid] = Domain(uuid, Power.REMNANT)
             return [found[uuid] for uuid in sorted(found)]
@@ -249,6 +254,41 @@ class LibvirtDriver:
             return storage.read_console(link, attempt, pool, uuid, limit)
 
         return self._run("console_log", self._options.deadlines.look, act, lane=self._bulk)
+
+    # -- copies
+
+    def begin_copy(self, uuid: str) -> None:
+        """Errors: `HostRefused` where there is no such domain; `Unsupported`."""
+
+        def act(it: _Subject) -> None:
+            pool = storage.pool_of(it.link, it.attempt, self._setup.pool)
+            runs = self._power(it.attempt, it.domain) is not None
+            copies.begin(it.link, it.attempt, pool, it.domain, runs)
+
+        self._change("begin_copy", uuid, act)
+
+    def fetch_copy(self, uuid: str, into: Callable[[bytes], None]) -> None:
+        """The deadline grows with the disk's size."""
+        uuid = canonical_uuid(uuid)
+        limits = self._options.deadlines
+
+        def act(link: Link, attempt: Attempt) -> None:
+            domain = self._ours(link, attempt, uuid)
+            pool = storage.pool_of(link, attempt, self._setup.pool)
+            runs = self._power(attempt, domain) is not None
+            copies.fetch(link, attempt, pool, domain, runs, into, limits.copy_mib_s)
+
+        self._run("fetch_copy", limits.change, act, lane=self._bulk)
+
+    def drop_copy(self, uuid: str) -> None:
+        """Absent is success."""
+        uuid = canonical_uuid(uuid)
+
+        def act(link: Link, attempt: Attempt) -> None:
+            pool = storage.pool_of(link, attempt, self._setup.pool)
+            copies.drop(attempt, pool, self._lookup(link, attempt, uuid), uuid)
+
+        self._run("drop_copy", self._options.deadlines.change, act)
 
     # -- getting at guests
 
@@ -344,24 +384,26 @@ class LibvirtDriver:
         """Of a domain that runs, only the stored definition changes: its live mark tells what
         runs. Its seed is written again only while it is off."""
         uuid = canonical_uuid(spec.uuid)
+        spec = replace(spec, uuid=uuid)
         told = seed.digest(uuid, spec.seed)
 
         def act(link: Link, attempt: Attempt) -> None:
             pool = storage.pool_of(link, attempt, self._setup.pool)
             place = self._place(link, attempt, self._virt_type(link, attempt))
             domain = self._lookup(link, attempt, uuid)
-            has_seed = ""
+            has_seed, in_use = "", False
             if domain is not None:
                 before = self._mark(attempt, domain, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
                 if before is None:
                     raise HostRefused("a domain with this UUID is there and is not Treadle's")
                 has_seed = before.seed
-                if self._in_use(attempt, domain):
+                in_use = self._in_use(attempt, domain)
+                if in_use:
                     has_seed = has_seed or told
                 elif has_seed != told:
                     has_seed = ""
             path = place.pool_path
-            storage.make_disk(attempt, pool, path, uuid, spec.disk_gib, spec.image)
+            storage.make_disks(attempt, pool, path, spec)
             if not has_seed:
                 storage.write_seed(link, attempt, pool, uuid, seed.iso(uuid, spec.seed))
                 has_seed = told
@@ -370,8 +412,14 @@ class LibvirtDriver:
             mark = Mark(spec.generation, spec.mac.lower(), has_seed, values=spec.metadata)
             text = domain_xml(spec, place, mark)
             attempt(link.conn.defineXMLFlags, text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+            if spec.generation > 1 and not in_use:
+                storage.drop_disks(attempt, pool, spec)
 
         self._run("define", self._options.deadlines.change, act)
+
+    def autostart(self, uuid: str, on: bool) -> None:
+        """Errors: `HostRefused` where there is no such domain."""
+        self._change("autostart", uuid, lambda it: self._set_autostart(it, on))
 
     def start(self, uuid: str) -> None:
         """A paused one is left as it is."""
@@ -380,6 +428,7 @@ class LibvirtDriver:
             running = self._power(it.attempt, it.domain) is not None
             if not running:
                 self._create(it)
+                self._set_autostart(it, True)
             if it.link.session and it.link.kind == "QEMU" and not (running and it.mark.forward):
                 self._forward(it)
 
@@ -410,6 +459,7 @@ class LibvirtDriver:
                 raise HostRefused("it is not running")
             attempt.extend(self._memory_seconds(attempt, domain))
             attempt(domain.managedSave, libvirt.VIR_DOMAIN_SAVE_RUNNING)
+            self._set_autostart(it, False)
 
         self._change("suspend", uuid, act)
 
@@ -418,6 +468,7 @@ class LibvirtDriver:
 
         def act(it: _Subject) -> None:
             attempt, domain = it.attempt, it.domain
+            self._set_autostart(it, False)
             if self._state(attempt, domain)[0] not in SHUTS_DOWN_WHEN_ASKED:
                 return
             try:
@@ -435,6 +486,7 @@ class LibvirtDriver:
 
         def act(it: _Subject) -> None:
             attempt, domain = it.attempt, it.domain
+            self._set_autostart(it, False)
             self._destroy(attempt, domain)
             if attempt(domain.hasManagedSaveImage, 0):
                 attempt(domain.managedSaveRemove, 0)
@@ -542,6 +594,7 @@ class LibvirtDriver:
         except libvirt.libvirtError as error:
             if errors.is_broken(error) or self._power(attempt, domain) is not goal:
                 raise
+        self._set_autostart(it, goal is Power.RUNNING)
 
     def _create(self, it: _Subject) -> None:
         attempt, domain = it.attempt, it.domain
@@ -574,6 +627,22 @@ class LibvirtDriver:
             ):
                 raise
             attempt(domain.undefineFlags, UNDEFINE_LEAST)
+
+    def _set_autostart(self, it: _Subject, on: bool) -> None:
+        if self._autostart(it.attempt, it.domain) not in (None, on):
+            it.attempt(it.domain.setAutostart, int(on))
+
+    def _autostart(self, attempt: Attempt, domain: Any) -> bool | None:
+        """None where the hypervisor starts nothing with its host."""
+        found = as_value(attempt, domain.autostart, missing=libvirt.VIR_ERR_NO_SUPPORT)
+        return None if found is None else bool(found)
+
+    def _all_autostarted(self, link: Link, attempt: Attempt) -> frozenset[str] | None:
+        flag = libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART
+        listed = as_value(
+            attempt, link.conn.listAllDomains, flag, missing=libvirt.VIR_ERR_NO_SUPPORT
+        )
+        return None if listed is None else frozenset(d.UUIDString() for d in listed)
 
     def _memory_seconds(self, attempt: Attempt, domain: Any) -> float:
         kib = int(attempt(domain.info)[1])

@@ -36,7 +36,8 @@ def power_of(state: int) -> Power | None:
 
 
 def domain_of(
-    uuid: str, state: int, reason: int, saved: bool, mark: Mark, addresses: tuple[str, ...]
+    uuid: str, state: int, reason: int, saved: bool, mark: Mark, addresses: tuple[str, ...],
+    autostart: bool | None = None,
 ) -> Domain:
     """What we say of a domain of ours."""
     power = POWERS.get(state, Power.SAVED if saved else Power.OFF)
@@ -45,4 +46,4 @@ def domain_of(
         cause = CAUSES.get(reason, StopCause.UNKNOWN)
         if state == libvirt.VIR_DOMAIN_CRASHED:
             cause = StopCause.CRASHED
-    return Domain(uuid, power, mark.generation, cause, addresses)
+    return Domain(uuid, power, mark.generation, cause, addresses, autostart)

@@ -18,7 +18,14 @@ from uuid import uuid4
 
 import libvirt
 
-from treadle.hypervisor.base import HostFull, HostRefused, ImageBroken, ImageSpec, Unsupported
+from treadle.hypervisor.base import (
+    DomainSpec,
+    HostFull,
+    HostRefused,
+    ImageBroken,
+    ImageSpec,
+    Unsupported,
+)
 from treadle.hypervisor.libvirt import domain_xml, errors
 from treadle.hypervisor.libvirt.connection import Attempt, Link, as_value
 
@@ -33,7 +40,10 @@ SYSTEM_PATH = "/var/lib/libvirt"
 FORMATS = ("raw", "qcow2")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_OURS = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.qcow2")
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+#: The volumes with a guest's data; and all that are built on images.
+_OURS = re.compile(rf"({_UUID})(?:\.([1-9][0-9]*))?\.qcow2")
+_BUILT = re.compile(rf"{_UUID}(?:\.[a-z0-9-]+)?\.qcow2")
 
 QCOW2_MAGIC = b"QFI\xfb"
 QCOW2_HEADER = 104
@@ -187,7 +197,7 @@ def remove_image(attempt: Attempt, pool: Any, sha256: str) -> None:
     """
     image = domain_xml.image_volume(sha256)
     for volume in attempt(pool.listAllVolumes, 0):
-        if _OURS.fullmatch(volume.name()) is None:
+        if _BUILT.fullmatch(volume.name()) is None:
             continue
         text = as_value(attempt, volume.XMLDesc, 0, missing=libvirt.VIR_ERR_NO_STORAGE_VOL)
         backing = ET.fromstring(text).findtext("backingStore/path") if text else None
@@ -322,41 +332,82 @@ def _delete_quietly(volume: Any) -> None:
 # -- one instance's volumes
 
 
-def make_disk(
-    attempt: Attempt, pool: Any, path: str, uuid: str, disk_gib: int, image: ImageSpec | None
-) -> None:
-    """The overlay, unless it is there: it is the guest's data, and never made again.
+def make_disks(attempt: Attempt, pool: Any, path: str, spec: DomainSpec) -> None:
+    """The uppermost volume of the root disk, unless it is there: it is the guest's data, and never
+    made again; and the one that it is rescued from.
 
-    Errors: `HostRefused` where its image is not on the host or is larger than the disk.
+    Errors: `HostRefused` where an image is not on the host or is larger than the disk, or what the
+    uppermost lies over is gone.
     """
-    name = domain_xml.disk_volume(uuid)
-    if find(attempt, pool, name) is not None:
-        return
+    top, *under = (domain_xml.disk_volume(spec.uuid, number) for number in spec.disks)
+    if find(attempt, pool, top) is None:
+        for name in under:
+            if find(attempt, pool, name) is None:
+                raise HostRefused(f"a part of its disk is gone from the host: {name}")
+        if under:
+            _overlay(attempt, pool, top, spec.disk_gib * GIB, f"{path}/{under[0]}", "qcow2")
+        else:
+            _over_image(attempt, pool, path, top, spec.disk_gib, spec.image)
+    if spec.rescue is not None:
+        name = domain_xml.rescue_volume(spec.uuid, spec.rescue.sha256)
+        if find(attempt, pool, name) is None:
+            _over_image(attempt, pool, path, name, 0, spec.rescue)
+
+
+def drop_disks(attempt: Attempt, pool: Any, spec: DomainSpec) -> None:
+    """Remove the disks of an instance that `spec` does not name."""
+    kept = {domain_xml.disk_volume(spec.uuid, number) for number in spec.disks}
+    if spec.rescue is not None:
+        kept.add(domain_xml.rescue_volume(spec.uuid, spec.rescue.sha256))
+    for name in names(attempt, pool):
+        if name.startswith(spec.uuid) and _BUILT.fullmatch(name) and name not in kept:
+            remove(attempt, pool, name)
+
+
+def _over_image(
+    attempt: Attempt, pool: Any, path: str, name: str, disk_gib: int, image: ImageSpec | None
+) -> None:
     size = disk_gib * GIB
-    if image is not None:
-        if not has_image(attempt, pool, image.sha256):
-            raise HostRefused("its image is not on the host")
-        size = size or image.virtual_bytes
-        if size < image.virtual_bytes:
-            need = -(-image.virtual_bytes // GIB)
-            raise HostRefused(f"the disk has {disk_gib} GiB, its image needs {need}")
+    if image is None:
+        _overlay(attempt, pool, name, size, "", "")
+        return
+    if not has_image(attempt, pool, image.sha256):
+        raise HostRefused("its image is not on the host")
+    size = size or image.virtual_bytes
+    if size < image.virtual_bytes:
+        need = -(-image.virtual_bytes // GIB)
+        raise HostRefused(f"the disk has {disk_gib} GiB, its image needs {need}")
+    below = f"{path}/{domain_xml.image_volume(image.sha256)}"
+    _overlay(attempt, pool, name, size, below, image.format)
+
+
+def _overlay(
+    attempt: Attempt, pool: Any, name: str, size: int, below: str, below_format: str
+) -> Any:
+    """A qcow2 volume of `size` bytes, over the file `below` where one is given."""
+    text = qcow2_xml(name, size, below, below_format)
+    try:
+        return attempt(pool.createXML, text, 0)
+    except libvirt.libvirtError as error:
+        # A tool on the host makes it, so there is no errno: see whether the pool is full.
+        if not errors.is_broken(error) and _is_full(attempt, pool):
+            raise HostFull(f"the host's pool is full: {errors.detail(error)}") from error
+        raise
+
+
+def qcow2_xml(name: str, size: int, below: str = "", below_format: str = "") -> str:
+    """A qcow2 volume's XML; `size` in bytes, `below` the path of the file that it lies over."""
     root = ET.Element("volume")
     ET.SubElement(root, "name").text = name
     ET.SubElement(root, "capacity", {"unit": "bytes"}).text = str(size)
     target = ET.SubElement(root, "target")
     ET.SubElement(target, "format", {"type": "qcow2"})
     ET.SubElement(target, "compat").text = "1.1"
-    if image is not None:
+    if below:
         backing = ET.SubElement(root, "backingStore")
-        ET.SubElement(backing, "path").text = f"{path}/{domain_xml.image_volume(image.sha256)}"
-        ET.SubElement(backing, "format", {"type": image.format})
-    try:
-        attempt(pool.createXML, ET.tostring(root, encoding="unicode"), 0)
-    except libvirt.libvirtError as error:
-        # A tool on the host makes it, so there is no errno: see whether the pool is full.
-        if not errors.is_broken(error) and _is_full(attempt, pool):
-            raise HostFull(f"the host's pool is full: {errors.detail(error)}") from error
-        raise
+        ET.SubElement(backing, "path").text = below
+        ET.SubElement(backing, "format", {"type": below_format})
+    return ET.tostring(root, encoding="unicode")
 
 
 def _is_full(attempt: Attempt, pool: Any) -> bool:
@@ -404,6 +455,18 @@ def _tail(link: Link, attempt: Attempt, volume: Any, limit: int) -> bytes:
     return b"".join(download(link, attempt, volume, size - length, length))
 
 
+def is_disk(name: str) -> bool:
+    """Whether a volume of that name holds a guest's own data."""
+    return _OURS.fullmatch(name) is not None
+
+
+def has_disk(attempt: Attempt, pool: Any, uuid: str) -> bool:
+    """Whether a volume with the guest's data is there."""
+    if find(attempt, pool, domain_xml.disk_volume(uuid)) is not None:
+        return True
+    return any(name.startswith(uuid) and is_disk(name) for name in names(attempt, pool))
+
+
 def remnants(attempt: Attempt, pool: Any) -> set[str]:
     """UUIDs of which a disk is in the pool."""
     found = (_OURS.fullmatch(name) for name in names(attempt, pool))
@@ -411,11 +474,10 @@ def remnants(attempt: Attempt, pool: Any) -> set[str]:
 
 
 def remove_volumes(attempt: Attempt, pool: Any, uuid: str) -> None:
-    """Every volume of an instance, its disk last: while that is there, so is the remnant."""
+    """Every volume of an instance, its disks last: while one is there, so is the remnant."""
     _refresh(attempt, pool)
-    disk = domain_xml.disk_volume(uuid)
     found = [name for name in names(attempt, pool) if name.startswith(f"{uuid}.")]
-    for name in sorted(found, key=lambda name: name == disk):
+    for name in sorted(found, key=is_disk):
         remove(attempt, pool, name)
 
 

@@ -1,0 +1,259 @@
+"""The volumes of an instance, the copies of its disk, and what starts with its host: of each driver
+alike."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.contract.conftest import UP, World
+from tests.waiting import wait_for
+from treadle.hypervisor.base import (
+    Console,
+    HostRefused,
+    ImageSpec,
+    Power,
+    Seed,
+    Snapshots,
+    Unsupported,
+)
+
+SECTOR = 2_000_000
+"""Of the root disk, beyond what the image holds."""
+TELLS = f"""#!/bin/sh
+exec >/dev/ttyS0
+for disk in vda vdc; do
+  [ -b /dev/$disk ] || continue
+  echo "ON-$disk=$(dd if=/dev/$disk bs=512 skip={SECTOR} count=1 2>/dev/null | tr -d '\\000')."
+done
+echo written-WORD | dd of=/dev/vda bs=512 seek={SECTOR} conv=notrunc,sync 2>/dev/null
+sync
+echo TOLD
+"""
+
+
+def disks(world: World, uuid: str) -> set[str]:
+    """Names of the volumes with data, without the UUID; nothing of the simulated host's."""
+    if world.behind is None:
+        return set()
+    mine = [name for name in world.behind.volumes() if name.startswith(uuid)]
+    return {name.removeprefix(uuid) for name in mine if name.endswith(".qcow2")}
+
+
+def second_image(world: World, folder: Path) -> ImageSpec:
+    """Another image that nothing boots from, on the host."""
+    import hashlib
+    import os
+
+    content = folder / "second.raw"
+    content.write_bytes(os.urandom(1 << 20))
+    sha256 = hashlib.sha256(content.read_bytes()).hexdigest()
+    image = ImageSpec(sha256, "raw", 1 << 20, 1 << 20)
+    world.driver.ensure_image(image, content)
+    return image
+
+
+# -- volumes
+
+
+def test_a_new_number_is_a_new_disk_and_the_old_one_goes(world: World) -> None:
+    uuid = world.new()
+    world.driver.define(world.spec(uuid, 2, disks=(2,)))
+    world.driver.define(world.spec(uuid, 2, disks=(2,)))
+    if world.behind is not None:
+        assert disks(world, uuid) == {".2.qcow2"}
+    world.driver.start(uuid)
+    assert world.power(uuid) is Power.RUNNING
+    world.driver.undefine(uuid)
+    assert world.driver.observe(uuid) is None
+    assert world.leftovers(uuid) == []
+
+
+def test_a_larger_disk_lies_over_the_old_one_and_can_be_taken_off_again(world: World) -> None:
+    uuid = world.new()
+    world.driver.define(world.spec(uuid, 2, disks=(2, 1), disk_gib=2))
+    if world.behind is not None:
+        assert disks(world, uuid) == {".2.qcow2", ".qcow2"}
+        large = world.behind.pool().storageVolLookupByName(f"{uuid}.2.qcow2")
+        assert large.info()[1] == 2 << 30
+    world.driver.start(uuid)
+    world.driver.power_off(uuid)
+    world.driver.define(world.spec(uuid, 3, disks=(1,), disk_gib=1))
+    if world.behind is not None:
+        assert disks(world, uuid) == {".qcow2"}
+    world.driver.start(uuid)
+    assert world.power(uuid) is Power.RUNNING
+
+
+def test_what_runs_loses_no_disk_to_a_new_definition(world: World) -> None:
+    uuid = world.new()
+    world.driver.start(uuid)
+    world.driver.define(world.spec(uuid, 2, disks=(2,)))
+    if world.behind is not None:
+        assert disks(world, uuid) == {".qcow2", ".2.qcow2"}
+    assert world.power(uuid) is Power.RUNNING
+
+
+def test_a_disk_whose_ground_is_gone_is_not_made_up(world: World) -> None:
+    uuid = str(uuid4())
+    world.driver.ensure_image(world.image, world.content)
+    with pytest.raises(HostRefused, match="gone"):
+        world.driver.define(world.spec(uuid, 2, disks=(2, 1)))
+
+
+def test_a_lost_definition_of_a_later_disk_is_a_remnant(world: World) -> None:
+    uuid = world.new()
+    world.driver.define(world.spec(uuid, 2, disks=(2,)))
+    world.remove_domain(uuid)
+    assert world.power(uuid) is Power.REMNANT
+    assert [one.power for one in world.driver.observe_all() if one.uuid == uuid] == [
+        Power.REMNANT
+    ]
+
+
+def test_a_rescue_disk_comes_and_goes_with_the_definition(world: World, tmp_path: Path) -> None:
+    uuid = world.new()
+    rescue = second_image(world, tmp_path)
+    world.driver.define(world.spec(uuid, 2, rescue=rescue))
+    if world.behind is not None:
+        assert disks(world, uuid) == {".qcow2", f".rescue-{rescue.sha256[:16]}.qcow2"}
+    with pytest.raises(HostRefused, match="in use"):
+        world.driver.remove_image(rescue.sha256)
+    world.driver.start(uuid)
+    world.driver.power_off(uuid)
+    world.driver.define(world.spec(uuid, 3))
+    if world.behind is not None:
+        assert disks(world, uuid) == {".qcow2"}
+    world.driver.remove_image(rescue.sha256)
+    world.driver.start(uuid)
+    assert world.power(uuid) is Power.RUNNING
+
+
+def test_a_rescue_image_that_is_not_there_is_refused_and_changes_nothing(world: World) -> None:
+    uuid = world.new()
+    with pytest.raises(HostRefused):
+        world.driver.define(world.spec(uuid, 2, rescue=ImageSpec("3" * 64, "raw", 10, 10)))
+    found = world.driver.observe(uuid)
+    assert found is not None
+    assert found.generation == 1
+
+
+# -- what starts with the host
+
+
+def test_what_shall_run_starts_with_its_host_and_nothing_else(world: World) -> None:
+    driver = world.driver
+    uuid = world.new()
+
+    def starts() -> bool | None:
+        found = driver.observe(uuid)
+        assert found is not None
+        assert found in driver.observe_all()
+        return found.autostart
+
+    assert starts() is False
+    for verb, wanted in (
+        (driver.start, True), (driver.pause, False), (driver.resume, True),
+        (driver.suspend, False), (driver.start, True), (driver.shut_down, False),
+        (driver.start, None), (driver.power_off, False),
+    ):
+        verb(uuid)
+        if wanted is not None:
+            assert starts() is wanted, verb
+    driver.autostart(uuid, True)
+    driver.autostart(uuid, True)
+    assert starts() is True
+    driver.define(world.spec(uuid, 2))
+    assert starts() is True
+    driver.autostart(uuid, False)
+    assert starts() is False
+    with pytest.raises(HostRefused):
+        driver.autostart(str(uuid4()), True)
+
+
+# -- copies
+
+
+def fetched(driver: Any, uuid: str, into: Path) -> Path:
+    with into.open("wb") as file:
+        driver.fetch_copy(uuid, lambda block: file.write(block) and None)
+    return into
+
+
+def test_a_disk_is_copied_whether_it_runs_or_not(world: World, tmp_path: Path) -> None:
+    driver = world.driver
+    uuid = world.new()
+    if "snapshot" not in driver.facts().capabilities:
+        assert isinstance(driver, Snapshots)
+        with pytest.raises(Unsupported):
+            driver.begin_copy(uuid)
+        return
+    assert isinstance(driver, Snapshots)
+    for state in (driver.power_off, driver.start, driver.pause, driver.suspend):
+        state(uuid)
+        driver.begin_copy(uuid)
+        driver.begin_copy(uuid)
+        copy = fetched(driver, uuid, tmp_path / "copy")
+        assert copy.stat().st_size > 0
+        if world.runs_guests:
+            told = subprocess.run(
+                ["qemu-img", "info", "--output=json", copy], capture_output=True, text=True,
+                check=True,
+            ).stdout
+            assert "backing" not in told
+            assert '"virtual-size": 1073741824' in told
+        driver.drop_copy(uuid)
+        driver.drop_copy(uuid)
+    driver.start(uuid)
+    with pytest.raises(HostRefused):
+        fetched(driver, uuid, tmp_path / "copy")
+    driver.begin_copy(uuid)
+    driver.undefine(uuid)
+    assert world.leftovers(uuid) == []
+
+
+def test_what_a_guest_writes_is_where_it_belongs(
+    world: World, tmp_path: Path
+) -> None:
+    """Growing, taking back, rebuilding, rescuing and copying, as a real guest sees them."""
+    if not world.runs_guests:
+        pytest.skip("only a real host runs guests")
+    driver = world.driver
+    assert isinstance(driver, Console)
+    assert isinstance(driver, Snapshots)
+    uuid = str(uuid4())
+    driver.ensure_image(world.image, world.content)
+
+    def boot(generation: int, **changes: Any) -> str:
+        """What the guest says of its disks when it is up, before it writes its own word."""
+        driver.power_off(uuid)
+        seed = Seed("web-1", TELLS.replace("WORD", str(generation)))
+        driver.define(world.spec(uuid, generation, seed=seed, **changes))
+        driver.start(uuid)
+        wait_for(lambda: b"TOLD" in driver.console_log(uuid, 1 << 16), 90, "the guest to tell")
+        said = driver.console_log(uuid, 1 << 16)
+        assert UP in said
+        return said.decode(errors="replace")
+
+    assert "ON-vda=." in boot(1)
+    assert "ON-vda=written-1" in boot(2, disks=(2, 1), disk_gib=2)
+    driver.begin_copy(uuid)
+    copy = fetched(driver, uuid, tmp_path / "copy.qcow2")
+    driver.drop_copy(uuid)
+    raw = tmp_path / "copy.raw"
+    subprocess.run(
+        ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", copy, raw], check=True, timeout=60
+    )
+    with raw.open("rb") as file:
+        file.seek(SECTOR * 512)
+        assert file.read(9) == b"written-2"
+    assert "ON-vda=written-1" in boot(3, disks=(1,)), "as it was before it grew"
+    said = boot(4, rescue=world.image)
+    assert "ON-vda=." in said
+    assert "ON-vdc=written-3" in said
+    assert "ON-vda=written-3" in boot(5), "the rescue disk is gone, its own was not written"
+    assert "ON-vda=." in boot(6, disks=(6,))
