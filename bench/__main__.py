@@ -8,7 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.parts import PARTS, TARGETS
+from bench import parts
+from bench.openstack import openstack
+from bench.parts import TARGETS
+
+PARTS = {**parts.PARTS, "openstack": openstack}
 
 
 def main() -> int:

@@ -193,5 +193,13 @@ TARGETS: dict[str, tuple[str, str]] = {
     "idle_cpu_percent": ("%", "under 1"),
     "start_s": ("s", "within 1.5"),
     "lab_up_s": ("s", "within 6"),
+    "post_202_ms": ("ms", "under 5"),
+    "detail_100_per_s": ("/s", "at least 600"),
+    "server_show_per_s": ("/s", "at least 3,000"),
+    "page_ratio_100k_1k": ("", "at most 1.5"),
+    "hundred_active_s": ("s", "within 1"),
+    "spawn_over_classic_ms": ("ms", "at most 10"),
+    "token_ms": ("ms", "under 2"),
+    "rss_mb": ("MB", "at most 150"),
 }
 

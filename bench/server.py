@@ -134,8 +134,13 @@ def wait_until(done: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.02)
 
 
-def requests_per_second(port: int, paths: Sequence[str], seconds: float, connections: int) -> float:
-    """How many GETs a second are answered with 200, kept up over `connections` connections."""
+def requests_per_second(
+    port: int, paths: Sequence[str], seconds: float, connections: int, headers: str = "",
+) -> float:
+    """How many GETs a second are answered with 200, kept up over `connections` connections.
+
+    `headers`: further lines of each request, each ended by CR LF.
+    """
     selector = selectors.DefaultSelector()
     turn = 0
     done = 0
@@ -144,7 +149,7 @@ def requests_per_second(port: int, paths: Sequence[str], seconds: float, connect
         nonlocal turn
         path = paths[turn % len(paths)]
         turn += 1
-        one.send(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        one.send(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n".encode())
 
     sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(connections)]
     started = time.monotonic()
@@ -155,14 +160,15 @@ def requests_per_second(port: int, paths: Sequence[str], seconds: float, connect
         for key, _ in selector.select(1):
             one, buffer = key.fileobj, key.data
             assert isinstance(one, socket.socket)
-            buffer += one.recv(65536)
-            head, found, body = bytes(buffer).partition(b"\r\n\r\n")
-            if not found:
+            buffer += one.recv(1 << 20)
+            end = buffer.find(b"\r\n\r\n")
+            if end < 0:
                 continue
-            length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
-            if len(body) < length:
+            head = bytes(buffer[:end]).lower()
+            length = int(head.partition(b"content-length: ")[2].split(b"\r\n")[0])
+            if len(buffer) < end + 4 + length:
                 continue
-            if not head.startswith(b"HTTP/1.1 200"):
+            if not head.startswith(b"http/1.1 200"):
                 raise SystemExit(f"not answered with 200: {bytes(buffer)[:300]!r}")
             buffer.clear()
             done += 1

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import uuid as uuids
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.compute import changes, store
+from treadle.compute import changes, quota, store
 from treadle.compute.model import (
     SETTLED,
     Goal,
@@ -31,7 +31,15 @@ from treadle.compute.reconciler import KIND
 from treadle.compute.store import Flavor
 from treadle.controller import queue
 from treadle.db.clock import now
-from treadle.errors import Conflict, InvalidInput, InvalidState, Locked, NotFound, RetryLater
+from treadle.errors import (
+    Conflict,
+    InvalidInput,
+    InvalidState,
+    Locked,
+    NotFound,
+    QuotaExceeded,
+    RetryLater,
+)
 from treadle.image import store as images
 from treadle.image.store import Image, ImageStatus
 
@@ -91,10 +99,10 @@ def create(
 ) -> list[Made]:
     """Verify the wish and make the rows. Errors: `InvalidInput`, `NotFound`, `Conflict`,
     `QuotaExceeded`, `RetryLater` while the image is still being read."""
-    names = _names(wish)
     flavor = _flavor(conn, wish.flavor)
     image = _image(conn, wish.image)
     check_fits(flavor, image)
+    names = _names(replace(wish, count=_allowed(conn, wish, flavor)))
     time = float(conn.execute(sa.select(now())).scalar_one())
     batch = str(uuids.uuid4())
     made = [uuids.uuid4() for _ in names]
@@ -415,6 +423,27 @@ def _names(wish: Wish) -> Sequence[str]:
     if len(names[-1]) > (255 if wish.hostname else 63):
         raise InvalidInput("name", wish.name, f"with its number it must be {NAME_RULE}")
     return names
+
+
+def _allowed(conn: sa.Connection, wish: Wish, flavor: Flavor) -> int:
+    """How many the quota lets be made; what has no users has none. Errors: `QuotaExceeded`."""
+    if not wish.user_id:
+        return wish.count
+    least = wish.count if wish.or_fewer is None else wish.or_fewer
+    for count in range(wish.count, least - 1, -1):
+        try:
+            quota.check(conn, wish.project_id, {
+                "instances": count, "cores": count * flavor.vcpus,
+                "ram": count * flavor.memory_mib,
+            }, wish.user_id)
+            if wish.group is not None:
+                quota.check_members(conn, wish.project_id, wish.user_id, wish.group, count)
+        except QuotaExceeded:
+            if count == least:
+                raise
+        else:
+            return count
+    raise AssertionError("unreachable")
 
 
 def _numbered(name: str, index: int, count: int) -> str:

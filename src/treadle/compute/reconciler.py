@@ -45,6 +45,7 @@ from treadle.placement.ledger import HostStatus, ImageState
 from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.model import PlacementRequest
 from treadle.scheduler.plugin import PluginError
+from treadle.scheduler.record import Decision, sentence
 
 Following = tuple[Ticket, Loaded | None] | None
 """The next pass, where one follows at once: its ticket, and the row where it is at hand."""
@@ -284,7 +285,7 @@ class InstanceHandler:
             reason += ": " + "; ".join(f"{name}: {why}" for name, why in refusal.reasons.items())
         if instance.fault:
             reason += f" (before that: {instance.fault})"
-        return self._fail(ticket, loaded, reason, record.to_dict())
+        return self._fail(ticket, loaded, reason, record)
 
     def _placed(
         self, conn: sa.Connection, ticket: Ticket, loaded: Loaded, host_id: int, record: Any,
@@ -559,14 +560,15 @@ class InstanceHandler:
 
     def _fail(
         self, ticket: Ticket, loaded: Loaded, reason: str,
-        record: Mapping[str, Any] | None = None,
+        record: Decision | None = None,
     ) -> Following:
         """Give the instance up, and those that were asked for together with it, all or none."""
         instance = loaded.instance
+        public = None if record is None else sentence(record, public=True)
 
         def change(conn: sa.Connection) -> None:
             if record is not None:
-                store.record_decision(conn, instance.id, None, record)
+                store.record_decision(conn, instance.id, None, record.to_dict())
             current = store.get(conn, instance.id)
             if current is None or current.revision != instance.revision:
                 return
@@ -574,8 +576,9 @@ class InstanceHandler:
             rollback = instance.rollback and instance.launched_at is None
             goal = Goal.DELETED if rollback else Goal.FAILED
             store.update(
-                conn, instance.id, goal=goal, state=State.ERROR, fault=reason, task=None,
-                mode=Mode.NORMAL, settled_mode=Mode.NORMAL, ends_at=None, before="",
+                conn, instance.id, goal=goal, state=State.ERROR, fault=reason,
+                public_fault=public, task=None, mode=Mode.NORMAL, settled_mode=Mode.NORMAL,
+                ends_at=None, before="",
             )
             store.end_actions(conn, instance.id, instance.revision, "error", reason)
             if rollback:

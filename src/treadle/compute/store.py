@@ -89,7 +89,7 @@ def load(conn: sa.Connection, uuid: str) -> Loaded | None:
     if row is None:
         return None
     return Loaded(
-        _instance(row),
+        of_row(row),
         ImageSpec(row.sha256, row.format, row.size_bytes, row.virtual_bytes),
         row.path, row.uri, row.host_name,
         HostStatus(row.status) if row.status else None,
@@ -101,13 +101,13 @@ def load(conn: sa.Connection, uuid: str) -> Loaded | None:
 def get(conn: sa.Connection, id: int) -> Instance | None:
     """The instance by its small number, deleted ones too; None where there never was one."""
     row = conn.execute(_GET, {"i": id}).one_or_none()
-    return None if row is None else _instance(row)
+    return None if row is None else of_row(row)
 
 
 def by_uuid(conn: sa.Connection, uuid: str) -> Instance | None:
     """The instance by its UUID, deleted ones too."""
     row = conn.execute(_GET_UUID, {"u": uuid}).one_or_none()
-    return None if row is None else _instance(row)
+    return None if row is None else of_row(row)
 
 
 def live_ids(conn: sa.Connection) -> list[int]:
@@ -124,13 +124,13 @@ def ids_on_host(conn: sa.Connection, host_id: int) -> list[int]:
 
 def on_host(conn: sa.Connection, host_id: int) -> list[Instance]:
     """All that are on the host."""
-    return [_instance(row) for row in conn.execute(_ON_HOST, {"h": host_id})]
+    return [of_row(row) for row in conn.execute(_ON_HOST, {"h": host_id})]
 
 
 def of_batch(conn: sa.Connection, batch: str) -> list[Instance]:
     """All that were asked for in one request, in order."""
     rows = conn.execute(sa.select(table).where(table.c.batch == batch).order_by(table.c.id))
-    return [_instance(row) for row in rows]
+    return [of_row(row) for row in rows]
 
 
 def by_uuids(conn: sa.Connection, uuids: Sequence[str]) -> dict[str, Instance]:
@@ -138,7 +138,7 @@ def by_uuids(conn: sa.Connection, uuids: Sequence[str]) -> dict[str, Instance]:
     if not uuids:
         return {}
     rows = conn.execute(sa.select(table).where(table.c.uuid.in_(uuids)))
-    return {row.uuid: _instance(row) for row in rows}
+    return {row.uuid: of_row(row) for row in rows}
 
 
 def waiting_for_image(conn: sa.Connection, host_id: int, sha256: str) -> list[str]:
@@ -169,7 +169,12 @@ def _insert_of(names: tuple[str, ...]) -> Any:
 
 
 def update(conn: sa.Connection, id: int, **values: Any) -> None:
-    """Set columns of one instance. Each update counts up `version`, which names what is shown."""
+    """Set columns of one instance. Each update counts up `version`, which names what is shown.
+
+    A new `fault` is the operator's alone, unless `public_fault` says what tenants may know of it.
+    """
+    if "fault" in values:
+        values = {"public_fault": None, **values}
     bound = {f"x_{name}": value for name, value in values.items()}
     conn.execute(_update_of(tuple(values)), {"x_id": id, **bound})
 
@@ -180,6 +185,8 @@ def _update_of(names: tuple[str, ...]) -> sa.Update:
     values: dict[str, Any] = {
         name: sa.bindparam(f"x_{name}", type_=table.c[name].type) for name in names
     }
+    if "fault" in names:
+        values["fault_at"] = now()
     return sa.update(table).where(table.c.id == sa.bindparam("x_id")).values(
         **values, version=table.c.version + 1, updated_at=now()
     )
@@ -252,6 +259,7 @@ def actions(conn: sa.Connection, id: int) -> list[dict[str, Any]]:
         {
             "request_id": row.request_id, "action": row.name, "started_at": row.started_at,
             "finished_at": row.finished_at, "outcome": row.outcome, "message": row.message,
+            "user_id": row.user_id, "project_id": row.project_id,
             "steps": steps.get(row.revision, []),
         }
         for row in conn.execute(
@@ -317,7 +325,8 @@ def flavor_of(row: Any) -> Flavor:
 _COLUMNS = tuple(Instance.__dataclass_fields__)
 
 
-def _instance(row: Any) -> Instance:
+def of_row(row: Any) -> Instance:
+    """The instance of a row that has all its columns."""
     return Instance(
         row.id, row.uuid, row.name, row.flavor_id, row.vcpus, row.memory_mib, row.disk_gib,
         row.image_id, row.mac, row.user_data,

@@ -240,6 +240,7 @@ instance = Table(
     Column("locked_by", String(5)),
     Column("locked_reason", Text),
     Column("fault_at", Float),
+    Column("public_fault", Text),
     Column("launch_index", Integer, nullable=False, server_default="0"),
     Column("mode", String(12), nullable=False, server_default=""),
     Column("settled_mode", String(12), nullable=False, server_default=""),

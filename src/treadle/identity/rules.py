@@ -197,6 +197,32 @@ COMPUTE: dict[str, str] = {
     "compute:quota_sets:defaults": "token",
     "compute:quota_sets:update": "admin",
     "compute:quota_sets:delete": "admin",
+    **{
+        f"compute:servers:{name}": "project_reader"
+        for name in ("index", "detail", "show")
+    },
+    **{
+        f"compute:servers:{name}": "project_member"
+        for name in (
+            "create", "update", "delete", "start", "stop", "reboot", "pause", "unpause",
+            "suspend", "resume", "lock", "unlock", "restore", "force_delete", "rescue",
+            "unrescue", "rebuild", "resize", "confirm_resize", "revert_resize", "shelve",
+            "unshelve", "create_image", "create_backup", "change_password", "console_output",
+            "remote_consoles", "password",
+        )
+    },
+    **{
+        f"compute:servers:{name}": "admin"
+        for name in (
+            "extended", "all_filters", "all_tenants", "deleted", "create:forced_host",
+            "reset_state", "action_events", "shelve_offload", "diagnostics", "migrate",
+            "migrate_live", "evacuate", "inject_network_info", "reset_network",
+        )
+    },
+    "compute:metadata:show": "project_reader",
+    "compute:metadata:update": "project_member",
+    "compute:tags:show": "project_reader",
+    "compute:tags:update": "project_member",
 }
 
 IMAGE: dict[str, str] = {}

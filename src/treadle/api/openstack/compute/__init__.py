@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from treadle.api.openstack.compute import flavors, keypairs, quotas, versions
+from treadle.api.openstack.compute import (
+    flavors,
+    keypairs,
+    quotas,
+    server_actions,
+    server_parts,
+    servers,
+    versions,
+)
 from treadle.api.openstack.compute.faults import fault_body
 from treadle.api.openstack.compute.versions import HIGHEST, LOWEST
 from treadle.api.openstack.wire import Service
 
-CALLS = [*versions.CALLS, *flavors.CALLS, *keypairs.CALLS, *quotas.CALLS]
+CALLS = [
+    *versions.CALLS,
+    *servers.CALLS,
+    *server_parts.CALLS,
+    *server_actions.CALLS,
+    *flavors.CALLS,
+    *keypairs.CALLS,
+    *quotas.CALLS,
+]
 SERVICE = Service(
     "/compute", CALLS, fault=fault_body, microversions=(LOWEST, HIGHEST), header="compute",
 )

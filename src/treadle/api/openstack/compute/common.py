@@ -154,9 +154,14 @@ def precise(at: float | None) -> str | None:
 
 def links(ask: Ask, kind: str, id: str) -> list[Body]:
     """Where a thing is: with the version, and for bookmarks without."""
+    return links_from(ask.root, kind, id)
+
+
+def links_from(root: str, kind: str, id: str) -> list[Body]:
+    """`links` for who knows the service's address only."""
     return [
-        {"rel": "self", "href": f"{ask.root}/v2.1/{kind}/{id}"},
-        {"rel": "bookmark", "href": f"{ask.root}/{kind}/{id}"},
+        {"rel": "self", "href": f"{root}/v2.1/{kind}/{id}"},
+        {"rel": "bookmark", "href": f"{root}/{kind}/{id}"},
     ]
 
 

@@ -1,0 +1,173 @@
+"""`POST /servers/{id}/action`: one key of the body names what is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from treadle.api.openstack.compute.common import inside, one_of
+from treadle.api.openstack.compute.servers import asker, find, find_row
+from treadle.api.openstack.wire import Ask, Call, Reply, Schema
+from treadle.compute import actions
+from treadle.compute.listing import Row
+from treadle.errors import InvalidInput, InvalidState, NotFound
+
+Use = Callable[[Ask, Any], Awaitable[Reply | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One action: what its value must be, the rule, and what it does."""
+
+    run: Use
+    rule: str
+    body: Schema
+    status: int = 202
+    since: int = 1
+    until: int = 999
+
+
+NULL = Schema((1, {}))
+"""Most clients send null; some an empty object, or anything."""
+
+
+def changing(name: str) -> Callable[[Callable[[sa.Connection, Ask, Row, Any], Any]], Use]:
+    """Make a use of a function that works on the server's row in one transaction.
+
+    `name` is what OpenStack calls the action where it says that the state does not allow it.
+    """
+
+    def wrap(work: Callable[[sa.Connection, Ask, Row, Any], Any]) -> Use:
+        async def run(ask: Ask, value: Any) -> Reply | None:
+            def change(conn: sa.Connection) -> Any:
+                row = find_row(conn, ask)
+                try:
+                    return work(conn, ask, row, value)
+                except InvalidState as error:
+                    raise InvalidState(
+                        f"Cannot '{name}' instance {row.instance.uuid} while it is in "
+                        f"{error.attribute} {error.state}", name, error.attribute, error.state,
+                    ) from error
+
+            made = await ask.write(change)
+            return made if isinstance(made, Reply) else None
+
+        return run
+
+    return wrap
+
+
+def _act(action: str, patience: str) -> Callable[[sa.Connection, Ask, Row, Any], None]:
+    def work(conn: sa.Connection, ask: Ask, row: Row, value: Any) -> None:
+        hard = action == "reboot" and value["type"].upper() == "HARD"
+        limits = ask.context.settings.controller
+        actions.act(
+            conn, row.instance.id, action, request_id=ask.request_id,
+            deadline_s=getattr(limits, patience), hard=hard, strict=True, by=asker(ask),
+        )
+
+    return work
+
+
+def _simple(name: str, action: str, *, stops: bool = False) -> Action:
+    patience = "stop_deadline_s" if stops else "build_deadline_s"
+    return Action(
+        changing(name)(_act(action, patience)), f"compute:servers:{name}", NULL,
+    )
+
+
+@changing("lock")
+def lock(conn: sa.Connection, ask: Ask, row: Row, value: Any) -> None:
+    """Only administrators change it from now on."""
+    reason = value.get("locked_reason") if isinstance(value, dict) else None
+    actions.lock(conn, row.instance.id, request_id=ask.request_id, reason=reason, by=asker(ask))
+
+
+@changing("unlock")
+def unlock(conn: sa.Connection, ask: Ask, row: Row, _value: Any) -> None:
+    """Everybody changes it again."""
+    ask.check("compute:servers:unlock", {"project_id": row.columns.project_id})
+    actions.unlock(conn, row.instance.id, request_id=ask.request_id, by=asker(ask))
+
+
+@changing("restore")
+def restore(conn: sa.Connection, ask: Ask, row: Row, _value: Any) -> None:
+    """Take a soft delete back."""
+    actions.restore(
+        conn, row.instance.id, request_id=ask.request_id,
+        deadline_s=ask.context.settings.controller.build_deadline_s, by=asker(ask),
+    )
+
+
+@changing("forceDelete")
+def force_delete(conn: sa.Connection, ask: Ask, row: Row, _value: Any) -> None:
+    """End it now, whatever a soft delete would keep."""
+    actions.delete(conn, row.instance.id, request_id=ask.request_id, by=asker(ask))
+
+
+@changing("resetState")
+def reset_state(conn: sa.Connection, ask: Ask, row: Row, value: Any) -> None:
+    """An administrator says what it is."""
+    actions.reset_state(
+        conn, row.instance.id, value["state"], request_id=ask.request_id, by=asker(ask)
+    )
+
+
+async def no_group(ask: Ask, value: Any) -> Reply | None:
+    """Security groups are not to be had yet: every server is in the one there is."""
+    await ask.read(lambda conn: find(conn, ask))
+    if value.get("name") != "default":
+        raise NotFound(f"Security group {value.get('name')} not found")
+    return None
+
+
+REBOOT = Schema((1, inside("type", one_of("HARD", "Hard", "hard", "SOFT", "Soft", "soft"))))
+LOCK = Schema((1, {}), (73, {"oneOf": [
+    {"type": "null"},
+    inside("locked_reason", {"type": "string", "minLength": 1, "maxLength": 255}),
+]}))
+STATE = Schema((1, inside("state", one_of("active", "error"))))
+GROUP = Schema((1, inside("name", {"type": "string", "minLength": 1})))
+
+ACTIONS: dict[str, Action] = {
+    "os-start": _simple("start", "start"),
+    "os-stop": _simple("stop", "stop", stops=True),
+    "pause": _simple("pause", "pause"),
+    "unpause": _simple("unpause", "unpause"),
+    "suspend": _simple("suspend", "suspend"),
+    "resume": _simple("resume", "resume"),
+    "reboot": Action(changing("reboot")(_act("reboot", "stop_deadline_s")),
+                     "compute:servers:reboot", REBOOT),
+    "lock": Action(lock, "compute:servers:lock", LOCK),
+    "unlock": Action(unlock, "compute:servers:unlock", NULL),
+    "restore": Action(restore, "compute:servers:restore", NULL),
+    "forceDelete": Action(force_delete, "compute:servers:force_delete", NULL),
+    "os-resetState": Action(reset_state, "compute:servers:reset_state", STATE),
+    "addSecurityGroup": Action(no_group, "compute:servers:update", GROUP),
+    "removeSecurityGroup": Action(no_group, "compute:servers:update", GROUP),
+}
+
+
+async def act(ask: Ask) -> Reply:
+    """Carry out the one action that the body names."""
+    body = ask.body
+    if len(body) != 1:
+        raise InvalidInput("body", sorted(body)[:5], "There is one action to a request")
+    name, value = next(iter(body.items()))
+    action = ACTIONS.get(name)
+    if action is None or not action.since <= ask.minor <= action.until:
+        raise InvalidInput("action", name, f"There is no such action: {name[:80]}")
+    ask.check(action.rule)
+    action.body.check(value, ask.minor)
+    reply = await action.run(ask, value) or Reply()
+    reply.status = reply.status or action.status
+    return reply
+
+
+BODY = Schema((1, {"type": "object", "minProperties": 1}))
+CALLS = [
+    Call("POST", "/v2.1/servers/{server_id}/action", act, "compute:servers:show", 202, BODY),
+]

@@ -1,0 +1,311 @@
+"""What belongs to a server: metadata, tags, addresses, the log of its actions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from treadle.api.openstack.compute import server_schemas as schemas
+from treadle.api.openstack.compute.common import precise
+from treadle.api.openstack.compute.server_view import addresses, host_id
+from treadle.api.openstack.compute.servers import (
+    NO_SERVER,
+    Hosts,
+    asker,
+    find_row,
+    scope,
+    uuid_of,
+)
+from treadle.api.openstack.wire import Ask, Call, Reply
+from treadle.compute import quota, store
+from treadle.compute.actions import unlocked
+from treadle.compute.listing import HostWords, Row
+from treadle.errors import InvalidInput, NotFound, QuotaExceeded
+
+TAGS_MAX = 50
+Metadata = dict[str, str]
+
+
+def _mine(conn: sa.Connection, ask: Ask, what: str = "change") -> Row:
+    """The server of the path, to change what belongs to it. Errors: `NotFound`, `Locked`."""
+    row = find_row(conn, ask)
+    unlocked(row.instance, what, asker(ask))
+    return row
+
+
+# -- metadata
+
+
+async def metadata_list(ask: Ask) -> dict[str, Any]:
+    """All of it."""
+    row = await ask.read(lambda conn: find_row(conn, ask))
+    return {"metadata": json.loads(row.columns.metadata)}
+
+
+async def metadata_show(ask: Ask) -> dict[str, Any]:
+    """One item."""
+    key = ask.path["key"]
+    found = (await metadata_list(ask))["metadata"]
+    if key not in found:
+        raise NotFound("Metadata item was not found")
+    return {"meta": {key: found[key]}}
+
+
+async def _change(ask: Ask, change: Callable[[Metadata], Metadata]) -> Metadata:
+    def work(conn: sa.Connection) -> Metadata:
+        row = _mine(conn, ask)
+        new = change(json.loads(row.columns.metadata))
+        most = quota.limits(conn, row.columns.project_id)["metadata_items"]
+        if 0 <= most < len(new):
+            raise QuotaExceeded(f"Maximum number of metadata items exceeds {most}")
+        store.update(conn, row.instance.id, metadata=store.compact(new))
+        return new
+
+    return await ask.write(work)
+
+
+async def metadata_merge(ask: Ask) -> dict[str, Any]:
+    """Add items, or give them other values."""
+    return {"metadata": await _change(ask, lambda old: {**old, **ask.body["metadata"]})}
+
+
+async def metadata_replace(ask: Ask) -> dict[str, Any]:
+    """These items and no others."""
+    return {"metadata": await _change(ask, lambda _old: dict(ask.body["metadata"]))}
+
+
+async def metadata_set(ask: Ask) -> dict[str, Any]:
+    """One item."""
+    key, given = ask.path["key"], ask.body["meta"]
+    if key not in given:
+        raise InvalidInput("meta", sorted(given), "Request body and URI mismatch")
+    await _change(ask, lambda old: {**old, **given})
+    return {"meta": given}
+
+
+async def metadata_delete(ask: Ask) -> None:
+    """One item less."""
+    key = ask.path["key"]
+
+    def without(old: Metadata) -> Metadata:
+        if key not in old:
+            raise NotFound("Metadata item was not found")
+        return {k: v for k, v in old.items() if k != key}
+
+    await _change(ask, without)
+
+
+# -- tags
+
+
+async def tags_list(ask: Ask) -> dict[str, Any]:
+    """All of them."""
+    row = await ask.read(lambda conn: find_row(conn, ask))
+    return {"tags": list(row.tags)}
+
+
+async def _retag(ask: Ask, change: Callable[[frozenset[str]], frozenset[str]]) -> frozenset[str]:
+    """Change the tags; what they were before comes back."""
+
+    def work(conn: sa.Connection) -> frozenset[str]:
+        row = _mine(conn, ask)
+        old = frozenset(row.tags)
+        new = change(old)
+        if len(new) > TAGS_MAX:
+            raise InvalidInput("tags", len(new), f"a server may have {TAGS_MAX} tags at most")
+        store.set_tags(conn, row.instance.id, new)
+        store.update(conn, row.instance.id)
+        return old
+
+    return await ask.write(work)
+
+
+async def tags_replace(ask: Ask) -> dict[str, Any]:
+    """These tags and no others."""
+    wanted = frozenset(ask.body["tags"])
+    await _retag(ask, lambda _old: wanted)
+    return {"tags": sorted(wanted)}
+
+
+async def tags_clear(ask: Ask) -> None:
+    """None left."""
+    await _retag(ask, lambda _old: frozenset())
+
+
+def _tag(ask: Ask) -> str:
+    tag = ask.path["tag"]
+    if not 1 <= len(tag) <= 60 or "," in tag or "/" in tag:
+        raise InvalidInput("tag", tag, "it must be 1 to 60 characters without commas and slashes")
+    return tag
+
+
+async def tag_check(ask: Ask) -> None:
+    """Whether it has the tag."""
+    if ask.path["tag"] not in (await tags_list(ask))["tags"]:
+        raise NotFound(f"Server {ask.path['server_id']} has no tag '{ask.path['tag']}'")
+
+
+async def tag_add(ask: Ask) -> Reply:
+    """One tag more."""
+    tag = _tag(ask)
+    if tag in await _retag(ask, lambda old: old | {tag}):
+        return Reply(status=204)
+    where = f"{ask.root}/v2.1/servers/{ask.path['server_id']}/tags/{tag}"
+    return Reply(status=201, headers={"Location": where})
+
+
+async def tag_delete(ask: Ask) -> None:
+    """One tag less."""
+    tag = ask.path["tag"]
+
+    def without(old: frozenset[str]) -> frozenset[str]:
+        if tag not in old:
+            raise NotFound(f"Server {ask.path['server_id']} has no tag '{tag}'")
+        return old - {tag}
+
+    await _retag(ask, without)
+
+
+# -- addresses
+
+
+async def ips_list(ask: Ask) -> dict[str, Any]:
+    """Its addresses by network."""
+    row = await ask.read(lambda conn: find_row(conn, ask))
+    return {"addresses": addresses(row, full=False)}
+
+
+async def ips_show(ask: Ask) -> dict[str, Any]:
+    """Its addresses in one network."""
+    found = (await ips_list(ask))["addresses"]
+    network = ask.path["network"]
+    if network not in found:
+        raise NotFound("Instance is not a member of specified network")
+    return {network: found[network]}
+
+
+async def security_groups(ask: Ask) -> dict[str, Any]:
+    """Its security groups: the one there is."""
+    row = await ask.read(lambda conn: find_row(conn, ask))
+    return {"security_groups": [{
+        "id": "default", "name": "default", "description": "Default security group",
+        "tenant_id": row.columns.project_id, "rules": [],
+    }]}
+
+
+async def volume_attachments(ask: Ask) -> dict[str, Any]:
+    """Its volumes: there are none."""
+    await ask.read(lambda conn: find_row(conn, ask))
+    return {"volumeAttachments": []}
+
+
+# -- the log of actions
+
+
+async def actions_list(ask: Ask) -> dict[str, Any]:
+    """What was asked of it, newest first."""
+
+    def work(conn: sa.Connection) -> dict[str, Any]:
+        id, uuid = _ever(conn, ask)
+        found = list(reversed(store.actions(conn, id)))
+        return {"instanceActions": [_action(ask, uuid, one) for one in found]}
+
+    return await ask.read(work)
+
+
+async def actions_show(ask: Ask) -> dict[str, Any]:
+    """One request with its steps."""
+    request = ask.path["request_id"]
+
+    def work(conn: sa.Connection) -> dict[str, Any]:
+        id, uuid = _ever(conn, ask)
+        words = ask.context.shared(Hosts)(conn)
+        for one in store.actions(conn, id):
+            if one["request_id"] == request:
+                shown = _action(ask, uuid, one)
+                if ask.minor >= 51 or ask.allows("compute:servers:action_events"):
+                    shown["events"] = [
+                        _event(ask, step, words, one["project_id"])
+                        for step in reversed(one["steps"])
+                    ]
+                return {"instanceAction": shown}
+        raise NotFound(f"Action for request_id {request} on instance {uuid} not found")
+
+    return await ask.read(work)
+
+
+def _ever(conn: sa.Connection, ask: Ask) -> tuple[int, str]:
+    """The server of the path; from 2.21 on also one that has been deleted. Errors: `NotFound`."""
+    uuid = uuid_of(ask)
+    instance = store.by_uuid(conn, uuid)
+    hidden = instance is None or scope(ask) not in (None, instance.project_id)
+    if instance is None or hidden or (instance.deleted_at is not None and ask.minor < 21):
+        raise NotFound(NO_SERVER.format(uuid))
+    return instance.id, uuid
+
+
+def _action(ask: Ask, uuid: str, one: Mapping[str, Any]) -> dict[str, Any]:
+    message = one["message"]
+    if message is not None and not ask.allows("compute:servers:action_events"):
+        message = "Error"  # the whole of it names hosts
+    shown = {
+        "action": one["action"], "instance_uuid": uuid, "request_id": one["request_id"],
+        "user_id": one["user_id"], "project_id": one["project_id"],
+        "start_time": precise(one["started_at"]), "message": message,
+    }
+    if ask.minor >= 58:
+        last = [step["finished_at"] for step in one["steps"]]
+        shown["updated_at"] = precise(max([one["finished_at"] or one["started_at"], *last]))
+    return shown
+
+
+def _event(
+    ask: Ask, step: Mapping[str, Any], words: Mapping[int, HostWords], project: str
+) -> dict[str, Any]:
+    failed = step["outcome"] != "ok"
+    shown = {
+        "event": f"compute_{step['name']}", "start_time": precise(step["started_at"]),
+        "finish_time": precise(step["finished_at"]), "result": "Error" if failed else "Success",
+    }
+    admin = ask.allows("compute:servers:action_events")
+    if admin:
+        shown["traceback"] = step["message"] if failed else None
+    on = words.get(step["host"] or 0)
+    if ask.minor >= 62:
+        shown["hostId"] = host_id(project, on)
+        if admin:
+            shown["host"] = on.name if on is not None else None
+    if ask.minor >= 84:
+        shown["details"] = step["message"] if failed and admin else None
+    return shown
+
+
+SERVER = "/v2.1/servers/{server_id}"
+CALLS = [
+    Call("GET", f"{SERVER}/metadata", metadata_list, "compute:metadata:show"),
+    Call("POST", f"{SERVER}/metadata", metadata_merge, "compute:metadata:update", 200,
+         schemas.SET_METADATA),
+    Call("PUT", f"{SERVER}/metadata", metadata_replace, "compute:metadata:update", 200,
+         schemas.SET_METADATA),
+    Call("GET", f"{SERVER}/metadata/{{key}}", metadata_show, "compute:metadata:show"),
+    Call("PUT", f"{SERVER}/metadata/{{key}}", metadata_set, "compute:metadata:update", 200,
+         schemas.SET_META),
+    Call("DELETE", f"{SERVER}/metadata/{{key}}", metadata_delete, "compute:metadata:update", 204),
+    Call("GET", f"{SERVER}/tags", tags_list, "compute:tags:show", since=26),
+    Call("PUT", f"{SERVER}/tags", tags_replace, "compute:tags:update", 200, schemas.SET_TAGS,
+         since=26),
+    Call("DELETE", f"{SERVER}/tags", tags_clear, "compute:tags:update", 204, since=26),
+    Call("GET", f"{SERVER}/tags/{{tag}}", tag_check, "compute:tags:show", 204, since=26),
+    Call("PUT", f"{SERVER}/tags/{{tag}}", tag_add, "compute:tags:update", 201, since=26),
+    Call("DELETE", f"{SERVER}/tags/{{tag}}", tag_delete, "compute:tags:update", 204, since=26),
+    Call("GET", f"{SERVER}/ips", ips_list, "compute:servers:show"),
+    Call("GET", f"{SERVER}/ips/{{network}}", ips_show, "compute:servers:show"),
+    Call("GET", f"{SERVER}/os-security-groups", security_groups, "compute:servers:show"),
+    Call("GET", f"{SERVER}/os-volume_attachments", volume_attachments, "compute:servers:show"),
+    Call("GET", f"{SERVER}/os-instance-actions", actions_list, "compute:servers:show"),
+    Call("GET", f"{SERVER}/os-instance-actions/{{request_id}}", actions_show,
+         "compute:servers:show"),
+]

@@ -1,0 +1,560 @@
+"""Servers: create, list, show, update, delete."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv6Address
+from time import monotonic
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from treadle.api.openstack.compute import server_schemas as schemas
+from treadle.api.openstack.compute.common import links, truth
+from treadle.api.openstack.compute.server_view import (
+    Looks,
+    Views,
+    brief,
+    reservation,
+    status_of,
+    statuses,
+)
+from treadle.api.openstack.wire import JSON, Ask, Call, Reply, next_link, page_of
+from treadle.compute import actions, flavors, listing, store
+from treadle.compute.listing import HostWords, Key, Row, Wanted
+from treadle.compute.model import task_state, vm_state
+from treadle.compute.patterns import is_literal, matcher
+from treadle.db.schema import keypair, meta, server_group
+from treadle.errors import Forbidden, InvalidInput, NotFound
+from treadle.image import store as images
+from treadle.image.store import Image
+from treadle.network.model import network_id
+
+HOSTS_KEPT_S = 0.5
+PASSWORD_LETTERS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+NO_SERVER = "Instance {} could not be found."
+NOT_A_NAME = re.compile(r"[^a-z0-9.-]+")
+
+
+class Hosts:
+    """What servers show of their hosts, read anew every half second."""
+
+    def __init__(self) -> None:
+        self._words: Mapping[int, HostWords] = {}
+        self._read_at = 0.0
+
+    def __call__(self, conn: sa.Connection) -> Mapping[int, HostWords]:
+        """The words by the host's number."""
+        now = monotonic()
+        if now - self._read_at > HOSTS_KEPT_S:
+            self._words, self._read_at = listing.host_words(conn), now
+        return self._words
+
+
+def uuid_of(ask: Ask) -> str:
+    """The server's UUID in the path. Errors: `NotFound`."""
+    text = ask.path["server_id"]
+    try:
+        return str(UUID(text))
+    except ValueError as error:
+        raise NotFound(NO_SERVER.format(text[:80])) from error
+
+
+def scope(ask: Ask) -> str | None:
+    """The project whose servers the caller may see; None: every one's."""
+    return None if ask.caller.is_admin else ask.caller.project_id or "-"
+
+
+def asker(ask: Ask) -> actions.Caller:
+    """The caller as the use cases of compute want it."""
+    return actions.Caller(ask.caller.user_id, ask.caller.project_id or "", ask.caller.is_admin)
+
+
+def find(conn: sa.Connection, ask: Ask) -> Key:
+    """The server of the path, where the caller may see it. Errors: `NotFound`."""
+    uuid = uuid_of(ask)
+    key = listing.key_of(conn, uuid, scope(ask))
+    if key is None:
+        raise NotFound(NO_SERVER.format(uuid))
+    return key
+
+
+def find_row(conn: sa.Connection, ask: Ask) -> Row:
+    """The server of the path with all its columns. Errors: `NotFound`."""
+    key = find(conn, ask)
+    return listing.rows(conn, [key.id])[key.id]
+
+
+# -- showing
+
+
+async def encoded(
+    ask: Ask, choose: Callable[[sa.Connection], Sequence[Key]], kind: str,
+) -> tuple[Sequence[Key], list[bytes]]:
+    """What `choose` gives, as JSON for this caller."""
+    views, hosts = ask.context.shared(Views), ask.context.shared(Hosts)
+    looks = Looks(ask.root, ask.minor, kind, ask.allows("compute:servers:extended"))
+    found, kept, rows, words = await ask.read(views.read(looks, choose, hosts))
+    return found, views.encode(looks, found, kept, rows, words)
+
+
+async def one(ask: Ask, kind: str = "show", **more: Any) -> bytes:
+    """The server of the path, as `{"server": …}`."""
+    _, made = await encoded(ask, lambda conn: [find(conn, ask)], kind)
+    extra = b"".join(b',"%b":"%b"' % (k.encode(), v.encode()) for k, v in more.items())
+    return b'{"server":' + made[0][:-1] + extra + b"}}"
+
+
+async def show(ask: Ask) -> Reply:
+    """One server."""
+    return Reply(await one(ask))
+
+
+async def listed(ask: Ask) -> Reply:
+    """Servers with details."""
+    page, choose = _choice(ask)
+    if choose is None:
+        return Reply({"servers": []})
+    keys, made = await encoded(ask, choose, "detail")
+    link = _links(ask, page.asked, page.limit, keys, "/v2.1/servers/detail")
+    more = b"" if link is None else b',"servers_links":[{"rel":"next","href":"%b"}]' % (
+        link.encode()
+    )
+    return Reply(b'{"servers":[' + b",".join(made) + b"]" + more + b"}", media=JSON)
+
+
+async def listed_briefly(ask: Ask) -> dict[str, Any]:
+    """Servers without details."""
+    page, choose = _choice(ask)
+    keys = [] if choose is None else await ask.read(choose)
+    body: dict[str, Any] = {"servers": [brief(ask.root, key) for key in keys]}
+    link = _links(ask, page.asked, page.limit, keys, "/v2.1/servers")
+    if link is not None:
+        body["servers_links"] = [{"rel": "next", "href": link}]
+    return body
+
+
+def _links(
+    ask: Ask, asked: int | None, limit: int, keys: Sequence[Key], path: str
+) -> str | None:
+    full = len(keys) >= limit and bool(keys) and (asked or len(keys) == limit)
+    return next_link(ask, path, keys[-1].uuid) if full else None
+
+
+# -- filters
+
+ADMIN_FILTERS = frozenset({
+    "access_ip_v4", "access_ip_v6", "auto_disk_config", "availability_zone", "config_drive",
+    "created_at", "deleted", "description", "display_description", "display_name", "host",
+    "hostname", "image_ref", "instance_type_id", "kernel_id", "key_name", "launch_index",
+    "launched_at", "limit", "marker", "locked_by", "node", "power_state", "progress",
+    "project_id", "ramdisk_id", "root_device_name", "soft_deleted", "sort_dir", "sort_key",
+    "task_state", "tenant_id", "terminated_at", "user_id", "uuid", "vm_state", "metadata",
+    "system_metadata", "block_device_mapping", "services", "security_groups", "info_cache",
+})
+USER_FILTERS = frozenset({
+    "reservation_id", "name", "status", "image", "flavor", "ip", "changes-since", "all_tenants",
+})
+SINCE = {
+    5: {"ip6"}, 26: {"tags", "tags-any", "not-tags", "not-tags-any"}, 66: {"changes-before"},
+    73: {"locked"},
+    83: {"availability_zone", "config_drive", "key_name", "created_at", "launched_at",
+         "terminated_at", "power_state", "task_state", "vm_state", "progress", "user_id"},
+    90: {"hostname"},
+}
+PLAIN = {
+    "user_id": "user_id", "uuid": "uuid", "key_name": "key_name", "hostname": "hostname",
+    "launch_index": "launch_index", "access_ip_v4": "access_ipv4", "access_ip_v6": "access_ipv6",
+}
+SORT_KEYS = {
+    "created_at": "created_at", "updated_at": "updated_at", "launched_at": "launched_at",
+    "terminated_at": "deleted_at", "deleted_at": "deleted_at", "display_name": "name",
+    "uuid": "uuid", "host": "host_id", "node": "host_id", "instance_type_id": "flavor_id",
+    "image_ref": "image_id", "project_id": "project_id", "user_id": "user_id",
+    "key_name": "key_name", "display_description": "description", "hostname": "hostname",
+    "availability_zone": "availability_zone", "vm_state": "state", "task_state": "goal",
+    "power_state": "state", "vcpus": "vcpus", "memory_mb": "memory_mib",
+    "access_ip_v4": "access_ipv4", "access_ip_v6": "access_ipv6", "config_drive": "config_drive",
+    "launch_index": "launch_index", "id": "id", "root_device_name": "id", "progress": "id",
+    "auto_disk_config": "id", "kernel_id": "id", "ramdisk_id": "id", "locked_by": "id",
+}
+NUMBERS = {"launch_index", "power_state", "progress"}
+KNOWN_STATUS = statuses()
+
+
+def _choice(ask: Ask) -> tuple[Any, Callable[[sa.Connection], list[Key]] | None]:
+    """The page that is asked for, and how to read it; None where nothing can match."""
+    page = page_of(ask, keys=SORT_KEYS)
+    wanted = _wanted(ask)
+    if wanted is None:
+        return page, None
+    return page, lambda conn: listing.keys(conn, wanted, page.sort, page.limit, page.marker)
+
+
+def _filters(ask: Ask) -> dict[str, list[str]]:
+    """The filters of the query that this caller may use. Errors: `InvalidInput` from 2.75 on."""
+    known = set(USER_FILTERS)
+    for since, names in SINCE.items():
+        if ask.minor >= since:
+            known |= names
+    paging = {"limit", "marker", "sort_key", "sort_dir"}
+    admin = ask.allows("compute:servers:all_filters")
+    found = {}
+    for name, values in ask.query.items():
+        if name not in known | paging | ADMIN_FILTERS and ask.minor >= 75:
+            raise InvalidInput("query", name, "there is no such filter")
+        if name not in paging and (name in known or (admin and name in ADMIN_FILTERS)):
+            found[name] = list(values)
+    return found
+
+
+def _wanted(ask: Ask) -> Wanted | None:
+    filters = _filters(ask)
+    last = {name: values[-1] for name, values in filters.items()}
+    project = ask.caller.project_id or "-"
+    mine: str | None = project
+    named = last.get("project_id") or last.get("tenant_id")
+    if "all_tenants" in last or named:
+        every = truth("all_tenants", last.get("all_tenants") or "1")
+        if every:
+            ask.check("compute:servers:all_tenants")
+            mine = named
+    values: dict[str, Any] = {
+        "project_id": mine, "exactly": {}, "text": {}, "image_uuid": last.get("image"),
+        "flavor": last.get("flavor"), "host_name": last.get("host") or last.get("node"),
+        "changed_since": _time(last, "changes-since"),
+        "changed_before": _time(last, "changes-before"),
+        "deleted": "deleted" in last and truth("deleted", last["deleted"]),
+    }
+    since, before = values["changed_since"], values["changed_before"]
+    if since is not None and before is not None and since > before:
+        raise InvalidInput("changes-since", last["changes-since"],
+                           "it must be before changes-before")
+    tests: list[Callable[[Row], bool]] = []
+    if "name" in last:
+        if is_literal(last["name"]):
+            values["text"]["name"] = last["name"]
+        else:
+            found_in = matcher(last["name"])
+            tests.append(lambda row: found_in(row.instance.name))
+    for name, column in PLAIN.items():
+        if name in last:
+            value: Any = last[name]
+            if name in NUMBERS:
+                if not value.isdecimal():
+                    raise InvalidInput(name, value, "it must be a whole number")
+                value = int(value)
+            values["exactly"][column] = value
+    if "description" in last:
+        values["text"]["description"] = last["description"]
+    if "config_drive" in last:
+        values["exactly"]["config_drive"] = truth("config_drive", last["config_drive"])
+    if "reservation_id" in last:
+        part = last["reservation_id"].removeprefix("r-")
+        tests.append(lambda row: row.columns.batch.startswith(part))
+    if "locked" in last:
+        values["locked"] = truth("locked", last["locked"])
+    if "availability_zone" in last:
+        values["exactly"]["availability_zone"] = last["availability_zone"]
+    for name in ("ip", "ip6"):
+        if name in last:
+            tests.append(_by_address(last[name]))
+    for name, field in (("tags", "tags"), ("tags-any", "tags_any"), ("not-tags", "not_tags"),
+                        ("not-tags-any", "not_tags_any")):
+        if name in last:
+            values[field] = frozenset(last[name].split(","))
+    if "vm_state" in last:
+        states = filters["vm_state"]
+        tests.append(lambda row: vm_state(row.instance) in states)
+    if "task_state" in last:
+        tasks = filters["task_state"]
+        tests.append(lambda row: task_state(row.instance) in tasks)
+    if "status" in filters and not _by_status(ask, filters["status"], values, tests):
+        return None
+    if tests:
+        values["keep"] = lambda row: all(test(row) for test in tests)
+    return Wanted(**values)
+
+
+def _by_address(pattern: str) -> Callable[[Row], bool]:
+    inside = matcher(pattern)
+    return lambda row: inside(row.instance.address or "")
+
+
+def _by_status(
+    ask: Ask, asked: Sequence[str], values: dict[str, Any], tests: list[Callable[[Row], bool]]
+) -> bool:
+    """Narrow by status; False where no server can have one of these."""
+    words = {word.upper() for word in asked} & set(KNOWN_STATUS)
+    if not words:
+        return False
+    if "DELETED" in words:
+        if not ask.allows("compute:servers:deleted"):
+            raise Forbidden("Only administrators may list deleted instances")
+        values["deleted"] = True
+    tests.append(lambda row: status_of(vm_state(row.instance), task_state(row.instance)) in words)
+    return True
+
+
+def _time(filters: Mapping[str, str], name: str) -> float | None:
+    text = filters.get(name)
+    if text is None:
+        return None
+    try:
+        found = datetime.fromisoformat(text.strip())
+    except ValueError as error:
+        raise InvalidInput(name, text, "it must be a time such as 2026-01-31T12:00:00Z") from error
+    if found.tzinfo is None:
+        found = found.replace(tzinfo=UTC)
+    return found.timestamp()
+
+
+# -- making
+
+
+async def create(ask: Ask) -> Reply:
+    """Make servers: the first one's address, or the request's name."""
+    given = ask.body["server"]
+    password = given.get("adminPass") or new_password()
+    limits = ask.context.settings.controller
+
+    def work(conn: sa.Connection) -> list[actions.Made]:
+        return actions.create(
+            conn, _wish(conn, ask, given), request_id=ask.request_id,
+            build_deadline_s=limits.build_deadline_s,
+        )
+
+    made = await ask.write(work)
+    if truth("return_reservation_id", given.get("return_reservation_id", False)):
+        return Reply({"reservation_id": reservation(made[0].batch)})
+    uuid = made[0].uuid
+    where = links(ask, "servers", uuid)
+    body = {
+        "id": uuid, "links": where, "adminPass": password,
+        "OS-DCF:diskConfig": given.get("OS-DCF:diskConfig", "MANUAL"),
+        "security_groups": [{"name": "default"}],
+    }
+    return Reply({"server": body}, headers={"Location": where[0]["href"]})
+
+
+def new_password() -> str:
+    """A password of 12 letters that are not taken for one another."""
+    return "".join(secrets.choice(PASSWORD_LETTERS) for _ in range(12))
+
+
+def _wish(conn: sa.Connection, ask: Ask, given: Mapping[str, Any]) -> actions.Wish:
+    low, high = int(given.get("min_count", 1)), int(given.get("max_count", 0))
+    high = high or low
+    if low > high:
+        raise InvalidInput("min_count", low, "it must be <= max_count")
+    caller = ask.caller
+    hints = ask.body.get("os:scheduler_hints") or ask.body.get("OS-SCH-HNT:scheduler_hints") or {}
+    zone, hints = _zone(conn, ask, given, dict(hints))
+    key = given.get("key_name")
+    networked = _networked(conn, given.get("networks"))
+    for group in given.get("security_groups", ()):
+        if group.get("name") != "default":
+            raise InvalidInput("security_groups", group.get("name"),
+                               "there is only the security group default")
+    return actions.Wish(
+        name=given["name"], flavor=flavor_of(conn, ask, given["flavorRef"]),
+        image=image_of(conn, ask, _image_ref(given)),
+        count=high, or_fewer=low, user_data=user_data_of(given),
+        ssh_keys=() if key is None else (_public_key(conn, caller.user_id, key),),
+        project_id=caller.project_id or "", user_id=caller.user_id,
+        hostname=given.get("hostname") or hostname_from(given["name"]),
+        description=given.get("description", given["name"] if ask.minor < 19 else None),
+        key_name=key, config_drive=truth("config_drive", given.get("config_drive", False)),
+        disk_config=given.get("OS-DCF:diskConfig", "MANUAL"),
+        access_ipv4=address(given, "accessIPv4"), access_ipv6=address(given, "accessIPv6"),
+        networked=networked, metadata=given.get("metadata", {}),
+        tags=frozenset(given.get("tags", ())), zone=zone,
+        group=_group(conn, ask, hints.get("group")), hints=hints,
+    )
+
+
+def hostname_from(name: str) -> str:
+    """A host name made from any name (RFC 1123): small letters, digits, `-` and `.`, at most 63."""
+    plain = NOT_A_NAME.sub("-", name.lower().replace("_", "-").replace(" ", "-"))
+    return plain.strip("-.")[:63].rstrip("-.") or "server"
+
+
+def address(given: Mapping[str, Any], name: str) -> str:
+    """An address in its shortest form, or nothing. Errors: `InvalidInput`."""
+    text = given.get(name) or ""
+    kind = IPv4Address if name.endswith("4") else IPv6Address
+    try:
+        return str(kind(text)) if text else ""
+    except ValueError as error:
+        raise InvalidInput(name, text, f"it must be an {kind.__name__[:4]} address") from error
+
+
+def user_data_of(given: Mapping[str, Any]) -> str:
+    """The user data as text. Errors: `InvalidInput`."""
+    text = given.get("user_data")
+    if not text:
+        return ""
+    try:
+        return base64.b64decode(text, validate=False).decode()
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise InvalidInput("user_data", text[:40], "it must be text (UTF-8) in base64") from error
+
+
+def flavor_of(conn: sa.Connection, ask: Ask, reference: Any) -> store.Flavor:
+    """The flavor that is meant, by its id or its address. Errors: `InvalidInput`."""
+    id = str(reference).rstrip("/").rpartition("/")[2]
+    try:
+        return flavors.get(conn, id, ask.caller.project_id, everything=ask.caller.is_admin)
+    except NotFound as error:
+        raise InvalidInput(
+            "flavorRef", reference, f"Flavor {id[:80]} could not be found."
+        ) from error
+
+
+def _image_ref(given: Mapping[str, Any]) -> str:
+    """The image to start from; everything else needs volumes. Errors: `InvalidInput`."""
+    reference = str(given.get("imageRef") or "")
+    devices = given.get("block_device_mapping_v2") or ()
+    if given.get("block_device_mapping"):
+        raise InvalidInput("block_device_mapping", given["block_device_mapping"],
+                           "this cloud has no volumes")
+    for device in devices:
+        local = device.get("destination_type", "local") == "local"
+        if device.get("source_type") != "image" or not local:
+            raise InvalidInput("block_device_mapping_v2", device.get("source_type"),
+                               "this cloud has no volumes: use an image on a local disk")
+        if reference and device.get("uuid") != reference:
+            raise InvalidInput("block_device_mapping_v2", device.get("uuid"),
+                               "it must be the image of imageRef")
+        reference = reference or str(device.get("uuid") or "")
+    if not reference:
+        raise InvalidInput("imageRef", reference,
+                           "Invalid imageRef provided: a server needs an image")
+    return reference
+
+
+def image_of(conn: sa.Connection, ask: Ask, reference: str) -> Image:
+    """The image that is meant, where the caller may use it. Errors: `InvalidInput`, `Conflict`."""
+    id = reference.rstrip("/").rpartition("/")[2]
+    try:
+        uuid = str(UUID(id))
+    except ValueError as error:
+        raise InvalidInput("imageRef", reference, "it must be an image's UUID") from error
+    found = images.visible(conn, uuid, ask.caller.project_id, ask.caller.is_admin)
+    if found is None:
+        raise InvalidInput("imageRef", reference, f"Image {uuid} could not be found.")
+    return found
+
+
+def _networked(conn: sa.Connection, asked: Any) -> bool:
+    if asked is None or asked in ("auto", []):
+        return True
+    if asked == "none":
+        return False
+    cloud = conn.execute(sa.select(meta.c.value).where(meta.c.key == "cloud_id")).scalar_one()
+    known = network_id(cloud)
+    if len(asked) > 1:
+        raise InvalidInput("networks", len(asked), "there is one network: name it once")
+    for one_network in asked:
+        if one_network.get("port") or one_network.get("fixed_ip"):
+            raise InvalidInput("networks", one_network,
+                               "ports and fixed addresses cannot be chosen here")
+        if one_network.get("uuid", "").lower() != known:
+            raise InvalidInput("networks", one_network.get("uuid"), "there is no such network")
+    return True
+
+
+def _zone(
+    conn: sa.Connection, ask: Ask, given: Mapping[str, Any], hints: dict[str, Any]
+) -> tuple[str | None, dict[str, Any]]:
+    """The zone that is asked for; a host named with it, or beside it, becomes the hint `host`."""
+    zone, _, forced = (given.get("availability_zone") or "").partition(":")
+    forced = forced.split(":")[0] or given.get("host") or given.get("hypervisor_hostname") or ""
+    hints.pop("host", None)
+    known = {words.name: words for words in listing.host_words(conn).values()}
+    if forced:
+        ask.check("compute:servers:create:forced_host")
+        if forced not in known:
+            raise InvalidInput("availability_zone", forced, f"Compute host {forced} could not be "
+                               "found.")
+        hints["host"] = forced
+    zones = {words.zone for words in known.values()} | {listing.DEFAULT_ZONE}
+    if zone and zone not in zones:
+        raise InvalidInput("availability_zone", zone,
+                           "The requested availability zone is not available")
+    return zone or None, hints
+
+
+def _group(conn: sa.Connection, ask: Ask, uuid: str | None) -> int | None:
+    if uuid is None:
+        return None
+    found = conn.execute(
+        sa.select(server_group.c.id, server_group.c.project_id)
+        .where(server_group.c.uuid == uuid)
+    ).one_or_none()
+    if found is None or scope(ask) not in (None, found.project_id):
+        raise InvalidInput("group", uuid, "there is no such server group")
+    return int(found.id)
+
+
+def _public_key(conn: sa.Connection, user_id: str, name: str) -> str:
+    found = conn.execute(
+        sa.select(keypair.c.public_key, keypair.c.type)
+        .where(keypair.c.user_id == user_id, keypair.c.name == name)
+    ).one_or_none()
+    if found is None:
+        raise InvalidInput("key_name", name, "Invalid key_name provided.")
+    return str(found.public_key).strip()
+
+
+# -- changing
+
+
+async def update(ask: Ask) -> Reply:
+    """Change what is a name only."""
+    given = ask.body["server"]
+    values: dict[str, Any] = {}
+    for name, column in (("name", "name"), ("description", "description"),
+                         ("hostname", "hostname"), ("OS-DCF:diskConfig", "disk_config")):
+        if name in given:
+            values[column] = given[name]
+    for name, column in (("accessIPv4", "access_ipv4"), ("accessIPv6", "access_ipv6")):
+        if name in given:
+            values[column] = address(given, name)
+
+    def work(conn: sa.Connection) -> None:
+        row = find_row(conn, ask)
+        ask.check("compute:servers:update", {"project_id": row.columns.project_id})
+        if values:
+            store.update(conn, row.instance.id, **values)
+
+    await ask.write(work)
+    return Reply(await one(ask, "update"))
+
+
+async def delete(ask: Ask) -> None:
+    """End a server, in whatever state it is."""
+
+    def work(conn: sa.Connection) -> None:
+        row = find_row(conn, ask)
+        actions.delete(conn, row.instance.id, request_id=ask.request_id, by=asker(ask))
+
+    await ask.write(work)
+
+
+
+CALLS = [
+    Call("POST", "/v2.1/servers", create, "compute:servers:create", 202, schemas.CREATE),
+    Call("GET", "/v2.1/servers", listed_briefly, "compute:servers:index"),
+    Call("GET", "/v2.1/servers/detail", listed, "compute:servers:detail"),
+    Call("GET", "/v2.1/servers/{server_id}", show, "compute:servers:show"),
+    Call("PUT", "/v2.1/servers/{server_id}", update, "compute:servers:update", 200,
+         schemas.UPDATE),
+    Call("DELETE", "/v2.1/servers/{server_id}", delete, "compute:servers:delete", 204),
+]
