@@ -268,6 +268,22 @@ class Guest(Struct, frozen=True):
     ] = ""
 
 
+class Console(Struct, frozen=True):
+    """Getting at guests' serial ports and screens."""
+
+    token_s: Annotated[
+        float, Meta(ge=1, le=86400, description="How long a console's link is good for, in "
+                    "seconds. It lets one client in, once.")
+    ] = 600.0
+    idle_s: Annotated[
+        float, Meta(ge=1, le=30 * 86400, description="When a console on which neither side says "
+                    "anything is ended, in seconds.")
+    ] = 1800.0
+    max_open: Annotated[
+        int, Meta(ge=0, le=10_000, description="Consoles that may be open in one process.")
+    ] = 200
+
+
 class Image(Struct, frozen=True):
     """Limits of images that are brought in."""
 
@@ -354,6 +370,7 @@ class Settings(Struct, frozen=True):
     scheduler: Scheduler = field(default_factory=Scheduler)
     host_defaults: HostDefaults = HostDefaults()
     guest: Guest = Guest()
+    console: Console = Console()
     image: Image = Image()
     identity: Identity = Identity()
     log: Log = Log()

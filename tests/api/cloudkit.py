@@ -15,7 +15,7 @@ import sqlalchemy as sa
 import uvicorn
 
 from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry
-from treadle.cli.serve import Inventory, Treadle, assemble
+from treadle.cli.serve import Inventory, Treadle, assemble, server_config
 from treadle.config import Settings
 from treadle.controller import queue
 from treadle.db.schema import allocation, work
@@ -214,7 +214,7 @@ Start = Callable[..., Cloud]
 def start_cloud(
     folder: Path, *, hosts: tuple[str, ...], image: Path | None, settings: dict[str, object],
     down: tuple[str, ...] = (), controller: bool = True, wait: bool = True,
-    image_sources: tuple[Path, ...] = (),
+    image_sources: tuple[Path, ...] = (), serving: dict[str, Any] | None = None,
 ) -> Cloud:
     """Put a controller together and serve it; by default wait until it is ready."""
     fleet = FakeFleet()
@@ -234,9 +234,8 @@ def start_cloud(
     listener.bind(("127.0.0.1", 0))
     listener.listen(100)
     port = listener.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(
-        treadle.app, log_config=None, access_log=False, lifespan="off",
-        timeout_graceful_shutdown=1, server_header=False,
+    server = uvicorn.Server(server_config(
+        treadle.app, timeout_graceful_shutdown=1, **(serving or {})
     ))
     thread = threading.Thread(target=server.run, args=([listener],), name="http")
     thread.start()

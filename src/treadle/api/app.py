@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from treadle.api import classic, native, openapi
+from treadle.api import classic, consoles, native, openapi
 from treadle.api.context import Context, answer
 from treadle.api.faults import message_of
 from treadle.api.openstack import compute, identity, network_v2
@@ -51,7 +51,7 @@ def make_app(context: Context) -> Faced:
     app = Starlette(
         routes=[
             *classic.routes(context), *native.routes(context), *openapi.routes(SERVICES),
-            Route("/healthz", healthz),
+            *consoles.routes(context), Route("/healthz", healthz),
         ],
         exception_handlers={404: refused, 405: refused},
     )

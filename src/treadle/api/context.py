@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from treadle.compute import store
@@ -42,7 +42,7 @@ _encode = msgspec.json.Encoder().encode
 @dataclass
 class Context:
     """Shared by all requests. `driver` makes a driver only to check that a URI can be taken;
-    `fleet` is for reading a console, never for changing anything."""
+    `fleet` is for consoles, counters and agents, never for changing what is wanted."""
 
     database: Database
     signals: Signals
@@ -160,7 +160,7 @@ class Context:
                 "server.classic_networks in the settings"
             )
 
-    def check_not_cross_site(self, request: Request) -> None:
+    def check_not_cross_site(self, request: HTTPConnection) -> None:
         """Refuse what a web page of another origin caused. Errors: `Forbidden`."""
         headers = request.headers
         host = headers.get("host", "")

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from treadle.api.context import Context, answer
 from treadle.api.faults import message_of, status_of
 from treadle.api.placement import instances_decision, placements_dry_run, record
-from treadle.compute import actions, store
+from treadle.compute import actions, consoles, store
 from treadle.compute.fleet import call
 from treadle.compute.inventory import register_host, register_image
 from treadle.compute.model import word
@@ -29,6 +29,7 @@ from treadle.compute.reconciler import HOST_KIND
 from treadle.controller import queue
 from treadle.db.schema import orphan
 from treadle.errors import Conflict, InvalidInput, NotFound
+from treadle.hypervisor.base import ConsoleKind
 from treadle.image import store as images
 from treadle.image.fetch import image_name, parse_source
 from treadle.placement import ledger
@@ -54,6 +55,12 @@ class NewImage(msgspec.Struct, forbid_unknown_fields=True):
 
     source: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=255)] | None = None
+
+
+class NewConsole(msgspec.Struct, forbid_unknown_fields=True):
+    """A console to get at: "serial" or "vnc"."""
+
+    kind: ConsoleKind = ConsoleKind.SERIAL
 
 
 class NewFlavor(msgspec.Struct, forbid_unknown_fields=True):
@@ -227,6 +234,34 @@ async def instances_console(context: Context, request: Request) -> Any:
     return Response(text, media_type="application/octet-stream")
 
 
+async def instances_open_console(context: Context, request: Request) -> Any:
+    """A token for the instance's console: for one client, once, to be shown at the WebSocket."""
+    id = _id(request)
+    wanted = await context.body(request, NewConsole)
+    seconds = context.settings.console.token_s
+    opened = await context.write(lambda conn: consoles.open_console(
+        conn, actions.require(conn, id), wanted.kind, seconds
+    ))
+    return {
+        "kind": opened.kind, "token": opened.token, "socket": opened.socket, "page": opened.page,
+        "seconds": seconds,
+    }
+
+
+async def instances_diagnostics(context: Context, request: Request) -> Any:
+    """What the instance's guest uses now, as its host counts it."""
+    id = _id(request)
+
+    def read(conn: sa.Connection) -> consoles.Place:
+        found = consoles.place_of(conn, actions.require(conn, id).uuid)
+        if found is None:
+            raise Conflict(f"instance {id} is on no host")
+        return found
+
+    place = await context.read(read)
+    return asdict(await asyncio.to_thread(consoles.diagnostics, context.fleet, place))
+
+
 async def orphans_list(context: Context, _request: Request) -> Any:
     """Domains on our hosts with Treadle's mark that no row knows. They are never touched."""
     rows = await context.read(lambda conn: conn.execute(sa.select(orphan)).all())
@@ -245,12 +280,15 @@ ROUTES: tuple[tuple[str, str, Endpoint, int], ...] = (
     ("GET", "/instances/{id}", instances_show, 200),
     ("GET", "/instances/{id}/decision", instances_decision, 200),
     ("GET", "/instances/{id}/console", instances_console, 200),
+    ("POST", "/instances/{id}/console", instances_open_console, 201),
+    ("GET", "/instances/{id}/diagnostics", instances_diagnostics, 200),
     ("GET", "/orphans", orphans_list, 200),
     ("POST", "/placements:dry-run", placements_dry_run, 200),
     ("GET", "/record", record, 200),
 )
 BODIES: dict[tuple[str, str], type[Any]] = {
     ("POST", "/hosts"): NewHost, ("POST", "/images"): NewImage, ("POST", "/flavors"): NewFlavor,
+    ("POST", "/instances/{id}/console"): NewConsole,
 }
 """What the calls that take a body take, for the OpenAPI document."""
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -19,6 +19,7 @@ import sqlalchemy as sa
 import structlog
 
 from treadle.api.app import make_app
+from treadle.api.consoles import MESSAGE_MAX
 from treadle.api.context import Context
 from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry, check_uri
 from treadle.compute import store
@@ -48,6 +49,8 @@ from treadle.placement import ledger
 from treadle.scheduler.engine import Scheduler
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from treadle.api.openstack.wire import Faced
 
 log = structlog.get_logger("treadle")
@@ -267,10 +270,21 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def server_config(app: Any, **changes: Any) -> uvicorn.Config:
+    """How the application is served; `changes` are for tests."""
+    import uvicorn
+
+    options: dict[str, Any] = {
+        "log_config": None, "access_log": False, "lifespan": "off", "server_header": False,
+        "timeout_graceful_shutdown": 5, "ws_max_size": MESSAGE_MAX,
+        "ws_per_message_deflate": False,
+    }
+    return uvicorn.Config(app, **{**options, **changes})
+
+
 def serve(settings: Settings, inventory: Inventory | None = None) -> None:
     """Run until SIGTERM or SIGINT. Errors: `CannotStart`, `InvalidInput`, `DatabaseUnfit`."""
     import uvicorn
-
 
     configure_logging(settings)
     folder = make_private(state_folder(settings, os.geteuid(), os.environ))
@@ -281,11 +295,7 @@ def serve(settings: Settings, inventory: Inventory | None = None) -> None:
         treadle.register(inventory or Inventory())
         if settings.controller.enabled:
             treadle.controller.start()
-        config = uvicorn.Config(
-            treadle.app, log_config=None, access_log=False, lifespan="off",
-            timeout_graceful_shutdown=5, server_header=False,
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(server_config(treadle.app))
         # What is there now stays; a request leaves few cycles behind.
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)

@@ -396,6 +396,17 @@ decision = Table(
     sqlite_autoincrement=True,
 )
 
+console_token = Table(
+    "console_token", metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("instance_uuid", String(36), nullable=False),
+    Column("host_id", Integer, nullable=False),
+    Column("kind", String(8), nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Index("ix_console_token_instance_uuid", "instance_uuid"),
+    Index("ix_console_token_expires_at", "expires_at"),
+)
+
 orphan = Table(
     "orphan", metadata,
     Column("host_id", Integer, ForeignKey("host.id"), primary_key=True),
