@@ -112,11 +112,11 @@ def test_what_the_project_registers_is_there(group: str) -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InvalidInput, match="capabilities, capacity, excluded, state"):
+    with pytest.raises(InvalidInput, match=r"known are .*capabilities, capacity, excluded.* state"):
         Scheduler("first-fit", ["stat"], {})
     with pytest.raises(InvalidInput, match=r"known are .*best-fit"):
         Scheduler("bestfit", [], {})
-    with pytest.raises(InvalidInput, match="filter, weigher, policy"):
+    with pytest.raises(InvalidInput, match="filter, weigher, policy, predictor"):
         Registry().add("filters", "x", object)
 
 

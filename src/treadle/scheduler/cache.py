@@ -66,7 +66,7 @@ class _Kind:
 
     __slots__ = (
         "at", "best", "best_at", "counts", "request", "score", "scores", "scores_at", "static",
-        "static_at", "static_tests", "tests",
+        "static_at", "static_test", "test",
     )
 
     def __init__(
@@ -89,8 +89,8 @@ class _Kind:
             self.best_at = _elements(self.best)
             if counted:
                 self.counts = np.add.reduceat(scores != NEVER, starts, dtype=np.int64)
-        self.static_tests: Sequence[Test] | None = None
-        self.tests: Sequence[Test] | None = None
+        self.static_test: Test | None = None
+        self.test: Test | None = None
         self.score: Score | None = None
 
     def put(self, row: int, score: float) -> float:
@@ -210,7 +210,8 @@ class ScoreCache:
         else:
             self._naming = []
             asked = _ASKED + _NAMED
-        self._key: Callable[[PlacementRequest], Hashable] = attrgetter(*asked)
+        reads = getattr(policy, "reads", ())
+        self._key: Callable[[PlacementRequest], Hashable] = attrgetter(*asked, *reads)
         self._filters = [_Filter(name, one) for name, one in filters]
         self._row_score = policy.row_score if isinstance(policy, ScoresRows) and all(
             one.row_test is not None for one in self._filters
@@ -354,7 +355,7 @@ class ScoreCache:
             for one in self._filters:
                 if one.row_test is not None and one.concerned(request):
                     tests[one.static].append(one.row_test(request))
-            kind.static_tests, kind.tests = tests[True], tests[False]
+            kind.static_test, kind.test = _all_of(tests[True]), _all_of(tests[False])
             kind.score = self._row_score(request)
         return kind
 
@@ -379,26 +380,34 @@ class ScoreCache:
 
     def _renew_rows(self, kind: _Kind, table: HostTable, changed: list[int]) -> None:
         rows, static, scores = table.rows, kind.static_at, kind.scores_at
-        tests, score, put = kind.tests, kind.score, kind.put
-        assert tests is not None
+        test, score, put = kind.test, kind.score, kind.put
+        assert test is not None
         assert score is not None
+        never, blocked = NEVER, kind.best is not None
         for row in changed if len(changed) < 3 else set(changed):
             if row < 0:
                 row = ~row
-                host = rows[row]
-                assert kind.static_tests is not None
-                static[row] = all(test(host) for test in kind.static_tests)
+                assert kind.static_test is not None
+                static[row] = kind.static_test(rows[row])
+            value = never
             if static[row]:
                 host = rows[row]
-                for test in tests:
-                    if not test(host):
-                        break
-                else:
+                if test(host):
                     value = score(host)
-                    if not isfinite(value):
-                        raise ValueError(f"a score of {value}")
-                    if value != scores[row]:
-                        put(row, value)
-                    continue
-            if scores[row] != NEVER:
-                put(row, NEVER)
+            if value != scores[row]:
+                if value is not never and not isfinite(value):
+                    raise ValueError(f"a score of {value}")
+                if blocked:
+                    put(row, value)
+                else:
+                    scores[row] = value
+
+
+def _all_of(tests: Sequence[Test]) -> Test:
+    """One test out of several."""
+    if len(tests) == 1:
+        return tests[0]
+    if len(tests) == 2:
+        first, second = tests
+        return lambda host: first(host) and second(host)
+    return lambda host: all(test(host) for test in tests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
@@ -10,6 +11,7 @@ from treadle.scheduler.columns import BoolArray, FloatArray, HostColumns
 from treadle.scheduler.model import PlacementRequest
 from treadle.scheduler.plugin import (
     Filter,
+    PlacesTogether,
     PluginError,
     Policy,
     Ranking,
@@ -74,6 +76,20 @@ class Asker:
         if problem:
             raise PluginError("policy", name, f"rank() gave {problem}")
         return ranking
+
+    def place(
+        self, name: str, policy: PlacesTogether, requests: Sequence[PlacementRequest],
+        hosts: HostColumns, passing: BoolArray,
+    ) -> list[int | None]:
+        """Where a policy places several requests. Errors: `PluginError`."""
+        placed = call_plugin("policy", name, policy.place, requests, hosts, passing)
+        if not isinstance(placed, Sequence) or len(placed) != len(requests):
+            raise PluginError("policy", name, f"place() gave no host for each of {len(requests)}")
+        for number, host in enumerate(placed):
+            row = None if host is None else hosts.row_of(host)
+            if host is not None and (row is None or not passing[number, row]):
+                raise PluginError("policy", name, f"place() gave host {host}, which cannot take it")
+        return list(placed)
 
     def _late(self, kind: str, name: str, began: float) -> None:
         took = perf_counter() - began

@@ -25,6 +25,7 @@ _T = TypeVar("_T")
 
 ID, LIMIT, USED, INSTANCES, UP, ROWS = 0, 1, 4, 7, 8, 9
 """Where which numbers are in the table of numbers: limits and used amounts are three rows each."""
+_MOST_ANSWERS = 256
 _NUMBERS = attrgetter(
     "id",
     "vcpus_limit",
@@ -54,11 +55,12 @@ class Coding:
     a question is asked once of each value. The index only grows; versions of the columns share it.
     """
 
-    __slots__ = ("codes", "index", "read")
+    __slots__ = ("answers", "codes", "index", "read")
 
     def __init__(self, attribute: str, views: Iterable[HostView]) -> None:
         self.read = attrgetter(attribute)
         self.index: dict[Any, int] = {}
+        self.answers: dict[Hashable, npt.NDArray[Any]] = {}
         self.codes: IntArray = np.array([self.code(view) for view in views], dtype=np.int64)
 
     def code(self, view: HostView) -> int:
@@ -69,16 +71,21 @@ class Coding:
     def copy(self, rows: IntArray | None = None) -> Coding:
         """The codes as they are now, or those of the hosts at `rows`."""
         copy = Coding.__new__(Coding)
-        copy.read, copy.index = self.read, self.index
+        copy.read, copy.index, copy.answers = self.read, self.index, self.answers
         copy.codes = self.codes.copy() if rows is None else self.codes[rows]
         return copy
 
-    def matching(self, of: Callable[[Any], Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """`of(value)` for each host."""
-        answers = np.array([of(value) for value in list(self.index)], dtype=dtype)
-        if len(answers) == 1:
-            return np.full(len(self.codes), answers[0])
-        return answers[self.codes] if len(answers) else np.empty(0, dtype=dtype)
+    def matching(
+        self, key: Hashable, of: Callable[[Any], Any], dtype: npt.DTypeLike
+    ) -> npt.NDArray[Any]:
+        """`of(value)` for each host; answers to the same `key` are kept."""
+        known = self.answers.get(key)
+        if known is None or len(known) < len(self.index):
+            known = np.array([of(value) for value in list(self.index)], dtype=dtype)
+            if len(self.answers) >= _MOST_ANSWERS:
+                self.answers.clear()
+            self.answers[key] = known
+        return known[self.codes] if len(known) else np.empty(0, dtype=dtype)
 
 
 def sealed(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -127,6 +134,11 @@ class HostColumns:
     def take(self, rows: IntArray) -> HostColumns:
         """Give the hosts at `rows` (row numbers in ascending order), with the same version."""
         return HostColumns(self._table[:, rows], (), self.version, (self, rows))
+
+    @property
+    def whole(self) -> HostColumns:
+        """All hosts, also those that did not pass: what these columns were taken from."""
+        return self if self._parent is None else self._parent[0].whole
 
     @property
     def numbers(self) -> IntArray:
@@ -224,6 +236,11 @@ class HostColumns:
         """Limit minus used, MiB; may be negative."""
         return cast(IntArray, self._free[2])
 
+    @property
+    def busy_until(self) -> FloatArray:
+        """When the last of a host's instances is expected to end, seconds; 0 for never mind."""
+        return self.derived("busy_until", attrgetter("busy_until"), np.float64)
+
     @cached_property
     def parts(self) -> FloatArray:
         """1 / limit of vcpus, memory and disk, shape (3, N), and 0 where the limit is 0.
@@ -234,14 +251,15 @@ class HostColumns:
         return cast(FloatArray, sealed(parts_of(self._table[LIMIT:USED])))
 
     def matching(
-        self, attribute: str, of: Callable[[Any], _T], dtype: npt.DTypeLike = np.bool_
+        self, attribute: str, key: Hashable, of: Callable[[Any], _T],
+        dtype: npt.DTypeLike = np.bool_,
     ) -> npt.NDArray[Any]:
         """Give `of(value)` for each host, where value is the `HostView`'s `attribute`.
 
-        `of` is called once for each value that there is, so this is quick where many hosts are
-        alike. The attribute has to be hashable.
+        `of` is called once for each value that there is, and its answers are kept under `key`: it
+        may depend on the value and what is in `key` alone. The attribute has to be hashable.
         """
-        return self._coding(attribute).matching(of, dtype)
+        return self._coding(attribute).matching(key, of, dtype)
 
     def _coding(self, attribute: str) -> Coding:
         coding = self._codings.get(attribute)
@@ -275,15 +293,15 @@ class HostColumns:
 
     def has_arch(self, arch: str) -> BoolArray:
         """True where the host's architecture is `arch`."""
-        return self.matching("arch", lambda value: value == arch)
+        return self.matching("arch", arch, lambda value: value == arch)
 
     def has_capability(self, name: str) -> BoolArray:
         """True where the host has the capability `name`."""
-        return self.matching("capabilities", lambda names: name in names)
+        return self.matching("capabilities", name, lambda names: name in names)
 
     def has_image(self, sha256: str) -> BoolArray:
         """True where the image is on the host already."""
-        return self.matching("images", lambda images: sha256 in images)
+        return self.matching("images", sha256, lambda images: sha256 in images)
 
     def disk_need_mib(self, request: PlacementRequest) -> IntArray | int:
         """Disk the request takes: one number for all, or shape (N,) where it depends on the host.

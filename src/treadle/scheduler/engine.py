@@ -22,11 +22,14 @@ from treadle.scheduler.plugin import (
     Concerns,
     ExplainsCauses,
     Filter,
+    PlacesTogether,
     PluginError,
     Policy,
+    Predictor,
     Ranking,
     Remembers,
     ScoresHosts,
+    UsesPredictor,
     UsesWeighers,
     call_plugin,
 )
@@ -68,7 +71,8 @@ class Scheduler:
         filters: Sequence[str],
         weighers: Mapping[str, float],
         registry: Registry | None = None,
-        on_fault: OnFault = OnFault(),
+        on_fault: OnFault | None = None,
+        predictor: str = "size-means",
     ) -> None:
         """Load the plug-ins named. Filters are asked, and blamed, in the order given.
 
@@ -77,6 +81,7 @@ class Scheduler:
         twice or a multiplier that is not finite, `PluginError` for a plug-in that does not load.
         """
         registry = registry or Registry()
+        on_fault = on_fault or OnFault()
         twice = [name for name, count in Counter(filters).items() if count > 1]
         if twice:
             raise InvalidInput("filters", list(filters), f"{twice[0]} is there twice")
@@ -94,6 +99,10 @@ class Scheduler:
             chosen = chosen.with_weighers(loaded)
         else:
             self.unused_weighers = tuple(weighers)
+        self._predictor: Predictor | None = None
+        if isinstance(chosen, UsesPredictor):
+            self._predictor = registry.predictor(predictor)
+            chosen = chosen.with_predictor(self._predictor)
         self._policy: Policy = chosen
         self._remembers = chosen if isinstance(chosen, Remembers) else None
         self._on_fault = on_fault
@@ -199,6 +208,36 @@ class Scheduler:
                 return host
         ranking, _ = self.rank(table.columns(), request)
         return int(ranking.ids[0]) if len(ranking) else None
+
+    def place(
+        self, hosts: HostColumns, requests: Sequence[PlacementRequest]
+    ) -> list[int | None]:
+        """Place several requests at once: a host id for each, None for none.
+
+        A policy that places together sees them all; with another one, each is placed on what the
+        ones before it have left, in the order given. Errors: `PluginError`.
+        """
+        if isinstance(self._policy, PlacesTogether) and len(hosts):
+            masks = np.ones((len(requests), len(hosts)), dtype=np.bool_)
+            for row, request in enumerate(requests):
+                for name, one in self._filters:
+                    masks[row] &= self._asker.passes(name, one, hosts, request)
+            return self._asker.place(self.policy, self._policy, requests, hosts, masks)
+        table = HostTable(hosts)
+        placed: list[int | None] = []
+        for request in requests:
+            host = self.pick(table, request)
+            placed.append(host)
+            view = None if host is None else table.view(host)
+            if view is not None:
+                need = view.disk_need_mib(request)
+                table.use(view.id, request.vcpus, request.memory_mib, need)
+        return placed
+
+    def ended(self, request: PlacementRequest, lifetime_s: float) -> None:
+        """Tell the predictor, where the policy uses one, how long an instance has lived."""
+        if self._predictor is not None:
+            self._predictor.ended(request, lifetime_s)
 
     def _make_cache(self) -> ScoreCache | None:
         policy = self._policy

@@ -1,13 +1,13 @@
-"""The filters that come with Treadle: which hosts can take a request at all."""
+"""The filters that come with Treadle: the host's state, its resources, what it can do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from treadle.scheduler.columns import BoolArray, HostColumns, IntArray
-from treadle.scheduler.model import HostRow, HostView, PlacementRequest
+from treadle.scheduler.model import HostRow, HostView, Pairs, PlacementRequest
 from treadle.scheduler.plugin import Cause
 
 
@@ -172,54 +172,112 @@ class Capabilities:
         return [cause for cause in found if cause.hosts]
 
 
-class ByName:
-    """A filter that goes by the hosts that a request names (`NamesHosts`), and nothing else."""
+class InstanceLimit:
+    """Refuses hosts that hold as many instances as their aggregates allow.
 
-    row_local = static = True
-    name: str
-    is_refused: str
-    are_refused: str
-    why: str
+    passes = (instances < the least `max_instances` among the host's properties), and True where no
+    aggregate of the host says a number
+    """
 
-    def refuses(self, _request: PlacementRequest, /) -> Collection[int]:
-        """Give the hosts that cannot take it."""
-        return ()
+    name = "instance_limit"
+    row_local = blind = True
 
-    def confines(self, _request: PlacementRequest, /) -> Collection[int] | None:
-        """Give the only hosts that can take it, None for any."""
-        return None
+    def passes(self, hosts: HostColumns, _request: PlacementRequest, /) -> BoolArray:
+        """Give True where one more is allowed."""
+        most = hosts.matching("properties", self.name, most_instances, np.int64)
+        return hosts.instances < most
 
-    def passes(self, hosts: HostColumns, request: PlacementRequest, /) -> BoolArray:
-        """Give True where the host is not refused."""
-        confined = self.confines(request)
-        every = np.ones(len(hosts), dtype=np.bool_)
-        result = every if confined is None else hosts.among(confined)
-        return result & ~hosts.among(self.refuses(request))
-
-    def row_test(self, request: PlacementRequest, /) -> Callable[[HostRow], bool]:
+    def row_test(self, _request: PlacementRequest, /) -> Callable[[HostRow], bool]:
         """As `passes`, of one."""
-        refused, confined = self.refuses(request), self.confines(request)
-        return lambda host: host.id not in refused and (confined is None or host.id in confined)
+        return lambda host: host.instances < most_instances(host.static.properties)
 
-    def reason(self, _host: HostView, _request: PlacementRequest, /) -> str:
-        """Say why a named host is refused, or another one."""
-        return self.why
+    def reason(self, host: HostView, _request: PlacementRequest, /) -> str:
+        """Say how many it has and may have."""
+        return f"takes {most_instances(host.properties)} instances, has {host.instances}"
 
     def causes(self, refused: HostColumns, _request: PlacementRequest, /) -> Sequence[Cause]:
         """Give one cause for all."""
-        return [Cause(self.name, len(refused), self.is_refused, self.are_refused)]
+        return [Cause(self.name, len(refused), "has its full number", "have their full number")]
 
 
-class Excluded(ByName):
-    """Refuses the hosts that the request excludes.
+def most_instances(properties: Pairs) -> int:
+    """The least number that a host's properties set; 2**62 where they set none."""
+    numbers = [
+        int(value) for key, value in properties
+        if key == "max_instances" and value.isascii() and value.isdecimal() and len(value) < 19
+    ]
+    return min(numbers, default=1 << 62)
 
-    passes = (id is not among the excluded)
+
+class NumaFit:
+    """Passes hosts with enough NUMA nodes that each have room for an even share.
+
+    passes = (at least n nodes with free vcpus >= ceil(vcpus / n) and free memory >=
+    ceil(memory / n)), n = `numa_nodes`; True where the request asks for no nodes. It goes by the
+    rows' `numa`, which the ledger does not count down: the number of vcpus and MiB of memory that
+    are free on each node are those that were last reported.
     """
 
-    name = "excluded"
-    why = "is excluded by the request"
-    is_refused, are_refused = "is excluded", "are excluded"
+    name = "numa"
+    row_local = blind = static = True
 
-    def refuses(self, request: PlacementRequest, /) -> Collection[int]:
-        """Give the excluded hosts."""
-        return request.excluded_hosts
+    def concerns(self, request: PlacementRequest, /) -> bool:
+        """Only requests that ask for nodes."""
+        return request.numa_nodes > 0
+
+    def passes(self, hosts: HostColumns, request: PlacementRequest, /) -> BoolArray:
+        """Give True where the nodes fit."""
+        key = self.name, request.numa_nodes, request.vcpus, request.memory_mib
+        return hosts.matching("numa", key, lambda nodes: _fitting(nodes, request) >= key[1])
+
+    def row_test(self, request: PlacementRequest, /) -> Callable[[HostRow], bool]:
+        """As `passes`, of one."""
+        return lambda host: _fitting(host.static.numa, request) >= request.numa_nodes
+
+    def reason(self, host: HostView, request: PlacementRequest, /) -> str:
+        """Say how many nodes fit."""
+        have = _fitting(host.numa, request)
+        return f"needs {request.numa_nodes} NUMA nodes with room for a share each, has {have}"
+
+
+def _fitting(nodes: tuple[tuple[int, int], ...], request: PlacementRequest) -> int:
+    count = max(request.numa_nodes, 1)
+    vcpus, memory = -(-request.vcpus // count), -(-request.memory_mib // count)
+    return sum(free >= vcpus and mib >= memory for free, mib in nodes)
+
+
+class PciDevices:
+    """Passes hosts with enough free devices of each kind that is asked for.
+
+    passes = (for each alias: free devices >= asked for). As with NUMA nodes, what is free is what
+    the row says; the ledger does not count devices.
+    """
+
+    name = "pci"
+    row_local = blind = static = True
+
+    def concerns(self, request: PlacementRequest, /) -> bool:
+        """Only requests that ask for devices."""
+        return bool(request.pci)
+
+    def passes(self, hosts: HostColumns, request: PlacementRequest, /) -> BoolArray:
+        """Give True where all are there."""
+        return hosts.matching(
+            "pci", (self.name, request.pci), lambda free: not _missing(free, request)
+        )
+
+    def row_test(self, request: PlacementRequest, /) -> Callable[[HostRow], bool]:
+        """As `passes`, of one."""
+        return lambda host: not _missing(host.static.pci, request)
+
+    def reason(self, host: HostView, request: PlacementRequest, /) -> str:
+        """Say what is short."""
+        return "; ".join(_missing(host.pci, request))
+
+
+def _missing(free: tuple[tuple[str, int], ...], request: PlacementRequest) -> list[str]:
+    have = dict(free)
+    return [
+        f"needs {count} {alias}, has {have.get(alias, 0)}"
+        for alias, count in request.pci if have.get(alias, 0) < count
+    ]

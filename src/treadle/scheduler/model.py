@@ -32,7 +32,8 @@ class PlacementRequest:
     `group_hosts` are sorted pairs of host id and how many members of the group are there;
     `max_per_host` bounds those of an anti-affine group. `pci` are sorted pairs of a device's alias
     and how many. `tenant`, `batch` and `asked_at` (seconds since 1970, or since a trace's start)
-    are what a predictor of lifetimes may go by.
+    are what a predictor of lifetimes may go by. `flavors` are the sizes on offer (vcpus, memory and
+    disk in MiB): what is left of a host is of use where one of them fits.
 
     Raises `InvalidInput` when an amount or the seed is negative, or an amount is above 2**50.
     """
@@ -60,6 +61,7 @@ class PlacementRequest:
     tenant: str | None = None
     batch: str | None = None
     asked_at: float = 0.0
+    flavors: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("vcpus", "memory_mib", "disk_mib", "image_mib"):
@@ -100,9 +102,9 @@ class PlacementRequest:
         for name in ("capabilities", "excluded_hosts", "only_hosts", "tried_hosts"):
             if values.get(name) is not None:
                 values[name] = frozenset(values[name])
-        for name in ("extra_specs", "image_properties", "group_hosts", "pci"):
+        for name in ("extra_specs", "image_properties", "group_hosts", "pci", "flavors"):
             if name in values:
-                values[name] = tuple((key, value) for key, value in values[name])
+                values[name] = tuple(tuple(one) for one in values[name])
         return cls(**values)
 
 
@@ -110,6 +112,7 @@ _OPTIONAL: dict[str, Any] = {
     "only_hosts": None, "tried_hosts": frozenset(), "zone": None, "extra_specs": (),
     "image_properties": (), "group": None, "group_hosts": (), "max_per_host": 1, "numa_nodes": 0,
     "pci": (), "tenant": None, "batch": None, "asked_at": 0.0,
+    "flavors": (),
 }
 """What a record leaves out where it is so."""
 

@@ -186,6 +186,19 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class Predictor(Protocol):
+    """Says how long an instance will live, for policies that go by it."""
+
+    def lifetime_s(self, request: PlacementRequest, /) -> float:
+        """Give the expected lifetime in seconds, above 0, by what is known so far."""
+        ...
+
+    def ended(self, request: PlacementRequest, lifetime_s: float, /) -> None:
+        """Learn that an instance of this request has lived so long."""
+        ...
+
+
 # -- what a plug-in may have besides
 
 
@@ -245,7 +258,7 @@ class ScoresHosts(Protocol):
     `row_local` True promises that a score depends on that host's row, and on the request without
     its instance_id, seed, asked_at, batch and tenant: the scores are kept, and only those of rows
     that change are worked out anew. `rank` gives `Ranking.by_score` of the same scores, unless the
-    policy has `choose` as well.
+    policy has `choose` as well. A score that depends on `flavors` says so: reads = ("flavors",).
     """
 
     row_local: bool
@@ -297,6 +310,26 @@ class UsesWeighers(Protocol):
 
     def with_weighers(self, weighers: Sequence[tuple[str, Weigher, float]], /) -> Policy:
         """Give this policy with `weighers`: name, weigher, multiplier."""
+        ...
+
+
+@runtime_checkable
+class UsesPredictor(Protocol):
+    """A policy that wants the predictor that the settings choose."""
+
+    def with_predictor(self, predictor: Predictor, /) -> Policy:
+        """Give this policy with a predictor."""
+        ...
+
+
+@runtime_checkable
+class PlacesTogether(Protocol):
+    """A policy that can place several requests at once, better than one after the other."""
+
+    def place(
+        self, requests: Sequence[PlacementRequest], hosts: HostColumns, passing: BoolArray, /
+    ) -> Sequence[int | None]:
+        """Give a host id for each request, None for none; `passing` has the shape (requests, N)."""
         ...
 
 

@@ -1,6 +1,6 @@
 """Finds plug-ins by name, through the entry points of the packages that are installed.
 
-The three groups are `treadle.filters`, `treadle.weighers` and `treadle.policies`; Treadle's own
+The groups are `treadle.filters`, `.weighers`, `.policies` and `.predictors`; Treadle's own
 are registered the same way. Looking the names up reads packages' metadata once (about 3 ms in an
 environment of 60 packages); only the plug-ins that are chosen are imported.
 """
@@ -13,12 +13,20 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from treadle.errors import InvalidInput
-from treadle.scheduler.plugin import Filter, PluginError, Policy, Weigher, call_plugin
+from treadle.scheduler.plugin import (
+    Filter,
+    PluginError,
+    Policy,
+    Predictor,
+    Weigher,
+    call_plugin,
+)
 
 _GROUPS = {
     "filter": "treadle.filters",
     "weigher": "treadle.weighers",
     "policy": "treadle.policies",
+    "predictor": "treadle.predictors",
 }
 
 _N = TypeVar("_N", bound=Filter | Weigher)
@@ -35,7 +43,7 @@ class Registry:
     def add(self, kind: str, name: str, make: Callable[[], object]) -> None:
         """Register a plug-in without a package, before all others: for tests and simulations.
 
-        `kind` is "filter", "weigher" or "policy"; `make` gives a new object.
+        `kind` is "filter", "weigher", "policy" or "predictor"; `make` gives a new object.
         """
         if kind not in _GROUPS:
             raise InvalidInput("kind", kind, f"one of {', '.join(_GROUPS)} is needed")
@@ -67,6 +75,18 @@ class Registry:
             raise _lacking("policy", name, made)
         return made
 
+    def predictor(self, name: str) -> Predictor:
+        """Give a new predictor. Raises `InvalidInput` (unknown) or `PluginError` (broken)."""
+        made = self._make("predictor", name)
+        if not isinstance(made, Predictor):
+            raise _lacking("predictor", name, made)
+        return made
+
+    def owner(self, kind: str, name: str) -> str:
+        """The package that registers a name; empty for one that was added."""
+        points = self._scan()[kind].get(name, [])
+        return ", ".join(sorted(p.dist.name if p.dist else "?" for p in points))
+
     def _make(self, kind: str, name: str) -> object:
         make = self._added.get((kind, name))
         if make is not None:
@@ -75,7 +95,7 @@ class Registry:
         if not points:
             raise InvalidInput(kind, name, f"known are {', '.join(self.names(kind)) or 'none'}")
         if len(points) > 1:
-            owners = ", ".join(sorted(p.dist.name if p.dist else "?" for p in points))
+            owners = self.owner(kind, name)
             raise PluginError(kind, name, f"several packages register this name: {owners}")
         made: object = call_plugin(kind, name, points[0].load)
         if not callable(made):
@@ -100,6 +120,7 @@ _PARTS = {
     "filter": ("name", "row_local", "passes", "reason"),
     "weigher": ("name", "row_local", "score"),
     "policy": ("rank",),
+    "predictor": ("lifetime_s", "ended"),
 }
 
 
