@@ -31,6 +31,7 @@ from treadle.compute.reconciler import KIND
 from treadle.compute.store import Flavor
 from treadle.controller import queue
 from treadle.db.clock import now
+from treadle.db.schema import meta
 from treadle.errors import (
     Conflict,
     InvalidInput,
@@ -57,7 +58,8 @@ class Wish:
     `count` makes that many, named NAME-1, NAME-2, …, or with `or_fewer` as many as the quota lets,
     but no fewer than that. `rollback`: what cannot be built is deleted, not kept as an error, and
     with it the others of the request. `hostname`: empty, the name is one. `group` is the number of
-    a server group, `zone` the availability zone that is asked for.
+    a server group, `zone` the availability zone that is asked for. Without a project and a user
+    it belongs to the administrator's, and no quota counts.
     """
 
     name: str
@@ -103,7 +105,8 @@ def create(
     image = _image(conn, wish.image)
     check_fits(flavor, image)
     names = _names(replace(wish, count=_allowed(conn, wish, flavor)))
-    time = float(conn.execute(sa.select(now())).scalar_one())
+    time, home, owner = conn.execute(_SCENE).one()
+    project, user = wish.project_id or home or "", wish.user_id or owner or ""
     batch = str(uuids.uuid4())
     made = [uuids.uuid4() for _ in names]
     shared = {
@@ -112,7 +115,7 @@ def create(
         "user_data": wish.user_data, "ssh_keys": "\n".join(wish.ssh_keys),
         "goal": Goal.RUNNING, "state": State.BUILDING, "phase": Phase.QUEUED,
         "deadline": time + build_deadline_s, "batch": batch, "rollback": wish.rollback,
-        "project_id": wish.project_id, "user_id": wish.user_id, "description": wish.description,
+        "project_id": project, "user_id": user, "description": wish.description,
         "key_name": wish.key_name, "config_drive": wish.config_drive,
         "disk_config": wish.disk_config, "access_ipv4": wish.access_ipv4,
         "access_ipv6": wish.access_ipv6, "networked": wish.networked,
@@ -130,12 +133,20 @@ def create(
     ids = store.insert(conn, rows)
     for id in ids:
         store.begin_action(
-            conn, id, request_id, "create", 1, user_id=wish.user_id, project_id=wish.project_id
+            conn, id, request_id, "create", 1, user_id=user, project_id=project
         )
         if wish.tags:
             store.set_tags(conn, id, wish.tags)
     queue.enqueue_new(conn, KIND, [str(one) for one in made])
     return [Made(id, str(one), batch) for id, one in zip(ids, made, strict=True)]
+
+
+def _known(key: str) -> sa.ScalarSelect[Any]:
+    return sa.select(meta.c.value).where(meta.c.key == key).scalar_subquery()
+
+
+_SCENE = sa.select(now(), _known("admin_project"), _known("admin_user"))
+"""The clock, and to whom belongs what an API without users makes."""
 
 
 def check_fits(flavor: Flavor, image: Image) -> None:
