@@ -57,17 +57,17 @@ class Context:
     roots: frozenset[str] = field(init=False, default=frozenset())
     """Paths at which OpenStack's services are served; `make_app` says so."""
     networks: tuple[Any, ...] = field(init=False)
-    _shared: dict[type[Any], Any] = field(default_factory=dict)
+    _shared: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.networks = tuple(
             ipaddress.ip_network(text) for text in self.settings.server.classic_networks
         )
 
-    def shared(self, kind: type[T]) -> T:
-        """The one `kind()` of this process: what requests keep for those that follow."""
+    def shared(self, kind: Callable[[Database], T]) -> T:
+        """The one `kind(database)` of this process: what requests keep for those that follow."""
         if kind not in self._shared:
-            self._shared[kind] = kind()
+            self._shared[kind] = kind(self.database)
         made: T = self._shared[kind]
         return made
 

@@ -71,6 +71,7 @@ class Key:
     version: int
     host_id: int | None
     name: str
+    project_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +169,13 @@ def host_words(conn: sa.Connection) -> dict[int, HostWords]:
 
 
 def _key(row: Any) -> Key:
-    return Key(row.id, row.uuid, row.version, row.host_id, row.name)
+    return Key(row.id, row.uuid, row.version, row.host_id, row.name, row.project_id)
 
 
-_KEYS = (table.c.id, table.c.uuid, table.c.version, table.c.host_id, table.c.name)
-_KEY = sa.select(*_KEYS, table.c.state, table.c.project_id).where(
+_KEYS = (
+    table.c.id, table.c.uuid, table.c.version, table.c.host_id, table.c.name, table.c.project_id,
+)
+_KEY = sa.select(*_KEYS, table.c.state).where(
     table.c.uuid == sa.bindparam("u")
 )
 _ROWS = (

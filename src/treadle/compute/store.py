@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from treadle.compute.model import Goal, Instance, Mode, Phase, State, Task
 from treadle.db.clock import now
+from treadle.db.engine import note
 from treadle.db.schema import (
     action,
     action_step,
@@ -26,6 +27,9 @@ from treadle.db.schema import (
 from treadle.db.schema import instance as table
 from treadle.hypervisor.base import ImageSpec
 from treadle.placement.ledger import HostStatus, ImageState
+
+CHANGED = "instance"
+"""What `note` tells of: ids of instances that are not shown as before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,7 @@ def update(conn: sa.Connection, id: int, **values: Any) -> None:
     """
     if "fault" in values:
         values = {"public_fault": None, **values}
+    note(conn, CHANGED, id)
     bound = {f"x_{name}": value for name, value in values.items()}
     conn.execute(_update_of(tuple(values)), {"x_id": id, **bound})
 

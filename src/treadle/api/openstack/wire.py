@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 BODY_MAX = 128 * 1024
 VERSION = re.compile(r"([0-9]+)\.([0-9]+)")
-_encode = msgspec.json.Encoder().encode
+to_json = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 JSON = "application/json"
 
@@ -294,7 +294,7 @@ class Service:
             headers |= self._version_headers(request_id, minor)
         if body is None:
             return _Answer(b"", status, headers, None)
-        content = body if isinstance(body, bytes) else _encode(body)
+        content = body if isinstance(body, bytes) else to_json(body)
         return _Answer(content, status, headers, media)
 
     def _version_headers(self, request_id: str, minor: int | None) -> dict[str, str]:

@@ -10,10 +10,10 @@ import sqlalchemy as sa
 
 from treadle.api.openstack.compute import server_schemas as schemas
 from treadle.api.openstack.compute.common import precise
+from treadle.api.openstack.compute.server_cache import Views
 from treadle.api.openstack.compute.server_view import addresses, host_id
 from treadle.api.openstack.compute.servers import (
     NO_SERVER,
-    Hosts,
     asker,
     find_row,
     scope,
@@ -222,7 +222,7 @@ async def actions_show(ask: Ask) -> dict[str, Any]:
 
     def work(conn: sa.Connection) -> dict[str, Any]:
         id, uuid = _ever(conn, ask)
-        words = ask.context.shared(Hosts)(conn)
+        words = ask.context.shared(Views).hosts(conn)
         for one in store.actions(conn, id):
             if one["request_id"] == request:
                 shown = _action(ask, uuid, one)

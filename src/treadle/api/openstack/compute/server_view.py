@@ -1,9 +1,4 @@
-"""How an instance looks as OpenStack's server, in each microversion.
-
-What is shown of an instance in one state of it never changes, so it is encoded once and kept:
-`Views` holds the JSON by the instance's version. A page of servers is then put together from what
-is there.
-"""
+"""How an instance looks as OpenStack's server, in each microversion."""
 
 from __future__ import annotations
 
@@ -11,23 +6,17 @@ import base64
 import hashlib
 import json
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import msgspec
-import sqlalchemy as sa
 
 from treadle.api.openstack.compute.common import LONGEST, links_from, moment, precise
-from treadle.compute import listing
 from treadle.compute.listing import HostWords, Key, Row
 from treadle.compute.model import task_state, vm_state
 from treadle.network.model import NAME as NETWORK
-
-KEPT = 8192
-_encode = msgspec.json.Encoder().encode
 
 WITH_PROGRESS = frozenset({
     "ACTIVE", "BUILD", "REBUILD", "RESIZE", "VERIFY_RESIZE", "REVERT_RESIZE", "MIGRATING",
@@ -95,57 +84,6 @@ class Looks:
     minor: int
     kind: str
     admin: bool
-
-
-class Views:
-    """Encoded servers, the newest ones."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Any, ...], bytes] = OrderedDict()
-
-    def read(
-        self, looks: Looks, choose: Callable[[sa.Connection], Sequence[Key]],
-        hosts: Callable[[sa.Connection], Mapping[int, HostWords]],
-    ) -> Callable[[sa.Connection], tuple[Sequence[Key], Mapping[str, bytes], dict[int, Row],
-                                         Mapping[int, HostWords]]]:
-        """A read of what `choose` gives: the keys, what is kept of them, the rows of the rest."""
-
-        def work(conn: sa.Connection) -> Any:
-            found = choose(conn)
-            words = hosts(conn)
-            kept: dict[str, bytes] = {}
-            for key in found:
-                encoded = self._kept.get(_name(looks, key, words))
-                if encoded is not None:
-                    kept[key.uuid] = encoded
-            missing = [key.id for key in found if key.uuid not in kept]
-            return found, kept, listing.rows(conn, missing), words
-
-        return work
-
-    def encode(
-        self, looks: Looks, keys: Sequence[Key], kept: Mapping[str, bytes], rows: dict[int, Row],
-        words: Mapping[int, HostWords],
-    ) -> list[bytes]:
-        """The servers as JSON in the order of `keys`; what was encoded anew is kept."""
-        made = []
-        for key in keys:
-            encoded = kept.get(key.uuid)
-            if encoded is None:
-                row = rows[key.id]
-                body = server(looks, row, words.get(key.host_id or 0))
-                if "fault" in body and not looks.admin:
-                    body["fault"]["message"] = without_hosts(row, words)
-                encoded = _encode(body)
-                self._kept[_name(looks, key, words)] = encoded
-                if len(self._kept) > KEPT:
-                    self._kept.popitem(last=False)
-            made.append(encoded)
-        return made
-
-
-def _name(looks: Looks, key: Key, words: Mapping[int, HostWords]) -> tuple[Any, ...]:
-    return looks, key.uuid, key.version, words.get(key.host_id or 0)
 
 
 def without_hosts(row: Row, words: Mapping[int, HostWords]) -> str:

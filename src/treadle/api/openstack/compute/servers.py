@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
-from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -17,17 +16,17 @@ import sqlalchemy as sa
 
 from treadle.api.openstack.compute import server_schemas as schemas
 from treadle.api.openstack.compute.common import links, truth
+from treadle.api.openstack.compute.server_cache import Views
 from treadle.api.openstack.compute.server_view import (
     Looks,
-    Views,
     brief,
     reservation,
     status_of,
     statuses,
 )
-from treadle.api.openstack.wire import JSON, Ask, Call, Reply, next_link, page_of
+from treadle.api.openstack.wire import JSON, Ask, Call, Reply, next_link, page_of, to_json
 from treadle.compute import actions, flavors, listing, store
-from treadle.compute.listing import HostWords, Key, Row, Wanted
+from treadle.compute.listing import Key, Row, Wanted
 from treadle.compute.model import task_state, vm_state
 from treadle.compute.patterns import is_literal, matcher
 from treadle.db.schema import keypair, meta, server_group
@@ -36,25 +35,9 @@ from treadle.image import store as images
 from treadle.image.store import Image
 from treadle.network.model import network_id
 
-HOSTS_KEPT_S = 0.5
 PASSWORD_LETTERS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 NO_SERVER = "Instance {} could not be found."
 NOT_A_NAME = re.compile(r"[^a-z0-9.-]+")
-
-
-class Hosts:
-    """What servers show of their hosts, read anew every half second."""
-
-    def __init__(self) -> None:
-        self._words: Mapping[int, HostWords] = {}
-        self._read_at = 0.0
-
-    def __call__(self, conn: sa.Connection) -> Mapping[int, HostWords]:
-        """The words by the host's number."""
-        now = monotonic()
-        if now - self._read_at > HOSTS_KEPT_S:
-            self._words, self._read_at = listing.host_words(conn), now
-        return self._words
 
 
 def uuid_of(ask: Ask) -> str:
@@ -98,17 +81,23 @@ async def encoded(
     ask: Ask, choose: Callable[[sa.Connection], Sequence[Key]], kind: str,
 ) -> tuple[Sequence[Key], list[bytes]]:
     """What `choose` gives, as JSON for this caller."""
-    views, hosts = ask.context.shared(Views), ask.context.shared(Hosts)
-    looks = Looks(ask.root, ask.minor, kind, ask.allows("compute:servers:extended"))
-    found, kept, rows, words = await ask.read(views.read(looks, choose, hosts))
-    return found, views.encode(looks, found, kept, rows, words)
+    views = ask.context.shared(Views)
+    looks = _looks(ask, kind)
+    found, kept, rows, words, asked = await ask.read(views.read(looks, choose))
+    return found, views.encode(looks, found, kept, rows, words, asked)
 
 
-async def one(ask: Ask, kind: str = "show", **more: Any) -> bytes:
-    """The server of the path, as `{"server": …}`."""
-    _, made = await encoded(ask, lambda conn: [find(conn, ask)], kind)
-    extra = b"".join(b',"%b":"%b"' % (k.encode(), v.encode()) for k, v in more.items())
-    return b'{"server":' + made[0][:-1] + extra + b"}}"
+def _looks(ask: Ask, kind: str) -> Looks:
+    return Looks(ask.root, ask.minor, kind, ask.allows("compute:servers:extended"))
+
+
+async def one(ask: Ask, kind: str = "show", **more: str) -> bytes:
+    """The server of the path, as `{"server": …}` with `more` in it."""
+    kept = ask.context.shared(Views).unchanged(_looks(ask, kind), uuid_of(ask), scope(ask))
+    if kept is None:
+        _, [kept] = await encoded(ask, lambda conn: [find(conn, ask)], kind)
+    extra = b"".join(b',"%b":%b' % (name.encode(), to_json(v)) for name, v in more.items())
+    return b'{"server":' + kept[:-1] + extra + b"}}"
 
 
 async def show(ask: Ask) -> Reply:
