@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from treadle.api.openstack.compute import server_consoles
 from treadle.api.openstack.compute.common import inside, one_of
 from treadle.api.openstack.compute.servers import asker, find, find_row
 from treadle.api.openstack.wire import Ask, Call, Reply, Schema
@@ -146,6 +147,18 @@ ACTIONS: dict[str, Action] = {
     "restore": Action(restore, "compute:servers:restore", NULL),
     "forceDelete": Action(force_delete, "compute:servers:force_delete", NULL),
     "os-resetState": Action(reset_state, "compute:servers:reset_state", STATE),
+    "os-getConsoleOutput": Action(
+        server_consoles.console_output, "compute:servers:console_output", server_consoles.OUTPUT,
+        200,
+    ),
+    "os-getVNCConsole": Action(
+        server_consoles.getter("vnc"), "compute:servers:remote_consoles", server_consoles.VNC,
+        200, until=5,
+    ),
+    "os-getSerialConsole": Action(
+        server_consoles.getter("serial"), "compute:servers:remote_consoles",
+        server_consoles.SERIAL, 200, until=5,
+    ),
     "addSecurityGroup": Action(no_group, "compute:servers:update", GROUP),
     "removeSecurityGroup": Action(no_group, "compute:servers:update", GROUP),
 }
