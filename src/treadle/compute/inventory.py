@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import sqlalchemy as sa
 
-from treadle.compute.reconciler import HOST_KIND
+from treadle.compute.reconciler import HOST_KIND, IMAGE_KIND, MIB, image_work_id
 from treadle.config import HostDefaults
 from treadle.controller import queue
+from treadle.errors import InvalidInput
 from treadle.image import handler as image_handler
 from treadle.image import store as images
 from treadle.placement import ledger
+from treadle.placement.ledger import ImageState
 
 
 def register_host(conn: sa.Connection, defaults: HostDefaults, uri: str, name: str) -> int:
@@ -27,3 +31,20 @@ def register_image(conn: sa.Connection, source: str, name: str) -> int:
     id = images.add(conn, source, name)
     queue.enqueue(conn, image_handler.KIND, str(id))
     return id
+
+
+def cache_images(conn: sa.Connection, host_ids: Sequence[int], uuids: Sequence[str]) -> None:
+    """Have images brought to hosts that have the room, before an instance asks for them.
+
+    Errors: `InvalidInput` for an image that is not there or not ready.
+    """
+    for uuid in uuids:
+        image = images.by_uuid(conn, uuid)
+        if image is None or image.sha256 is None or image.size_bytes is None:
+            raise InvalidInput("cache", uuid, "there is no such image, or it is not active")
+        for host_id in host_ids:
+            ledger.want_image(conn, host_id, image.sha256, -(-image.size_bytes // MIB))
+            if ledger.image_state(conn, host_id, image.sha256) is ImageState.WANTED:
+                queue.enqueue(
+                    conn, IMAGE_KIND, image_work_id(host_id, image.sha256), lane=host_id
+                )

@@ -91,7 +91,8 @@ class HostFacts:
 
     `virt_types` are what libvirt offers ("kvm", "qemu", "lxc", "test", ...), best first.
     `capabilities` names the optional things that work: "suspend", "graceful_stop", "console" (the
-    log), "serial_console", "vnc_console", "agent", "diagnostics", ...
+    log), "serial_console", "vnc_console", "agent", "diagnostics", ... `booted_at`: seconds since
+    1970 by the controller's clock, to the minute; None where it is not known.
     """
 
     hostname: str
@@ -105,6 +106,7 @@ class HostFacts:
     hypervisor: str
     hypervisor_version: str
     capabilities: frozenset[str] = frozenset()
+    booted_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ from treadle.hypervisor.base import (
 from treadle.hypervisor.fake_console import FakeConsoles
 
 MIB = 1 << 20
+BOOTED_AT = 1_700_000_040.0
 T = TypeVar("T")
 
 
@@ -211,6 +212,7 @@ class FakeHypervisor:
                 "pause", "suspend", "graceful_stop", "console", "images", "network",
                 "serial_console", "vnc_console", "agent", "diagnostics", "snapshot",
             }),
+            booted_at=BOOTED_AT,
         )
         return self._call("facts", "", lambda: facts)
 

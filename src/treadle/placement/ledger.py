@@ -17,14 +17,27 @@ import sqlalchemy as sa
 
 from treadle.db.clock import now
 from treadle.db.engine import note
-from treadle.db.schema import allocation, host, host_image, image, instance, orphan
+from treadle.db.schema import (
+    aggregate,
+    aggregate_host,
+    allocation,
+    host,
+    host_image,
+    image,
+    instance,
+    orphan,
+)
 from treadle.hypervisor.base import HostFacts
-from treadle.scheduler.model import HostView
+from treadle.scheduler.model import HostView, Pairs
 
 CHANGED = "host"
 """What `note` tells of: ids of hosts that are not as they were."""
 PLACED = "placed"
 """What `note` tells of: UUIDs of instances whose room has been claimed."""
+
+
+DEFAULT_ZONE = "nova"
+"""The availability zone of hosts that no aggregate puts into another; the name is OpenStack's."""
 
 
 class HostStatus(StrEnum):
@@ -77,13 +90,21 @@ class Host:
     disk_used_mib: int
     instances: int
     seen_at: float | None
+    uuid: str
+    forced_down: bool
+    added_at: float
 
     @property
     def state(self) -> str:
         """"up", "down" (also while it has never been reached) or "disabled"."""
         if not self.enabled:
             return "disabled"
-        return "up" if self.status is HostStatus.UP else "down"
+        return "up" if self.answers else "down"
+
+    @property
+    def answers(self) -> bool:
+        """Whether it is up, and nobody has said that it must be taken for down."""
+        return self.status is HostStatus.UP and not self.forced_down
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +143,21 @@ def add_host(conn: sa.Connection, uri: str, name: str, ratios: Ratios) -> int:
     return id
 
 
-def disable_host(conn: sa.Connection, host_id: int, reason: str) -> None:
+def disable_host(conn: sa.Connection, host_id: int, reason: str | None) -> None:
     """Place nothing more on it; what runs there goes on."""
     conn.execute(sa.update(host).where(host.c.id == host_id).values(enabled=False, note=reason))
+    note(conn, CHANGED, host_id)
+
+
+def enable_host(conn: sa.Connection, host_id: int) -> None:
+    """Place on it again."""
+    conn.execute(sa.update(host).where(host.c.id == host_id).values(enabled=True, note=None))
+    note(conn, CHANGED, host_id)
+
+
+def force_down(conn: sa.Connection, host_id: int, down: bool) -> None:
+    """Take it for down whatever it answers, or believe it again."""
+    conn.execute(sa.update(host).where(host.c.id == host_id).values(forced_down=down))
     note(conn, CHANGED, host_id)
 
 
@@ -132,7 +165,7 @@ def remove_host(conn: sa.Connection, host_id: int) -> bool:
     """Forget an empty host; False where instances are still on it."""
     if conn.execute(sa.select(host.c.instances).where(host.c.id == host_id)).scalar():
         return False
-    for table in (host_image, orphan):
+    for table in (host_image, orphan, aggregate_host):
         conn.execute(sa.delete(table).where(table.c.host_id == host_id))
     conn.execute(sa.delete(host).where(host.c.id == host_id))
     note(conn, CHANGED, host_id)
@@ -198,6 +231,7 @@ def _host(row: sa.Row[Any]) -> Host:
         Ratios(row.cpu_ratio, row.memory_ratio, row.disk_ratio, row.reserved_memory_mib),
         row.vcpus_limit, row.memory_limit_mib, row.disk_limit_mib,
         row.vcpus_used, row.memory_used_mib, row.disk_used_mib, row.instances, row.seen_at,
+        row.uuid, row.forced_down, row.added_at,
     )
 
 
@@ -210,11 +244,15 @@ def snapshot(conn: sa.Connection, only: Collection[int] | None = None) -> list[H
     images: dict[int, set[str]] = {}
     for host_id, sha256 in conn.execute(_IMAGES if only is None else _IMAGES_OF, bound):
         images.setdefault(host_id, set()).add(sha256)
+    places = _places(conn, only)
     nothing: frozenset[str] = frozenset()
     views = []
     for row in conn.execute(_SNAPSHOT if only is None else _SNAPSHOT_OF, bound):
         state = "disabled" if not row.enabled else row.status
+        if row.forced_down and row.enabled:
+            state = HostStatus.DOWN
         arch, capabilities = _traits(row.facts)
+        zone, properties = places.get(row.id, (None, ()))
         views.append(HostView(
             id=row.id, name=row.name, state=state, arch=arch, capabilities=capabilities,
             vcpus_limit=row.vcpus_limit, vcpus_used=row.vcpus_used,
@@ -222,8 +260,24 @@ def snapshot(conn: sa.Connection, only: Collection[int] | None = None) -> list[H
             disk_limit_mib=row.disk_limit_mib, disk_used_mib=row.disk_used_mib,
             instances=row.instances,
             images=frozenset(images[row.id]) if row.id in images else nothing,
+            zone=zone or DEFAULT_ZONE, properties=properties,
         ))
     return views
+
+
+def _places(
+    conn: sa.Connection, only: Collection[int] | None
+) -> dict[int, tuple[str | None, Pairs]]:
+    """The zone of each host that is in an aggregate, and what its aggregates say of it."""
+    bound = {} if only is None else {"ids": list(only)}
+    found: dict[int, tuple[str | None, Pairs]] = {}
+    for row in conn.execute(_PLACES if only is None else _PLACES_OF, bound):
+        zone, pairs = found.get(row.host_id, (None, ()))
+        said = json.loads(row.metadata).items()
+        found[row.host_id] = (
+            zone or row.availability_zone, tuple(sorted({*pairs, *said})),
+        )
+    return found
 
 
 _known_traits: dict[str, tuple[str | None, frozenset[str]]] = {}
@@ -393,8 +447,12 @@ _HOST = sa.select(host).where(host.c.id == sa.bindparam("h"))
 _SNAPSHOT = sa.select(
     host.c.id, host.c.name, host.c.status, host.c.enabled, host.c.facts, host.c.vcpus_limit,
     host.c.vcpus_used, host.c.memory_limit_mib, host.c.memory_used_mib, host.c.disk_limit_mib,
-    host.c.disk_used_mib, host.c.instances,
+    host.c.disk_used_mib, host.c.instances, host.c.forced_down,
 ).order_by(host.c.id)
+_PLACES = sa.select(
+    aggregate_host.c.host_id, aggregate.c.availability_zone, aggregate.c.metadata,
+).join_from(aggregate_host, aggregate, aggregate.c.id == aggregate_host.c.aggregate_id)
+_PLACES_OF = _PLACES.where(aggregate_host.c.host_id.in_(sa.bindparam("ids", expanding=True)))
 _IMAGES = sa.select(host_image.c.host_id, host_image.c.sha256).where(
     host_image.c.state.in_([ImageState.READY, ImageState.WANTED])
 )
@@ -402,6 +460,7 @@ _SNAPSHOT_OF = _SNAPSHOT.where(host.c.id.in_(sa.bindparam("ids", expanding=True)
 _IMAGES_OF = _IMAGES.where(host_image.c.host_id.in_(sa.bindparam("ids", expanding=True)))
 _TAKE = sa.update(host).where(
     host.c.id == sa.bindparam("h"), host.c.enabled, host.c.status == HostStatus.UP,
+    sa.not_(host.c.forced_down),
     host.c.vcpus_used + _p("v") <= host.c.vcpus_limit,
     host.c.memory_used_mib + _p("m") <= host.c.memory_limit_mib,
     host.c.disk_used_mib + _p("d") <= host.c.disk_limit_mib,

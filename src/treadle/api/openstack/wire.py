@@ -67,7 +67,14 @@ class Gone(CallerError):
     """The call was there in older versions."""
 
 
-STATUS = {BadMethod: 405, NoSuchPath: 404, BadMediaType: 415, NotAcceptable: 406, Gone: 410}
+class NotSupported(CallerError):
+    """The call is known, and this cloud cannot do it."""
+
+
+STATUS = {
+    BadMethod: 405, NoSuchPath: 404, BadMediaType: 415, NotAcceptable: 406, Gone: 410,
+    NotSupported: 501,
+}
 
 
 class Schema:

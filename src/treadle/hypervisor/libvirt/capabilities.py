@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
@@ -84,6 +85,25 @@ def memory_mib(link: Link, attempt: Attempt) -> int:
         if errors.code_of(error) != libvirt.VIR_ERR_NO_SUPPORT:
             raise
     return int(attempt(link.conn.getInfo)[1])
+
+
+def booted_at(link: Link, attempt: Attempt) -> float | None:
+    """When the host was started, seconds since 1970: all that its processors have spent since then,
+    busy or not, over how many they are. None where libvirt does not count it."""
+    try:
+        spent = attempt(link.conn.getCPUStats, libvirt.VIR_NODE_CPU_STATS_ALL_CPUS, 0)
+    except libvirt.libvirtError as error:
+        if errors.code_of(error) not in (
+            libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG
+        ):
+            raise
+        return None
+    processors = int(attempt(link.conn.getInfo)[2])
+    parts = ("kernel", "user", "idle", "iowait")
+    if not all(part in spent for part in parts):
+        return None
+    up = sum(int(spent[part]) for part in parts) / 1e9 / processors
+    return round((time.time() - up) / 60) * 60.0
 
 
 def version_text(number: int) -> str:

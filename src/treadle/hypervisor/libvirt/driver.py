@@ -146,6 +146,7 @@ class LibvirtDriver:
                     link.kind, link.session, self._filtered,
                     consoles.has_screen(link.kind, self.uri),
                 ),
+                booted_at=capabilities.booted_at(link, attempt),
             )
 
         return self._run("facts", self._options.deadlines.look, act)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from treadle.api.openstack.compute import (
+    aggregates,
     flavors,
+    hosts,
+    hypervisors,
     keypairs,
     quotas,
     server_actions,
@@ -25,6 +28,9 @@ CALLS = [
     *flavors.CALLS,
     *keypairs.CALLS,
     *quotas.CALLS,
+    *aggregates.CALLS,
+    *hosts.CALLS,
+    *hypervisors.CALLS,
 ]
 SERVICE = Service(
     "/compute", CALLS, fault=fault_body, microversions=(LOWEST, HIGHEST), header="compute",
