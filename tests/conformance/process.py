@@ -29,6 +29,10 @@ poll_s = 0.2
 resync_s = 5.0
 [database]
 synchronous = "NORMAL"
+[identity]
+lockout_failures = 3
+lockout_s = 1
+password_history = 2
 [log]
 level = "warning"
 """

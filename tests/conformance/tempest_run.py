@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.conformance.process import RunningTreadle, running
+from treadle.api.openstack.compute import HIGHEST
 
 HERE = Path(__file__).parent
 SELECTION = HERE / "tempest-selection.txt"
@@ -72,12 +73,17 @@ def configure(treadle: RunningTreadle, folder: Path, images: Sequence[str]) -> P
             "admin_password": auth["password"], "admin_project_name": auth["project_name"],
             "admin_domain_name": "Default",
         },
-        "identity": {"uri_v3": f"{auth['auth_url']}/v3", "region": "RegionOne"},
+        "identity": {
+            "uri_v3": f"{auth['auth_url']}/v3", "region": "RegionOne",
+            "user_lockout_failure_attempts": "3", "user_lockout_duration": "1",
+            "user_unique_last_password_count": "2",
+        },
+        "identity-feature-enabled": {"security_compliance": "true"},
         "compute": {
             "image_ref": images[0], "image_ref_alt": images[1], "flavor_ref": "1",
             "flavor_ref_alt": "2", "fixed_network_name": "default", "build_interval": "0",
             "build_timeout": "20", "min_compute_nodes": "3", "min_microversion": "2.1",
-            "max_microversion": "latest",
+            "max_microversion": f"2.{HIGHEST}",
         },
         "compute-feature-enabled": {
             "resize": "true", "vnc_console": "true", "config_drive": "true",
@@ -103,14 +109,10 @@ def configure(treadle: RunningTreadle, folder: Path, images: Sequence[str]) -> P
 
 
 def images_of(treadle: RunningTreadle) -> list[str]:
-    """The ids of the images that are ready, as the image service tells the administrator."""
-    command = [Path(sys.executable).with_name("openstack"), "image", "list", "--status", "active",
-               "-f", "value", "-c", "ID"]
-    said = subprocess.run(
-        command, env=treadle.environment(), capture_output=True, text=True, timeout=60, check=False
-    )
-    assert said.returncode == 0, said.stderr
-    return said.stdout.split()
+    """The ids of the images that the process was started with."""
+    token = (treadle.folder / "admin-token").read_text().strip()
+    _, body = treadle.get("/treadle/v1/images", {"Authorization": f"Bearer {token}"})
+    return [one["uuid"] for one in body["images"]]
 
 
 def run(

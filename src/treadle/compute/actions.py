@@ -440,6 +440,7 @@ def _allowed(conn: sa.Connection, wish: Wish, flavor: Flavor) -> int:
     """How many the quota lets be made; what has no users has none. Errors: `QuotaExceeded`."""
     if not wish.user_id:
         return wish.count
+    quota.check_metadata(conn, wish.project_id, len(wish.metadata))
     least = wish.count if wish.or_fewer is None else wish.or_fewer
     for count in range(wish.count, least - 1, -1):
         try:

@@ -169,6 +169,13 @@ def check_members(
         raise QuotaExceeded("Quota exceeded, too many servers in group")
 
 
+def check_metadata(conn: sa.Connection, project_id: str, count: int) -> None:
+    """Let an instance have `count` items of metadata. Errors: `QuotaExceeded`."""
+    most = limits(conn, project_id)["metadata_items"]
+    if 0 <= most < count:
+        raise QuotaExceeded(f"Maximum number of metadata items exceeds {most}")
+
+
 def lock(conn: sa.Connection, kind: int, name: str) -> None:
     """Until the commit, whoever else asks for the same lock waits. Nothing to do on SQLite."""
     if conn.dialect.name == "postgresql":

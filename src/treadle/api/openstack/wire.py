@@ -490,7 +490,7 @@ def page_of(
     chosen = tuple(sort) or default
     if sort and chosen[-1][0] != "id":
         chosen = (*chosen, ("id", chosen[-1][1]))
-    return Page(min(most, asked) if asked else most, asked, ask.one("marker"), chosen)
+    return Page(most if asked is None else min(most, asked), asked, ask.one("marker"), chosen)
 
 
 def next_link(ask: Ask, path: str, marker: str) -> str:

@@ -23,7 +23,7 @@ from treadle.api.openstack.wire import Ask, Call, Reply
 from treadle.compute import quota, store
 from treadle.compute.actions import unlocked
 from treadle.compute.listing import HostWords, Row
-from treadle.errors import InvalidInput, NotFound, QuotaExceeded
+from treadle.errors import InvalidInput, NotFound
 
 TAGS_MAX = 50
 Metadata = dict[str, str]
@@ -58,9 +58,7 @@ async def _change(ask: Ask, change: Callable[[Metadata], Metadata]) -> Metadata:
     def work(conn: sa.Connection) -> Metadata:
         row = _mine(conn, ask)
         new = change(json.loads(row.columns.metadata))
-        most = quota.limits(conn, row.columns.project_id)["metadata_items"]
-        if 0 <= most < len(new):
-            raise QuotaExceeded(f"Maximum number of metadata items exceeds {most}")
+        quota.check_metadata(conn, row.columns.project_id, len(new))
         store.update(conn, row.instance.id, metadata=store.compact(new))
         return new
 
