@@ -26,7 +26,7 @@ from treadle.errors import InvalidInput
 
 PREFIX = "TREADLE_"
 _MAX_FILE = 1 << 20
-_SECRET = frozenset({"database.url", "guest.user_data"})
+_SECRET = frozenset({"database.url", "guest.user_data", "image.s3_secret_key"})
 _NAME = r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"
 _PATH_OR_NOTHING = r"\A(/[^\x00-\x1f\x7f]{0,4094})?\Z"
 
@@ -285,12 +285,61 @@ class Console(Struct, frozen=True):
 
 
 class Image(Struct, frozen=True):
-    """Limits of images that are brought in."""
+    """Images: what may be brought in, and where it is kept."""
 
     max_gib: Annotated[int, Meta(ge=1, le=65536, description="Largest image file, in GiB.")] = 64
     fetch_seconds: Annotated[
         int, Meta(ge=1, le=7 * 86400, description="How long one may take to arrive, in seconds.")
     ] = 3600
+    project_gib: Annotated[
+        int, Meta(ge=1, le=1 << 30, description="All images of a project together, in GiB.")
+    ] = 1024
+    project_images: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="How many images a project may have.")
+    ] = 1000
+    import_networks: Annotated[
+        tuple[str, ...],
+        Meta(
+            title="a list of networks such as 192.0.2.0/24",
+            description="Where users' URLs may lead besides public addresses.",
+        ),
+    ] = ()
+    import_ports: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=65535)], ...],
+        Meta(
+            title="a list of ports",
+            description="Ports that users' URLs may name. Empty: all.",
+        ),
+    ] = (80, 443)
+    blobs: Annotated[
+        str,
+        Meta(
+            pattern=r"\A(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._/-]{0,200})?)?\Z",
+            title="s3://BUCKET/PREFIX",
+            description="Where contents are kept. Empty: in the state folder.",
+        ),
+    ] = ""
+    s3_endpoint: Annotated[
+        str,
+        Meta(
+            pattern=r"\A(https?://\S{1,500})?\Z",
+            title="a URL that starts with http:// or https://",
+            description="Address of the S3 service. Empty: Amazon's.",
+        ),
+    ] = ""
+    s3_region: Annotated[str, Meta(max_length=64, description="Region of the bucket.")] = (
+        "us-east-1"
+    )
+    s3_access_key: Annotated[
+        str, Meta(max_length=200, description="Empty: from the environment, as AWS tools do.")
+    ] = ""
+    s3_secret_key: Annotated[
+        str, Meta(max_length=200, description="The secret that belongs to it.")
+    ] = ""
+
+    def __repr__(self) -> str:
+        """Without the secret."""
+        return f"Image(max_gib={self.max_gib}, blobs={self.blobs!r})"
 
 
 class Identity(Struct, frozen=True):
@@ -579,6 +628,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "server.classic_networks": lambda networks: all(map(_is_network, networks)),
     "host_defaults.guest_pool": _is_guest_pool,
     "identity.password_pattern": _is_pattern,
+    "image.import_networks": lambda networks: all(map(_is_network, networks)),
     "guest.ssh_keys": lambda keys: all(map(_PUBLIC_KEY.fullmatch, keys)),
     "scheduler.filters": lambda names: len(set(names)) == len(names),
 }

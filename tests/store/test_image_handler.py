@@ -15,8 +15,11 @@ from treadle.controller.queue import LeaseLost, Ticket
 from treadle.db.engine import Database
 from treadle.db.schema import work
 from treadle.image import handler, store
+from treadle.image.actions import KIND, Limits
+from treadle.image.blobs import FolderBlobs
+from treadle.image.contents import Contents
 from treadle.image.fetch import FetchLimits
-from treadle.image.handler import KIND, ImageHandler
+from treadle.image.handler import ImageHandler
 from treadle.image.store import Image, ImageStatus
 
 
@@ -42,7 +45,8 @@ def add(database: Database, source: Path) -> int:
 
 
 def make_handler(database: Database, folder: Path) -> ImageHandler:
-    return ImageHandler(database, folder, FetchLimits(1 << 30, 20.0))
+    contents = Contents(FolderBlobs(folder), folder, FetchLimits(1 << 30, 20.0))
+    return ImageHandler(database, contents, Limits(10, 1 << 30))
 
 
 def take(database: Database) -> list[Ticket]:

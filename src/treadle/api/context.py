@@ -29,6 +29,8 @@ from treadle.hypervisor.base import DriverFactory
 from treadle.identity.login import Login
 from treadle.identity.rules import Rules
 from treadle.identity.tokens import Tokens
+from treadle.image.actions import Limits
+from treadle.image.contents import Contents
 from treadle.scheduler.engine import Scheduler
 
 T = TypeVar("T")
@@ -54,6 +56,7 @@ class Context:
     rules: Rules
     login: Login
     scheduler: Scheduler
+    contents: Contents
     roots: frozenset[str] = field(init=False, default=frozenset())
     """Paths at which OpenStack's services are served; `make_app` says so."""
     networks: tuple[Any, ...] = field(init=False)
@@ -70,6 +73,12 @@ class Context:
             self._shared[kind] = kind(self.database)
         made: T = self._shared[kind]
         return made
+
+    @cached_property
+    def image_limits(self) -> Limits:
+        """What a project may have of images."""
+        wanted = self.settings.image
+        return Limits(wanted.project_images, wanted.project_gib << 30)
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
         """A read on a reader thread."""

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -42,8 +43,10 @@ from treadle.identity.login import Login
 from treadle.identity.passwords import Passwords
 from treadle.identity.rules import load_rules
 from treadle.identity.tokens import Tokens
-from treadle.image.fetch import FetchLimits, HttpUrl
-from treadle.image.handler import KIND as FETCH_KIND
+from treadle.image.actions import KIND as FETCH_KIND
+from treadle.image.blobs import open_blobs
+from treadle.image.contents import Contents
+from treadle.image.fetch import FetchLimits, Guard, HttpUrl
 from treadle.image.handler import ImageHandler
 from treadle.placement import ledger
 from treadle.scheduler.engine import Scheduler
@@ -164,21 +167,22 @@ def assemble(
         database, folder, region_name=settings.identity.region,
         url=settings.server.public_url or f"http://127.0.0.1:{settings.server.port}",
     )
+    contents = image_contents(settings, folder)
     context = Context(
         database, signals, settings, driver, fleet, admin_token(folder), tokens, rules,
-        Login(database, tokens, Passwords(), settings.identity), scheduler,
+        Login(database, tokens, Passwords(), settings.identity), scheduler, contents,
     )
-    image_folder = folder / "images"
-    image_folder.mkdir(mode=0o700, exist_ok=True)
     watching = HostHandler(database, fleet, signals, policy)
     handlers: dict[str, Handler] = {
         KIND: InstanceHandler(database, fleet, scheduler, timing, cloud_id),
         HOST_KIND: watching,
-        IMAGE_KIND: HostImageHandler(database, fleet, signals, policy),
+        IMAGE_KIND: HostImageHandler(database, fleet, signals, policy, contents),
         FETCH_KIND: ImageHandler(
-            database, image_folder,
-            FetchLimits(settings.image.max_gib * GIB, settings.image.fetch_seconds),
-            ssh_config(folder, hosts),
+            database, contents, context.image_limits, ssh_config(folder, hosts),
+            Guard(
+                tuple(map(ip_network, settings.image.import_networks)),
+                settings.image.import_ports,
+            ),
         ),
     }
     controller = Controller(
@@ -189,6 +193,20 @@ def assemble(
     return Treadle(
         settings, folder, database, signals, fleet, controller, context, make_app(context)
     )
+
+
+def image_contents(settings: Settings, folder: Path) -> Contents:
+    """Where images are kept. Errors: `NotAvailable`."""
+    wanted = settings.image
+    images = folder / "images"
+    images.mkdir(mode=0o700, exist_ok=True)
+    blobs = open_blobs(
+        wanted.blobs, images, endpoint=wanted.s3_endpoint, region=wanted.s3_region,
+        access_key=wanted.s3_access_key, secret_key=wanted.s3_secret_key,
+    )
+    contents = Contents(blobs, images, FetchLimits(wanted.max_gib * GIB, wanted.fetch_seconds))
+    contents.sweep()
+    return contents
 
 
 def admin_token(folder: Path) -> str:

@@ -7,6 +7,7 @@ does it hold what the rows say, and does it hold anything that it should not.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -45,6 +46,7 @@ from treadle.hypervisor.base import (
     ImageSpec,
     Probes,
 )
+from treadle.image.contents import Contents
 from treadle.placement import ledger
 from treadle.placement.ledger import Host, HostStatus, ImageState
 
@@ -252,12 +254,15 @@ class HostImageHandler:
     """Makes passes over images on hosts: brings them there, or takes them off."""
 
     def __init__(
-        self, database: Database, fleet: Fleet, signals: Signals, policy: HostPolicy
+        self, database: Database, fleet: Fleet, signals: Signals, policy: HostPolicy,
+        contents: Contents | None = None,
     ) -> None:
+        """`contents` None: the files of images are on this machine."""
         self._db = database
         self._fleet = fleet
         self._signals = signals
         self._policy = policy
+        self._contents = contents
 
     def run(self, ticket: Ticket) -> Ticket | None:
         """Bring the image to the host, or remove it there, as its row says."""
@@ -266,7 +271,8 @@ class HostImageHandler:
 
         def read(conn: sa.Connection) -> tuple[Host | None, ImageState | None, Any]:
             found = conn.execute(
-                sa.select(image).where(image.c.sha256 == sha256).order_by(image.c.id).limit(1)
+                sa.select(image).where(image.c.sha256 == sha256)
+                .order_by(image.c.path.is_(None), image.c.id).limit(1)
             ).one_or_none()
             return ledger.get_host(conn, host_id), ledger.image_state(conn, host_id, sha256), found
 
@@ -289,7 +295,11 @@ class HostImageHandler:
         spec = ImageSpec(sha256, row.format, row.size_bytes, row.virtual_bytes)
         outcome, reason = ImageState.READY, None
         try:
-            call(driver, "ensure_image", spec, Path(row.path))
+            if row.path is None:
+                raise ImageBroken("the image was deleted")
+            path = Path(row.path)
+            with self._contents.at_hand(path) if self._contents else nullcontext(path) as file:
+                call(driver, "ensure_image", spec, file)
         except ImageBroken as error:
             outcome, reason = ImageState.BROKEN, str(error)
         except HostRefused as error:

@@ -10,7 +10,7 @@ from treadle.compute.reconciler import HOST_KIND, IMAGE_KIND, MIB, image_work_id
 from treadle.config import HostDefaults
 from treadle.controller import queue
 from treadle.errors import InvalidInput
-from treadle.image import handler as image_handler
+from treadle.image import actions as image_actions
 from treadle.image import store as images
 from treadle.placement import ledger
 from treadle.placement.ledger import ImageState
@@ -29,7 +29,7 @@ def register_host(conn: sa.Connection, defaults: HostDefaults, uri: str, name: s
 def register_image(conn: sa.Connection, source: str, name: str) -> int:
     """Make the image's row and its work."""
     id = images.add(conn, source, name)
-    queue.enqueue(conn, image_handler.KIND, str(id))
+    queue.enqueue(conn, image_actions.KIND, str(id))
     return id
 
 

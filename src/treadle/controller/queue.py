@@ -101,6 +101,13 @@ def wake(conn: sa.Connection, kind: str, ids: Collection[str]) -> int:
     return found
 
 
+def postpone(conn: sa.Connection, kind: str, id: str, delay: float) -> None:
+    """Make the row due in `delay` seconds only: who asks is at work on the thing himself."""
+    conn.execute(
+        sa.update(work).where(work.c.kind == kind, work.c.id == id).values(due_at=now() + delay)
+    )
+
+
 def hint(conn: sa.Connection) -> None:
     """Tell other controllers that something is due, once this commits (PostgreSQL's NOTIFY)."""
     if conn.dialect.name == "postgresql":

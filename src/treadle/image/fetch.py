@@ -1,8 +1,9 @@
 """Bringing images in: from this machine, over SSH, over HTTP.
 
-Where an image comes from is said by the operator's file or by an administrator, who may reach this
-network and this machine anyhow; so loopback and private addresses are allowed. Do not give `fetch`
-a source that an ordinary user named: it would ask and read on that user's behalf.
+What `fetch` is given is said by the operator's file or by an administrator, who may reach this
+network and this machine anyhow; so loopback and private addresses are allowed. What an ordinary
+user names goes through `fetch_url` with a `Guard`: else we would ask and read on his behalf what he
+cannot reach himself.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote, urljoin, urlsplit
@@ -111,6 +112,74 @@ class Fetched:
     path: Path
     sha256: str
     size_bytes: int
+
+
+# ----------------------------------------------------------------- guard
+
+_NEVER = (
+    IPv4Network("192.0.0.0/24"), IPv6Network("64:ff9b:1::/48"), IPv6Network("fec0::/10"),
+    IPv6Network("::/96"),
+)
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Where URLs may lead that ordinary users name: public addresses, and what is added here.
+
+    `ports` empty: all of them.
+    """
+
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    ports: tuple[int, ...] = (80, 443)
+
+    def check(self, url: str) -> None:
+        """What can be said of a URL without asking anybody. Errors: `ImageRefused`."""
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        if self.ports and port not in self.ports:
+            allowed = ", ".join(map(str, self.ports))
+            raise ImageRefused(f"port {port} may not be fetched from: only {allowed} may")
+        try:
+            address = ip_address((parts.hostname or "").partition("%")[0])
+        except ValueError:
+            return
+        self._check_address(address, parts.hostname or "")
+
+    def resolve(self, host: str, port: int) -> str:
+        """The address to connect to for a name. All that it has must be allowed, so that no
+        later answer of the name server counts. Errors: `ImageRefused`, `OSError`."""
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = [str(one[4][0]) for one in found]
+        for text in addresses:
+            self._check_address(ip_address(text.partition("%")[0]), host)
+        return addresses[0]
+
+    def _check_address(self, address: IPv4Address | IPv6Address, host: str) -> None:
+        if not all(map(self._allows, _meant_by(address))):
+            raise ImageRefused(f"{host[:100]} does not pass filtering: it is no public address")
+
+    def _allows(self, address: IPv4Address | IPv6Address) -> bool:
+        if any(address in network for network in self.networks):
+            return True
+        if any(address in network for network in _NEVER):
+            return False
+        return address.is_global and not address.is_multicast
+
+
+def _meant_by(address: IPv4Address | IPv6Address) -> list[IPv4Address | IPv6Address]:
+    """The address, or the IPv4 addresses that are written into it."""
+    if isinstance(address, IPv4Address):
+        return [address]
+    if address.ipv4_mapped is not None:
+        return [address.ipv4_mapped]
+    if address.sixtofour is not None:
+        return [address.sixtofour]
+    if address.teredo is not None:
+        return list(address.teredo)
+    if address in _NAT64:
+        return [IPv4Address(int(address) & 0xFFFF_FFFF)]
+    return [address]
 
 
 # --------------------------------------------------------------- sources
@@ -249,6 +318,20 @@ def fetch(
         except OSError as error:
             raise _disk_fault(into, error) from error
     return Fetched(target, digest, size)
+
+
+def fetch_url(source: HttpUrl, file: Path, limits: FetchLimits, guard: Guard) -> None:
+    """Write what a URL gives over the file, whole, where the guard lets it.
+
+    Errors: `FetchFailed` where another try may help, `ImageGone` and `ImageRefused` where not.
+    """
+    end = time.monotonic() + limits.seconds
+    try:
+        _, size = _fetch_http(source, file, limits, end, lambda _here, _all: None, guard)
+    except OSError as error:
+        raise _disk_fault(file.parent, error) from error
+    if size == 0:
+        raise ImageRefused(f"{source} is empty: put the image there again")
 
 
 def sha256_file(path: Path, deadline_s: float) -> str:
@@ -465,39 +548,45 @@ class _Cutter:
                 return
 
 
-def _connection(url: str, cutter: _Cutter) -> Any:
-    """A connection to the server of `url` that `cutter` can end."""
+def _connection(url: str, cutter: _Cutter, guard: Guard | None) -> Any:
+    """A connection to the server of `url` that `cutter` can end and `guard` lets us make."""
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
-    class Plain(HTTPConnection):
+    class Watched(HTTPConnection):
         def _new_conn(self) -> socket.socket:
-            made = super()._new_conn()
+            name = self._dns_host
+            if guard is not None:
+                self._dns_host = guard.resolve(name, self.port or 0)
+            try:
+                made = super()._new_conn()
+            finally:
+                self._dns_host = name
             cutter.watch(made)
             return made
 
-    class Secure(HTTPSConnection):
-        def _new_conn(self) -> socket.socket:
-            made = super()._new_conn()
-            cutter.watch(made)
-            return made
+    class Secure(Watched, HTTPSConnection):
+        pass
 
+    if guard is not None:
+        guard.check(url)
     parts = urlsplit(url)
     host = parts.hostname or ""
     if parts.scheme == "http":
-        return Plain(host, parts.port or 80, timeout=CONNECT_S)
+        return Watched(host, parts.port or 80, timeout=CONNECT_S)
     context = ssl.create_default_context()
     return Secure(host, parts.port or 443, timeout=CONNECT_S, ssl_context=context)
 
 
 def _fetch_http(
-    source: HttpUrl, part: Path, limits: FetchLimits, end: float, progress: Progress
+    source: HttpUrl, part: Path, limits: FetchLimits, end: float, progress: Progress,
+    guard: Guard | None = None,
 ) -> tuple[str, int]:
     """Copy it; its SHA-256 and size come back."""
     from urllib3.exceptions import HTTPError
 
     with _Cutter(end - time.monotonic()) as cutter:
         try:
-            return _follow(source, part, limits, cutter, progress)
+            return _follow(source, part, limits, cutter, progress, guard)
         except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             if cutter.over:
                 raise FetchFailed(f"{source} did not arrive in time") from error
@@ -506,11 +595,12 @@ def _fetch_http(
 
 
 def _follow(
-    source: HttpUrl, part: Path, limits: FetchLimits, cutter: _Cutter, progress: Progress
+    source: HttpUrl, part: Path, limits: FetchLimits, cutter: _Cutter, progress: Progress,
+    guard: Guard | None,
 ) -> tuple[str, int]:
     url = source.url
     for _ in range(MAX_REDIRECTS + 1):
-        connection = _connection(url, cutter)
+        connection = _connection(url, cutter, guard)
         try:
             target = urlsplit(url)._replace(scheme="", netloc="").geturl() or "/"
             connection.request(

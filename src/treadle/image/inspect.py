@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -149,6 +149,19 @@ def looks_like_html(head: bytes) -> bool:
     return start.startswith(_HTML)
 
 
+def known_as(head: bytes, tail: bytes) -> str | None:
+    """What a file is that begins and ends so; None where nothing says that it is not raw.
+
+    `tail` is its last sector.
+    """
+    if head.startswith(_QCOW2):
+        return "qcow2" if head[4:8] != b"\0\0\0\1" else "qcow (version 1)"
+    for offset, magic, name in _MAGICS:
+        if head[offset : offset + len(magic)] == magic:
+            return name
+    return next((name for magic, name in _TAIL_MAGICS if tail.startswith(magic)), None)
+
+
 def _kind(mode: int) -> str:
     for test, name in (
         (stat.S_ISDIR, "a directory"),
@@ -177,21 +190,18 @@ def _check_raw(path: Path, file: BinaryIO, head: bytes, size: int) -> int:
     """The size of a raw image. Errors: `ImageRefused`, with what it is instead where known."""
     if size == 0:
         raise ImageRefused(f"{path} is empty: fetch or copy it again")
-    if head.startswith(_QCOW2):
-        raise ImageRefused(f"{path} is qcow (version 1): {_ONLY}")
-    for offset, magic, name in _MAGICS:
-        if head[offset : offset + len(magic)] == magic:
-            raise ImageRefused(f"{path} is {name}: {_ONLY}")
+    name = known_as(head, b"")
+    if name is not None:
+        raise ImageRefused(f"{path} is {name}: {_ONLY}")
     if looks_like_html(head):
         raise ImageRefused(f"{path} is a web page (HTML), not an image: check where it comes from")
     if _is_text(head):
         raise ImageRefused(f"{path} is text, not an image: check where it comes from")
     if size >= SECTOR:
         file.seek(size - SECTOR)
-        tail = file.read(SECTOR)
-        for magic, name in _TAIL_MAGICS:
-            if tail.startswith(magic):
-                raise ImageRefused(f"{path} is {name}: {_ONLY}")
+        name = known_as(b"", file.read(SECTOR))
+        if name is not None:
+            raise ImageRefused(f"{path} is {name}: {_ONLY}")
     if size < MIN_RAW or size % SECTOR:
         raise ImageRefused(
             f"{path} has {size} bytes and is not qcow2: a raw image has at least 1 MiB and is a "
@@ -349,24 +359,37 @@ def _confirm(path: Path, file: BinaryIO, ours: ImageInfo, end: float) -> None:
 
     It gets the file that is open already, so a path that is changed meanwhile means nothing.
     """
+    number = file.fileno()
+    code, said, fault = qemu_img(
+        ["info", "-U", "-f", ours.format, "--output=json", f"/proc/self/fd/{number}"], [number], end
+    )
+    if code != 0:
+        told = fault.replace(f"/proc/self/fd/{number}", "the file")
+        why = told or f"qemu-img ended with {code}"
+        raise ImageRefused(f"{path} is not a sound {ours.format} image ({why}): make it anew")
+    _compare(path, ours, said)
+
+
+def qemu_img(
+    arguments: Sequence[str], files: Sequence[int], end: float, *, written: int = _OUTPUT_LIMIT
+) -> tuple[int, bytes, str]:
+    """Run `qemu-img`: its exit code, its output, and what it complains of in one line.
+
+    It inherits the descriptors `files`, has until `end` on the monotonic clock, and may write files
+    of at most `written` bytes. Errors: `InspectFailed` where it could not run or had no time.
+    """
     left = end - time.monotonic()
     if left <= 0:
-        raise InspectFailed(f"{path} could not be looked at in time")
-    number = file.fileno()
+        raise InspectFailed("the image could not be looked at in time")
     command = [
         "prlimit",
         f"--as={_MEMORY_LIMIT}",
-        f"--cpu={max(1, math.ceil(min(left, 60)))}",
-        f"--fsize={_OUTPUT_LIMIT}",
+        f"--cpu={max(1, math.ceil(left))}",
+        f"--fsize={written}",
         "--core=0",
         "--",
         "qemu-img",
-        "info",
-        "-U",
-        "-f",
-        ours.format,
-        "--output=json",
-        f"/proc/self/fd/{number}",
+        *arguments,
     ]
     env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
     # Into files, not pipes: the limit on the size of files is what bounds them.
@@ -378,12 +401,12 @@ def _confirm(path: Path, file: BinaryIO, ours: ImageInfo, end: float) -> None:
                 stdout=out,
                 stderr=err,
                 env=env,
-                pass_fds=(number,),
+                pass_fds=tuple(files),
                 timeout=left,
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise InspectFailed(f"{path} could not be looked at in time") from error
+            raise InspectFailed("the image could not be looked at in time") from error
         except FileNotFoundError as error:
             raise InspectFailed("images need prlimit: install util-linux") from error
         out.seek(0)
@@ -391,12 +414,8 @@ def _confirm(path: Path, file: BinaryIO, ours: ImageInfo, end: float) -> None:
         said, fault = out.read(_OUTPUT_LIMIT), err.read(2000).decode(errors="replace")
     if done.returncode == 127 or "failed to execute qemu-img" in fault:
         raise InspectFailed("images need qemu-img: install qemu-utils")
-    if done.returncode != 0:
-        told = "".join(c if c.isprintable() else " " for c in fault.strip())[:300]
-        told = told.replace(f"/proc/self/fd/{number}", "the file")
-        why = told or f"qemu-img ended with {done.returncode}"
-        raise ImageRefused(f"{path} is not a sound {ours.format} image ({why}): make it anew")
-    _compare(path, ours, said)
+    line = "".join(c if c.isprintable() else " " for c in fault.strip())
+    return done.returncode, said, line[:300]
 
 
 def _compare(path: Path, ours: ImageInfo, said: bytes) -> None:
