@@ -12,12 +12,14 @@ from starlette.routing import Match, Route
 from treadle.api import classic, consoles, native, openapi
 from treadle.api.context import Context, answer
 from treadle.api.faults import message_of
-from treadle.api.openstack import compute, identity, network_v2
+from treadle.api.openstack import compute, identity, image, network_v2
 from treadle.api.openstack.wire import Faced, Service
 from treadle.errors import RetryLater
 from treadle.placement import ledger
 
-SERVICES: tuple[Service, ...] = (compute.SERVICE, identity.SERVICE, network_v2.SERVICE)
+SERVICES: tuple[Service, ...] = (
+    compute.SERVICE, identity.SERVICE, image.SERVICE, network_v2.SERVICE,
+)
 """OpenStack's services, by the first part of their paths."""
 
 

@@ -31,6 +31,7 @@ from treadle.identity.rules import Rules
 from treadle.identity.tokens import Tokens
 from treadle.image.actions import Limits
 from treadle.image.contents import Contents
+from treadle.image.fetch import Guard
 from treadle.scheduler.engine import Scheduler
 
 T = TypeVar("T")
@@ -73,6 +74,12 @@ class Context:
             self._shared[kind] = kind(self.database)
         made: T = self._shared[kind]
         return made
+
+    @cached_property
+    def guard(self) -> Guard:
+        """Where users' URLs may lead."""
+        wanted = self.settings.image
+        return Guard(tuple(map(ipaddress.ip_network, wanted.import_networks)), wanted.import_ports)
 
     @cached_property
     def image_limits(self) -> Limits:

@@ -10,7 +10,6 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -46,7 +45,7 @@ from treadle.identity.tokens import Tokens
 from treadle.image.actions import KIND as FETCH_KIND
 from treadle.image.blobs import open_blobs
 from treadle.image.contents import Contents
-from treadle.image.fetch import FetchLimits, Guard, HttpUrl
+from treadle.image.fetch import FetchLimits, HttpUrl
 from treadle.image.handler import ImageHandler
 from treadle.placement import ledger
 from treadle.scheduler.engine import Scheduler
@@ -179,10 +178,7 @@ def assemble(
         IMAGE_KIND: HostImageHandler(database, fleet, signals, policy, contents),
         FETCH_KIND: ImageHandler(
             database, contents, context.image_limits, ssh_config(folder, hosts),
-            Guard(
-                tuple(map(ip_network, settings.image.import_networks)),
-                settings.image.import_ports,
-            ),
+            context.guard,
         ),
     }
     controller = Controller(

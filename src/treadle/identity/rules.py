@@ -236,7 +236,19 @@ COMPUTE: dict[str, str] = {
     "compute:tags:update": "project_member",
 }
 
-IMAGE: dict[str, str] = {}
+IMAGE: dict[str, str] = {
+    **dict.fromkeys((
+        "image:get_schema", "image:get_info", "image:get_images", "image:get_image",
+        "image:download_image", "image:get_members", "image:get_member", "image:get_task",
+    ), "project_reader"),
+    **dict.fromkeys((
+        "image:add_image", "image:modify_image", "image:delete_image", "image:upload_image",
+        "image:stage_image", "image:import_image", "image:communitize_image", "image:deactivate",
+        "image:reactivate", "image:add_member", "image:modify_member", "image:delete_member",
+    ), "project_member"),
+    "image:publicize_image": "admin",
+    "image:set_owner": "admin",
+}
 
 NETWORK: dict[str, str] = {
     **{

@@ -87,7 +87,7 @@ def examine(path: Path, disk_format: str, container_format: str) -> Found:
         except OSError as error:
             raise InspectFailed(f"the content cannot be read: {error.strerror}") from error
     if disk_format == "qcow2":
-        return Found("qcow2", inspect(path).virtual_bytes)
+        return Found("qcow2", _sound(path))
     return Found(STRUCTURED[disk_format], _virtual_of(path, STRUCTURED[disk_format]), convert=True)
 
 
@@ -106,11 +106,22 @@ def convert(source: Path, format: str, target: Path, *, most: int, seconds: floa
     if code != 0:
         why = fault.replace(f"/proc/self/fd/{number}", "the file").replace(str(target), "a file")
         raise ImageRefused(f"it could not be converted from {format}: {why or f'ended by {code}'}")
-    return Found("qcow2", inspect(target).virtual_bytes)
+    return Found("qcow2", _sound(target))
+
+
+def _sound(path: Path) -> int:
+    """The virtual size of a qcow2 file that is safe for hosts. What is wrong with it is said
+    without its name, which is ours and not the caller's."""
+    try:
+        return inspect(path).virtual_bytes
+    except (ImageRefused, InspectFailed) as error:
+        raise type(error)(str(error).replace(str(path), "the content")) from error
 
 
 def _sectors(size: int) -> int:
     """What a guest sees of a raw file: whole sectors. Errors: `ImageRefused`."""
+    if size == 0:
+        raise ImageRefused("it is empty")
     if size > MAX_VIRTUAL:
         raise ImageRefused(f"it has {size} bytes: at most 64 TiB can be used")
     return -(-size // SECTOR) * SECTOR

@@ -169,6 +169,8 @@ class ImageHandler:
             part.close()
 
     def _give_up(self, ticket: Ticket, image: Image, reason: str) -> None:
+        reason = reason.replace(str(self._contents.folder), "the store")
+
         def commit(conn: sa.Connection) -> None:
             queue.complete(conn, ticket)
             actions.give_back(conn, image.id, image.blob, reason)

@@ -226,7 +226,7 @@ def create(
         raise Conflict(f"Image ID {uuid} already exists!")
     values = asdict(new)
     del values["tags"]
-    values |= {"uuid": uuid, "properties": json.dumps(dict(new.properties))}
+    values |= {"uuid": uuid, "properties": written(new.properties)}
     id = int(conn.execute(
         sa.insert(image).values(
             source=f"image:{uuid}", state=state, added_at=now(), updated_at=now(), **values
@@ -266,6 +266,11 @@ def fail(conn: sa.Connection, id: int, error: str) -> None:
 def update(conn: sa.Connection, id: int, **values: Any) -> None:
     """Set columns of one image, and when that was."""
     conn.execute(sa.update(image).where(image.c.id == id).values(updated_at=now(), **values))
+
+
+def written(properties: Mapping[str, str]) -> str:
+    """Properties as the column holds them."""
+    return json.dumps(dict(properties), separators=(",", ":"), ensure_ascii=False)
 
 
 def set_tags(conn: sa.Connection, id: int, tags: Sequence[str]) -> None:

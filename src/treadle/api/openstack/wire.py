@@ -127,7 +127,7 @@ class Call:
 
 @dataclass(slots=True)
 class Reply:
-    """An answer that is more than a body. Bytes are sent as they are."""
+    """An answer that is more than a body. Bytes are sent as they are, and so is a `Response`."""
 
     body: Any = None
     status: int | None = None
@@ -301,6 +301,9 @@ class Service:
             headers |= self._version_headers(request_id, minor)
         if body is None:
             return _Answer(b"", status, headers, None)
+        if isinstance(body, Response):
+            body.headers.update(headers)
+            return body
         content = body if isinstance(body, bytes) else to_json(body)
         return _Answer(content, status, headers, media)
 
@@ -354,7 +357,7 @@ class Service:
         body = None
         if content:
             kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
-            if kind != JSON and not kind.endswith("+json"):
+            if kind != JSON and not kind.endswith(("+json", "-json-patch")):
                 raise BadMediaType(f"Unsupported Content-Type {kind[:80]}: use {JSON}")
             try:
                 body = _decode(bytes(content))
