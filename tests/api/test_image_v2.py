@@ -297,7 +297,13 @@ def test_a_protected_image_stays(cloud: Cloud) -> None:
 def test_a_path_without_an_id_is_no_image(cloud: Cloud) -> None:
     for method in ("GET", "DELETE"):
         assert ask(cloud, method, "/v2/images/").status_code == 404
-    assert ask(cloud, "DELETE", "/v2/images").status_code == 405
+
+
+def test_the_classic_list_is_beside_it(cloud: Cloud) -> None:
+    make(cloud, name="unseen")
+    names = [one["name"] for one in cloud.ok("/image/list")["images"]]
+    assert "unseen" not in names
+    assert names
 
 
 def test_tags_come_and_go(cloud: Cloud) -> None:

@@ -59,7 +59,7 @@ def make_app(context: Context) -> Faced:
     )
     app.router.redirect_slashes = False
     context.roots = frozenset(service.root for service in SERVICES)
-    return Faced(context, SERVICES, app)
+    return Faced(context, SERVICES, app, shapes)
 
 
 def methods_of(request: Request) -> list[str]:

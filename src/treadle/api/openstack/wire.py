@@ -8,7 +8,7 @@ body, runs the handler, and renders what it gives or raises. Handlers know nothi
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -407,8 +407,13 @@ class _Answer(Response):
 class Faced:
     """Sends a request to the service whose root its path has, or to the rest."""
 
-    def __init__(self, context: Context, services: Iterable[Service], rest: Any) -> None:
+    def __init__(
+        self, context: Context, services: Iterable[Service], rest: Any,
+        rests: Container[str] = (),
+    ) -> None:
+        """`rests` are paths of the rest that begin like a service's root."""
         self._context = context
+        self._rests = rests
         self._services = {service.root.strip("/"): service for service in services}
         self._rest = rest
 
@@ -416,7 +421,7 @@ class Faced:
         """Serve one request (ASGI)."""
         if scope["type"] == "http":
             service = self._services.get(scope["path"][1:].partition("/")[0])
-            if service is not None:
+            if service is not None and scope["path"] not in self._rests:
                 request = Request(scope, receive, send)
                 response = await service.respond(self._context, request)
                 await response(scope, receive, send)

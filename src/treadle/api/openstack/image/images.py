@@ -20,7 +20,7 @@ from treadle.api.openstack.image.schemas import (
     TAGS_MAX,
 )
 from treadle.api.openstack.image.versions import METHODS
-from treadle.api.openstack.wire import Ask, BadMediaType, BadMethod, Call, Reply
+from treadle.api.openstack.wire import Ask, BadMediaType, Call, Reply
 from treadle.errors import Forbidden, InvalidInput, NotFound, TooLarge
 from treadle.image import actions, catalog, store
 from treadle.image.fetch import HttpUrl, parse_source
@@ -172,11 +172,9 @@ async def delete(ask: Ask) -> None:
     ))
 
 
-async def delete_nothing(ask: Ask) -> None:
+async def delete_nothing(_ask: Ask) -> None:
     """What clients send that have lost the id."""
-    if str(ask.request.scope["path"]).endswith("/"):
-        raise NotFound("No image has an empty ID")
-    raise BadMethod(("GET", "POST"))
+    raise NotFound("No image has an empty ID")
 
 
 async def deactivate(ask: Ask) -> None:
