@@ -123,8 +123,9 @@ def delete_role(conn: sa.Connection, id: str) -> None:
 
 def imply(conn: sa.Connection, prior_id: str, implied_id: str) -> None:
     """Let one role give another. Errors: `NotFound`, `Forbidden`, `InvalidInput` for a circle."""
-    get_role(conn, prior_id)
-    implied = get_role(conn, implied_id)
+    prior, implied = get_role(conn, prior_id), get_role(conn, implied_id)
+    if implied["domain_id"] and not prior["domain_id"]:
+        raise Forbidden("A role of everybody cannot imply the role of a domain.")
     if implied["name_key"] == ADMIN and not implied["domain_id"]:
         raise Forbidden("The role admin cannot be implied by another.")
     if prior_id in store.implied_by(conn, [implied_id]):
@@ -252,8 +253,9 @@ class Effect:
 
 def effects(conn: sa.Connection, given: Iterable[Grant]) -> list[Effect]:
     """What assignments come to: groups become users, inherited ones the projects below, roles
-    what they imply."""
+    what they imply. A domain's own role shows in what it implies alone."""
     implied = inferences(conn)
+    domains_own = set(conn.execute(sa.select(role.c.id).where(role.c.domain_id != "")).scalars())
     made: dict[tuple[str, str, str, str], Effect] = {}
     members: dict[str, list[str]] = {}
     below: dict[tuple[str, str], list[str]] = {}
@@ -276,6 +278,8 @@ def effects(conn: sa.Connection, given: Iterable[Grant]) -> list[Effect]:
         for user_id in users:
             for target, target_id in targets:
                 for role_id, prior in roles:
+                    if role_id in domains_own:
+                        continue
                     grant = Grant("user", user_id, target, target_id, role_id)
                     effect = Effect(grant, one, prior)
                     made.setdefault((user_id, target, target_id, role_id), effect)
