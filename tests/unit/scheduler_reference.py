@@ -173,6 +173,14 @@ def lifetime(host: HostView, request: PlacementRequest) -> float:
     return -float(math.floor(np.log2(1 + over / 3600))) - left(host, request) / 1000
 
 
+def balanced(host: HostView, request: PlacementRequest) -> float:
+    cores, memory, _ = parts(host, free(host))
+    before = max(0.0, cores - 1.5 * memory)
+    cores, memory, _ = parts(host, after(host, request))
+    stranded = max(0.0, cores - 1.5 * memory) - before
+    return -left(host, request) - 10.0 * stranded - (0.0 if host.instances else 100.0)
+
+
 SCORES: dict[str, Callable[[HostView, PlacementRequest], float]] = {
     "first-fit": lambda _h, _r: 0.0,
     "best-fit": lambda h, r: -left(h, r),
@@ -185,6 +193,7 @@ SCORES: dict[str, Callable[[HostView, PlacementRequest], float]] = {
     "fragmentation-aware": lambda h, r: fragments(h, r) - left(h, r) / 1000,
     "lifetime-aware": lifetime,
     "solver": lambda h, r: -left(h, r),
+    "balanced-fit": balanced,
 }
 
 

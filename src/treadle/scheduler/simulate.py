@@ -186,10 +186,11 @@ class _Replay:
 
     def place(self, one: Arrival, order: int, host: int) -> None:
         """Claim under the ledger's guard; the VM leaves when its time is over."""
-        view = self.table.view(host)
-        if view is None or view.state != "up" or (
-            one.vcpus > view.free_vcpus or one.memory_mib > view.free_memory_mib
-            or one.disk_mib > view.free_disk_mib
+        number = self.table.row_of(host)
+        row = None if number is None else self.table.rows[number]
+        if row is None or row.static.state != "up" or (
+            one.vcpus > row.free_vcpus or one.memory_mib > row.free_memory_mib
+            or one.disk_mib > row.free_disk_mib
         ):
             raise PluginError("policy", self.out.policy, f"it chose host {host}, which is full")
         self.change(one, host, 1)

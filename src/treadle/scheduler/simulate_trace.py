@@ -77,6 +77,8 @@ class Trace:
 
     def part(self, since_h: float | None, until_h: float | None) -> Trace:
         """Only what comes from `since_h` on and before `until_h`, hours after its begin."""
+        if since_h is None and until_h is None:
+            return self
         begin = self.begin + (since_h or 0.0) * 3600
         end = self.end if until_h is None else min(self.end, self.begin + until_h * 3600)
         if end <= begin:
