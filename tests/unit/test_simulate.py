@@ -18,6 +18,8 @@ from treadle.cli.main import main as command_line
 from treadle.cli.simulate_report import write_report
 from treadle.errors import InvalidInput
 from treadle.scheduler.engine import Scheduler
+from treadle.scheduler.model import PlacementRequest
+from treadle.scheduler.registry import Registry
 from treadle.scheduler.simulate import Outcome, fluid_bound, jain, replay
 from treadle.scheduler.simulate_compare import Plan, Spread, compare
 from treadle.scheduler.simulate_generate import generate
@@ -338,3 +340,64 @@ def test_the_differences_are_taken_seed_by_seed() -> None:
     ]
     assert found.against_first(second, lambda one: one.host_hours) == Spread.of(pairs)
     assert found.against_first(first, lambda one: one.host_hours).mean == 0
+
+
+class Oracle:
+    """A predictor that knows: it is told all lifetimes before."""
+
+    def __init__(self, lives: dict[str, float]) -> None:
+        self.lives = lives
+        self.told: dict[str, float] = {}
+
+    def lifetime_s(self, request: PlacementRequest, /) -> float:
+        return self.lives[request.instance_id]
+
+    def ended(self, request: PlacementRequest, lifetime_s: float, /) -> None:
+        self.told[request.instance_id] = lifetime_s
+
+
+def test_a_predictor_is_asked_and_told_and_what_it_expects_is_on_the_hosts() -> None:
+    # The third stays long: it belongs beside the first, though the second's host is fuller.
+    trace = trace_of((0, 7200, 2, 1), (0, 600, 3, 1), (60, 7200, 1, 1), (120, 500, 1, 1))
+    oracle = Oracle({one.name: one.until - one.at for one in trace.arrivals})
+    registry = Registry()
+    registry.add("predictor", "oracle", lambda: oracle)
+    hosts = parse_hosts("2x4c8g")
+    aware = Scheduler("lifetime-aware", FILTERS, {}, registry, predictor="oracle")
+    out = replay(trace, hosts, aware)
+    assert out.host_hours == pytest.approx(2 + 600 / 3600)
+    assert oracle.told == {"v0": 7200, "v1": 600, "v2": 7140, "v3": 380}
+    assert replay(trace, hosts, Scheduler("best-fit", FILTERS, {})).host_hours > out.host_hours
+
+
+def test_the_sizes_of_the_trace_are_what_is_on_offer() -> None:
+    trace = trace_of((0, 1, 2, 64), (0, 1, 1, 32), (5, 6, 2, 64))
+    assert trace.sizes() == ((1, 32, 0), (2, 64, 0))
+    assert trace.arrivals[0].request(0, trace.sizes()).flavors == trace.sizes()
+
+
+@pytest.mark.parametrize("policy", sorted(set(Registry().names("policy")) - {"solver"}))
+def test_every_policy_that_is_shipped_runs(policy: str) -> None:
+    weighers = {"cpu_free": 1.0, "memory_free": 1.0} if policy == "weighted" else {}
+    trace = generate(150, 3, 5)
+    one, two = (
+        replay(trace, parse_hosts("3x12c24g"), Scheduler(policy, FILTERS, weighers), seed=2)
+        for _ in range(2)
+    )
+    assert one.placed + one.refused == 150
+    assert one.placed > 0
+    assert one.series == two.series
+
+
+def test_balanced_fit_keeps_memory_for_the_cores_that_are_left() -> None:
+    # Two with much memory and cores' worth of lean ones: best fit puts the fat ones together.
+    fat = [(0.0, math.inf, 1, 6 * 1024), (1.0, math.inf, 1, 6 * 1024)]
+    lean = [(-1.0, math.inf, 1, 1024), (-1.0, math.inf, 1, 1024)]
+    later = [(2.0 + n, math.inf, 1, 1024) for n in range(12)]
+    trace = trace_of(*lean, *fat, *later)
+    hosts = [replace(host, instances=1) for host in parse_hosts("2x8c14g")]
+    refused = {
+        name: replay(trace, hosts, Scheduler(name, FILTERS, {})).refused
+        for name in ("best-fit", "balanced-fit")
+    }
+    assert refused == {"best-fit": 4, "balanced-fit": 0}

@@ -234,6 +234,16 @@ class Scheduler:
                 table.use(view.id, request.vcpus, request.memory_mib, need)
         return placed
 
+    def expects(self, request: PlacementRequest) -> float | None:
+        """How long the instance is expected to live, seconds; None where the policy does not ask.
+
+        For `HostView.busy_until`, which the caller keeps. Raises `PluginError`.
+        """
+        if self._predictor is None:
+            return None
+        name = type(self._predictor).__name__
+        return call_plugin("predictor", name, self._predictor.lifetime_s, request)
+
     def ended(self, request: PlacementRequest, lifetime_s: float) -> None:
         """Tell the predictor, where the policy uses one, how long an instance has lived."""
         if self._predictor is not None:

@@ -11,7 +11,7 @@ import heapq
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from treadle.errors import InvalidInput
 from treadle.scheduler.columns import FloatArray, HostColumns
 from treadle.scheduler.engine import Scheduler
-from treadle.scheduler.model import HostView
+from treadle.scheduler.model import HostView, PlacementRequest
 from treadle.scheduler.plugin import PluginError
 from treadle.scheduler.simulate_trace import Arrival, Trace
 from treadle.scheduler.table import HostTable
@@ -125,13 +125,18 @@ CLASSES = ("small", "medium", "large")
 class _Replay:
     """The state of one run."""
 
-    def __init__(self, trace: Trace, hosts: Iterable[HostView], policy: str, seed: int) -> None:
+    def __init__(
+        self, trace: Trace, hosts: Iterable[HostView], scheduler: Scheduler, seed: int
+    ) -> None:
         self.trace = trace
+        self.scheduler = scheduler
+        # The ends that are expected on each host, where the policy goes by them.
+        self.ends: dict[int, dict[str, float]] = {}
         self.table = HostTable(hosts)
         views = list(self.table.columns())
         if not views:
             raise InvalidInput("hosts", [], "at least one is needed")
-        self.out = Outcome(policy, seed, classes={name: Class() for name in CLASSES})
+        self.out = Outcome(scheduler.policy, seed, classes={name: Class() for name in CLASSES})
         big = max(views, key=lambda view: (view.vcpus_limit, view.memory_limit_mib))
         self.largest = max(1, big.vcpus_limit), max(1, big.memory_limit_mib)
         up = [view for view in views if view.state == "up"]
@@ -156,6 +161,10 @@ class _Replay:
             at, _, host, one = heapq.heappop(leaving)
             self._pass(at)
             self.change(one, host, -1)
+            ends = self.ends.get(host)
+            if ends is not None and ends.pop(one.name, None) is not None:
+                self.scheduler.ended(one.request(0), at - one.at)
+                self._busy_until(host, max(ends.values(), default=0.0))
         self._pass(moment)
 
     def _pass(self, moment: float) -> None:
@@ -196,6 +205,19 @@ class _Replay:
         self.change(one, host, 1)
         if one.until < math.inf:
             heapq.heappush(self.leaving, (one.until, order, host, one))
+
+    def expect(self, one: Arrival, request: PlacementRequest, host: int) -> None:
+        """Note on the host when the VM is expected to end, where the policy goes by that."""
+        lifetime = self.scheduler.expects(request)
+        if lifetime is not None:
+            ends = self.ends.setdefault(host, {})
+            ends[one.name] = one.at + lifetime
+            self._busy_until(host, max(ends.values()))
+
+    def _busy_until(self, host: int, end: float) -> None:
+        view = self.table.view(host)
+        if view is not None and view.busy_until != end:
+            self.table.put(replace(view, busy_until=end))
 
     def settle(self, one: Arrival, placed: bool) -> None:
         """Count the VM."""
@@ -272,7 +294,7 @@ def replay(
     Errors: `PluginError`, `InvalidInput` (no host, or a running VM on none of them).
     """
     began = time.perf_counter()
-    run = _Replay(trace, hosts, scheduler.policy, seed)
+    run = _Replay(trace, hosts, scheduler, seed)
     for order, one in enumerate(running):
         if one.host is None or one.host not in run.on_host:
             raise InvalidInput("running", one.name, f"it is on host {one.host}, which is not there")
@@ -281,15 +303,16 @@ def replay(
             heapq.heappush(run.leaving, (one.until, order - len(running), one.host, one))
     took = np.zeros(len(trace.arrivals))
     mixed = seed * 0x9E3779B97F4A7C15
-    pick, table, clock = scheduler.pick, run.table, time.perf_counter
+    pick, table, clock, sizes = scheduler.pick, run.table, time.perf_counter, trace.sizes()
     for order, one in enumerate(trace.arrivals):
         run.move_to(one.at)
-        request = one.request((mixed + order) & 0xFFFFFFFFFFFF)
+        request = one.request((mixed + order) & 0xFFFFFFFFFFFF, sizes)
         start = clock()
         host = pick(table, request)
         took[order] = clock() - start
         if host is not None:
             run.place(one, order, host)
+            run.expect(one, request, host)
         run.settle(one, host is not None)
         if progress is not None and order % _TELL_EVERY == 0:
             progress(order, len(trace.arrivals))

@@ -11,6 +11,7 @@ import gzip
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,11 @@ FORMAT = "treadle-record"
 VERSION = 1
 _MOST_HOSTS = 200_000
 GIB = 1024
+
+
+Sizes = tuple[tuple[int, int, int], ...]
+"""vCPUs, MiB of memory and MiB of disk of each."""
+_MOST_SIZES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +52,16 @@ class Arrival:
     wish: PlacementRequest | None = None
     host: int | None = None
 
-    def request(self, seed: int) -> PlacementRequest:
-        """What the scheduler is asked."""
+    def request(self, seed: int, flavors: Sizes = ()) -> PlacementRequest:
+        """What the scheduler is asked. `flavors` are the sizes on offer."""
         if self.wish is not None:
             return replace(
-                self.wish, seed=seed, batch=self.batch, tenant=self.tenant, asked_at=self.at
+                self.wish, seed=seed, batch=self.batch, tenant=self.tenant, asked_at=self.at,
+                flavors=self.wish.flavors or flavors,
             )
         return PlacementRequest(
             self.name, self.vcpus, self.memory_mib, self.disk_mib, seed=seed, batch=self.batch,
-            tenant=self.tenant, asked_at=self.at,
+            tenant=self.tenant, asked_at=self.at, flavors=flavors,
         )
 
 
@@ -74,6 +81,11 @@ class Trace:
 
     def __len__(self) -> int:
         return len(self.arrivals)
+
+    def sizes(self) -> Sizes:
+        """The sizes that are asked for, as flavors on offer: the 64 most frequent, sorted."""
+        counts = Counter((one.vcpus, one.memory_mib, one.disk_mib) for one in self.arrivals)
+        return tuple(sorted(size for size, _ in counts.most_common(_MOST_SIZES)))
 
     def part(self, since_h: float | None, until_h: float | None) -> Trace:
         """Only what comes from `since_h` on and before `until_h`, hours after its begin."""
