@@ -419,7 +419,7 @@ def test_an_image_larger_than_the_disk_of_the_type_is_refused(
     large = tmp_path / "large.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", large, "3G"], check=True)
     cloud = start(image=large)
-    cloud.fails("/vm/create?name=web&instance_type=1", 409, {"vmid": 0}, "choose a larger type")
+    cloud.fails("/vm/create?name=web&instance_type=1", 400, {"vmid": 0}, "choose a larger type")
     assert cloud.create(tid=2)
 
 

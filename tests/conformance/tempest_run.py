@@ -91,7 +91,7 @@ def configure(treadle: RunningTreadle, folder: Path, images: Sequence[str]) -> P
             "hostname_fqdn_sanitization": "true",
         },
         "image": {"build_interval": "0", "build_timeout": "20"},
-        "image-feature-enabled": {"os_glance_reserved": "true"},
+        "image-feature-enabled": {"image_format_enforcement": "false"},
         "network": {"build_interval": "0"},
         "network-feature-enabled": {"floating_ips": "false", "port_security": "false"},
         "service_available": {

@@ -224,7 +224,7 @@ def test_an_image_that_is_still_read_is_asked_for_later(database: Database) -> N
 
 def test_a_flavor_smaller_than_its_image_is_refused_with_what_it_needs(database: Database) -> None:
     set_up(database, virtual_bytes=5 * GIB + 1)
-    with pytest.raises(Conflict, match=r"1 GiB of disk and image tiny needs 6"):
+    with pytest.raises(InvalidInput, match=r"1 GiB of disk and image tiny needs 6"):
         make(database)
 
 

@@ -150,16 +150,17 @@ _SCENE = sa.select(now(), _known("admin_project"), _known("admin_user"))
 
 
 def check_fits(flavor: Flavor, image: Image) -> None:
-    """Whether an instance of the flavor can have the image. Errors: `Conflict`."""
+    """Whether an instance of the flavor can have the image. Errors: `InvalidInput`."""
     disk = max(-(-(image.virtual_bytes or 0) // GIB), image.min_disk_gib)
     for what, unit, has, needs in (
         ("disk", "GiB", flavor.disk_gib, disk),
         ("memory", "MiB", flavor.memory_mib, image.min_memory_mib),
     ):
         if needs > has:
-            raise Conflict(
-                f"instance type {flavor.id} has {has} {unit} of {what} and image {image.name} "
-                f"needs {needs}: choose a larger type"
+            raise InvalidInput(
+                "instance type", flavor.id,
+                f"it has {has} {unit} of {what} and image {image.name} needs {needs}: choose a "
+                "larger type",
             )
 
 

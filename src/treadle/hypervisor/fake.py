@@ -100,7 +100,8 @@ class _Guest:
         if self.power is Power.OFF:
             self.running_generation = self.spec.generation
             self.console = (
-                f"booting\r\nTREADLE-GUEST-UP hostname={self.spec.seed.hostname}\r\n".encode()
+                "firmware\r\nboot loader\r\nkernel\r\n"
+                f"TREADLE-GUEST-UP hostname={self.spec.seed.hostname}\r\n".encode()
             )
         self.power, self.cause, self.autostart = Power.RUNNING, StopCause.NONE, True
 

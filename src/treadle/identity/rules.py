@@ -195,6 +195,8 @@ COMPUTE: dict[str, str] = {
         "compute:hypervisors:get", "compute:hypervisors:statistics",
     ), "admin"),
     "compute:availability_zones:list": "token",
+    "compute:images:get": "project_reader",
+    "compute:images:change": "project_member",
     "compute:keypairs:list": "owner",
     "compute:keypairs:get": "owner",
     "compute:keypairs:create": "owner",

@@ -7,6 +7,7 @@ from treadle.api.openstack.compute import (
     flavors,
     hosts,
     hypervisors,
+    images,
     keypairs,
     quotas,
     server_actions,
@@ -31,6 +32,7 @@ CALLS = [
     *aggregates.CALLS,
     *hosts.CALLS,
     *hypervisors.CALLS,
+    *images.CALLS,
 ]
 SERVICE = Service(
     "/compute", CALLS, fault=fault_body, microversions=(LOWEST, HIGHEST), header="compute",
