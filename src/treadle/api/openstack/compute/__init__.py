@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from treadle.api.openstack.compute import (
     aggregates,
+    extensions,
     flavors,
     hosts,
     hypervisors,
     images,
     keypairs,
+    networks,
     quotas,
     server_actions,
     server_consoles,
+    server_groups,
     server_parts,
     servers,
+    usage,
     versions,
 )
 from treadle.api.openstack.compute.faults import fault_body
@@ -33,6 +37,10 @@ CALLS = [
     *hosts.CALLS,
     *hypervisors.CALLS,
     *images.CALLS,
+    *server_groups.CALLS,
+    *usage.CALLS,
+    *networks.CALLS,
+    *extensions.CALLS,
 ]
 SERVICE = Service(
     "/compute", CALLS, fault=fault_body, microversions=(LOWEST, HIGHEST), header="compute",
