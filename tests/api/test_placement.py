@@ -187,3 +187,51 @@ def test_the_commands_say_it_in_words(start: Start) -> None:
     missing = command(cloud, "explain", "999")
     assert missing.exit_code == 1
     assert "no instance '999'" in missing.stderr
+
+
+def what_if(cloud: Cloud, *arguments: str) -> dict[str, Any]:
+    said = command(cloud, "simulate", "--from-cloud", *arguments, "--json")
+    assert said.exit_code == 0, said.output
+    found: dict[str, Any] = json.loads(said.stdout)
+    return found
+
+
+def test_what_if_begins_with_the_cloud_as_it_is(start: Start) -> None:
+    cloud = start(f"fake://h1{ROOMY}", f"fake://h2{ROOMY}")
+    for _ in range(4):
+        cloud.create()
+    before = cloud.used()
+    found = what_if(cloud, "--drain", "h1", "--policy", "best-fit", "--policy", "worst-fit")
+    assert "the 2 hosts of" in found["hosts"]
+    moved = found["policies"][0]["runs"][0]
+    assert (moved["vms"], moved["placed"]) == (2, 2)
+    both = what_if(cloud, "--drain", "h1", "--drain", "2", "--policy", "best-fit")
+    assert both["policies"][0]["runs"][0]["refused"] == 4
+    more = what_if(
+        cloud, "--drain", "h1", "--drain", "2", "--add-hosts", "1x2c64g100d,1x4c64g100d",
+        "--policy", "best-fit",
+    )
+    assert more["policies"][0]["runs"][0]["placed"] == 4
+    loaded = what_if(
+        cloud, "--generate", "200", "--hours", "5", "--mix", "9:1c1g1d,1:4c8g10d",
+        "--policy", "best-fit",
+    )["policies"][0]["runs"][0]
+    assert loaded["vms"] == 200
+    assert 0 < loaded["placed"] < 200
+    alike = what_if(cloud, "--generate", "50", "--policy", "best-fit")["policies"][0]["runs"][0]
+    assert alike["placed"] == 50
+    assert cloud.used() == before
+
+
+def test_what_if_is_refused_in_words(cloud: Cloud) -> None:
+    for arguments, word in (
+        (("--from-cloud",), "--drain"), (("--drain", "h1"), "--from-cloud"),
+        (("--from-cloud", "--drain", "nobody"), "nobody"),
+        (("--from-cloud", "--generate", "5", "--mix", "1c1g"), "60:1c2g20d"),
+        (("--from-cloud", "--generate", "5", "--hosts", "1x1c1g"), "--add-hosts"),
+        (("--from-cloud", "--generate", "5", "--add-hosts", "many"), "700x48c128g"),
+    ):
+        said = command(cloud, "simulate", *arguments)
+        assert said.exit_code != 0
+        assert word in said.stderr
+        assert "Traceback" not in said.stderr

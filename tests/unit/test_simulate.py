@@ -269,7 +269,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
         (("--generate", "9", "--hosts", "9by9"), "700x48c128g"),
         (("--generate", "9", "--hosts", "1x4c8g", "--policy", "none"), "known are"),
         (("--trace", str(tmp_path / "no.csv"), "--hosts", "1x4c8g"), "cannot be read"),
-        (("--hosts", "1x4c8g"), "--trace"),
+        (("--hosts", "1x4c8g"), "--generate"),
         (("--generate", "9"), "--hosts"),
     ):
         said = CliRunner().invoke(command_line, ["simulate", *arguments])

@@ -9,15 +9,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from treadle.cli.base import asks_controller, client, examples, guarded, show
 
 if TYPE_CHECKING:
+    from treadle.scheduler.model import HostView
     from treadle.scheduler.simulate import Outcome
     from treadle.scheduler.simulate_compare import Comparison, Spread, Watch
+    from treadle.scheduler.simulate_generate import Size
+    from treadle.scheduler.simulate_trace import Arrival, Trace
 
 _PLAIN_EVERY_S = 5.0
 
@@ -27,6 +30,8 @@ _PLAIN_EVERY_S = 5.0
     "treadle simulate --trace azure.csv.gz --hosts 700x48c128g --policy best-fit --seeds 3",
     "treadle simulate --trace azure.csv.gz --hosts 700x48c128g "
     "--policy weighted:cpu_free=-1,memory_free=-1 --report out.html",
+    "treadle simulate --from-cloud --add-hosts 5x64c256g --generate 5000 --hours 168",
+    "treadle simulate --from-cloud --drain host3 --drain host4",
     "treadle simulate --record today.jsonl",
     "treadle simulate --trace today.jsonl --policy best-fit --policy worst-fit",
 ))
@@ -38,6 +43,12 @@ _PLAIN_EVERY_S = 5.0
 @click.option("--since", type=click.FloatRange(0), help="Leave out what comes before this hour.")
 @click.option("--until", type=click.FloatRange(0), help="End at this hour of the trace.")
 @click.option("--hosts", "spec", help="COUNTxCORES'c'GIB'g': 700x48c128g, or 5x64c256g,3x8c32g.")
+@click.option("--from-cloud", is_flag=True, help="Begin with the running cloud's hosts and VMs.")
+@click.option("--add-hosts", "more", help="With these besides: 5x64c256g.")
+@click.option("--drain", multiple=True, metavar="HOST",
+              help="With this host (name or number) closed and its VMs placed anew. Repeatable.")
+@click.option("--mix", help="Sizes that are made up: SHARE:CORES'c'GIB'g', 60:1c2g20d,40:4c8g. "
+              "Else those of the cloud's VMs, or of a public cloud.")
 @click.option("--policy", "policies", multiple=True, help="Once for each policy; else the "
               "settings' one. POLICY:WEIGHER=NUMBER,… names weighers.")
 @click.option("--seeds", type=click.IntRange(1, 1000), default=1, show_default=True,
@@ -50,7 +61,8 @@ _PLAIN_EVERY_S = 5.0
 def simulate(**options: Any) -> None:
     """Replay VMs through the scheduler and compare policies.
 
-    Nothing real is touched. The trace is a file, a record of a cloud, or made up (--generate).
+    Nothing real is touched. The trace is a file, a record of a cloud, or made up (--generate); with
+    --from-cloud it comes on top of what a running cloud has.
     Other seeds bring the batches of the same moment in another order; a made-up trace is made anew.
     """
     if options["record_to"] is not None:
@@ -86,33 +98,77 @@ def _record(path: Path, options: dict[str, Any]) -> None:
 
 def _run(
     file: Path | None, vms: int | None, hours: float, since: float | None, until: float | None,
-    spec: str | None, policies: Sequence[str], seeds: int, config: Path | None, **_: Any,
+    policies: Sequence[str], seeds: int, config: Path | None, **more: Any,
 ) -> Comparison:
     from treadle.config import load
+    from treadle.scheduler.simulate_cloud import before
     from treadle.scheduler.simulate_compare import Plan, compare
     from treadle.scheduler.simulate_generate import generate
-    from treadle.scheduler.simulate_trace import Trace, parse_hosts, read_trace
+    from treadle.scheduler.simulate_trace import Trace, read_trace
 
-    if (file is None) == (vms is None):
-        raise click.UsageError("name a --trace, or --generate VMs: one of the two")
+    _check(file, vms, more)
     read = None if file is None else read_trace(file).part(since, until)
+    stage = _stage(read, config, more)
 
     def trace_of(seed: int) -> Trace:
         if read is not None:
-            return read.shuffled(seed)
-        assert vms is not None
-        return generate(vms, hours, seed).part(since, until)
+            asked = read.shuffled(seed)
+        elif vms is not None:
+            asked = generate(vms, hours, seed, stage.sizes).part(since, until)
+        else:
+            asked = Trace(f"{len(stage.moved)} VMs that move", (), 0.0, 3600.0)
+        return before(asked, stage.moved)
 
-    if spec is None and (read is None or not read.hosts):
-        raise click.UsageError("name the --hosts, for instance 700x48c128g")
-    hosts = parse_hosts(spec) if spec is not None else list(read.hosts if read else ())
     chosen = load(config, os.environ).scheduler
     plan = Plan(
-        trace_of, hosts, spec or "those of the record", policies or (chosen.policy,),
-        chosen.filters, chosen.weighers, seeds,
+        trace_of, stage.hosts, stage.text, policies or (chosen.policy,), chosen.filters,
+        chosen.weighers, seeds, stage.running,
     )
     with watching() as watch:
         return compare(plan, watch)
+
+
+def _check(file: Path | None, vms: int | None, more: dict[str, Any]) -> None:
+    if file is not None and vms is not None:
+        raise click.UsageError("name a --trace, or --generate VMs: one of the two")
+    if file is None and vms is None and not more["drain"]:
+        raise click.UsageError("name a --trace, --generate VMs, or --drain a host of the cloud")
+    if (more["drain"] or more["more"]) and not more["from_cloud"]:
+        raise click.UsageError("--drain and --add-hosts go with --from-cloud")
+    if more["from_cloud"] and more["spec"] is not None:
+        raise click.UsageError("--from-cloud has hosts: use --add-hosts in place of --hosts")
+
+
+class _Stage(NamedTuple):
+    """What a simulation begins with."""
+
+    hosts: Sequence[HostView]
+    text: str
+    sizes: Sequence[Size]
+    moved: Sequence[Arrival] = ()
+    running: Sequence[Arrival] = ()
+
+
+def _stage(read: Trace | None, config: Path | None, more: dict[str, Any]) -> _Stage:
+    from treadle.scheduler.simulate_cloud import cloud_now, parse_mix
+    from treadle.scheduler.simulate_generate import SIZES
+    from treadle.scheduler.simulate_trace import parse_hosts
+
+    sizes = None if more["mix"] is None else parse_mix(more["mix"])
+    if more["from_cloud"]:
+        found = client(more["url"], more["token"], config).call("GET", "/record")
+        cloud = cloud_now(found, more["url"])
+        like = sizes or cloud.sizes() or SIZES
+        if more["more"]:
+            cloud = cloud.grown(more["more"])
+        cloud, moved = cloud.drained(more["drain"])
+        text = f"the {len(cloud.hosts)} hosts of {more['url']}, with {len(cloud.running)} VMs"
+        return _Stage(cloud.hosts, text, like, moved, cloud.running)
+    if more["spec"] is not None:
+        return _Stage(parse_hosts(more["spec"]), more["spec"], sizes or SIZES)
+    if read is not None and read.hosts:
+        return _Stage(read.hosts, "those of the record", sizes or SIZES)
+    raise click.UsageError("name the --hosts, for instance 700x48c128g")
 
 
 @contextmanager

@@ -202,6 +202,14 @@ class _Replay:
             or one.disk_mib > row.free_disk_mib
         ):
             raise PluginError("policy", self.out.policy, f"it chose host {host}, which is full")
+        image = None if one.wish is None else one.wish.image
+        if image is not None and image not in row.images and one.wish is not None:
+            # As the ledger does: an image takes room once on each host.
+            view = row.view
+            self.table.put(replace(
+                view, images=view.images | {image},
+                disk_used_mib=view.disk_used_mib + one.wish.image_mib,
+            ))
         self.change(one, host, 1)
         if one.until < math.inf:
             heapq.heappush(self.leaving, (one.until, order, host, one))

@@ -10,6 +10,8 @@ of the load.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,18 +20,33 @@ from treadle.scheduler.simulate_trace import GIB, Arrival, Trace
 
 TICK_S = 300
 
-# vcpus, memory MiB, share of the batches, and by how much it is likelier to stay
-_SIZES = (
-    (1, 768, 0.02, 1.5), (1, 1792, 0.54, 1.0), (2, 3584, 0.22, 1.5), (4, 7168, 0.12, 2.0),
-    (8, 14336, 0.08, 1.0), (2, 14 * GIB, 0.005, 6.0), (4, 28 * GIB, 0.005, 6.0),
-    (8, 56 * GIB, 0.01, 9.0),
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A size that is asked for. Memory and disk in MiB; `share` of the batches, in any unit.
+
+    `stays`: how much likelier than others it is to outlive the trace.
+    """
+
+    vcpus: int
+    memory_mib: int
+    disk_mib: int = 0
+    share: float = 1.0
+    stays: float = 1.0
+
+
+SIZES = (
+    Size(1, 768, 0, 0.02, 1.5), Size(1, 1792, 0, 0.54), Size(2, 3584, 0, 0.22, 1.5),
+    Size(4, 7168, 0, 0.12, 2.0), Size(8, 14336, 0, 0.08), Size(2, 14 * GIB, 0, 0.005, 6.0),
+    Size(4, 28 * GIB, 0, 0.005, 6.0), Size(8, 56 * GIB, 0, 0.01, 9.0),
 )
+"""What is asked for where nothing else is said."""
 _BATCH_MEAN = 5.0
 _STAYS = 0.045
 """How many of a batch's VMs outlive the trace, before the size's factor."""
 
 
-def generate(vms: int, hours: float, seed: int) -> Trace:
+def generate(vms: int, hours: float, seed: int, sizes: Sequence[Size] = SIZES) -> Trace:
     """About `vms` arrivals (exactly that many) over `hours`. The same seed, the same trace.
 
     Batches come by a Poisson process whose rate follows the hour of the day (from 0.5 to 1.5 of
@@ -43,7 +60,7 @@ def generate(vms: int, hours: float, seed: int) -> Trace:
     if seed < 0:
         raise InvalidInput("seed", seed, "a whole number from 0 on is needed")
     rng = np.random.default_rng(seed)
-    shares = np.array([share for _, _, share, _ in _SIZES])
+    shares = np.array([size.share for size in sizes], dtype=np.float64)
     shares /= shares.sum()
     counts: list[int] = []
     total = 0
@@ -57,18 +74,18 @@ def generate(vms: int, hours: float, seed: int) -> Trace:
     hour = np.arange(ticks) * TICK_S / 3600
     rate = 1.0 + 0.5 * np.sin(2 * np.pi * (hour - 9) / 24)
     moments = np.sort(rng.choice(ticks, size=len(counts), p=rate / rate.sum())) * TICK_S
-    sizes = rng.choice(len(_SIZES), size=len(counts), p=shares)
+    chosen = rng.choice(len(sizes), size=len(counts), p=shares)
     medians = np.exp(rng.normal(math.log(2400), 1.5, size=len(counts)))
     arrivals: list[Arrival] = []
     for batch, count in enumerate(counts):
-        vcpus, memory, _, factor = _SIZES[sizes[batch]]
+        size = sizes[chosen[batch]]
         at = float(moments[batch])
-        stays = rng.random(count) < _STAYS * factor
+        stays = rng.random(count) < _STAYS * size.stays
         lives = np.maximum(30.0, medians[batch] * np.exp(rng.normal(0, 0.3, size=count)))
         for place in range(count):
             arrivals.append(Arrival(
                 f"g{len(arrivals)}", at, math.inf if stays[place] else at + float(lives[place]),
-                vcpus, memory, 0, str(batch),
+                size.vcpus, size.memory_mib, size.disk_mib, str(batch),
             ))
     return Trace(
         f"generated: {vms} VMs in {hours:g} hours, seed {seed}", arrivals, 0.0,

@@ -288,8 +288,9 @@ def _read_record(path: Path, file: Iterable[str]) -> Trace:
         else:
             raise InvalidInput(f"{here} kind", kind, 'it has to be "host" or "instance"')
     arrivals.sort(key=lambda one: one.at)
-    trace = _trace(str(path), arrivals, batched=True)
-    return replace(trace, end=max(end, trace.end), hosts=tuple(hosts))
+    begin = arrivals[0].at if arrivals else end
+    last = arrivals[-1].at if arrivals else end
+    return Trace(str(path), arrivals, begin, max(end, last), tuple(hosts), batched=True)
 
 
 def _value(here: str, data: dict[str, Any], name: str, kind: type[float] | type[int]) -> Any:
@@ -311,7 +312,9 @@ def _host(here: str, data: dict[str, Any]) -> HostView:
         capabilities=frozenset(map(str, data.get("capabilities") or ())),
         vcpus_limit=amounts["vcpus_limit"], vcpus_used=0,
         memory_limit_mib=amounts["memory_limit_mib"], memory_used_mib=0,
-        disk_limit_mib=amounts["disk_limit_mib"], disk_used_mib=0,
+        disk_limit_mib=amounts["disk_limit_mib"],
+        disk_used_mib=_value(here, data, "disk_used_mib", int) if "disk_used_mib" in data else 0,
+        images=frozenset(map(str, data.get("images") or ())),
     )
 
 
@@ -338,7 +341,8 @@ def record_lines(record: dict[str, Any]) -> Iterator[str]:
     """Write a cloud's answer of `GET /treadle/v1/record` as the lines of a `.jsonl` file.
 
     The first line is `{"kind": "treadle-record", "version": 1, "at": now}`; then a line for each
-    host (kind "host": id, name, state, arch, capabilities and the three limits), then one for each
+    host (kind "host": id, name, state, arch, capabilities, images, the three limits and the disk in
+    use), then one for each
     instance (kind "instance": id, at, until or null, vcpus, memory_mib, disk_mib, batch, tenant,
     host, and the request of its decision). Times are seconds since 1970.
     """
