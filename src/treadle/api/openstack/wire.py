@@ -78,21 +78,25 @@ STATUS = {
 
 
 class Schema:
-    """JSON Schemas of one body or query, by the microversion from which each holds."""
+    """JSON Schemas of one body or query, by the microversion from which each holds.
+
+    Each is compiled when it is first asked for: all of them take 20 MB, and few are ever used.
+    """
 
     def __init__(self, *steps: tuple[int, Mapping[str, Any]]) -> None:
         self.steps = [(since, dict(schema)) for since, schema in sorted(steps, key=lambda s: s[0])]
-        self._compiled = [
-            (since, jsonschema_rs.validator_for(schema)) for since, schema in self.steps
-        ]
+        self._compiled: dict[int, Any] = {}
 
     def check(self, value: Any, minor: int) -> None:
         """Raise `InvalidInput` for the first fault found in `value`."""
-        validator = None
-        for since, one in self._compiled:
-            if since <= minor:
-                validator = one
-        if validator is None or validator.is_valid(value):
+        number = sum(since <= minor for since, _ in self.steps) - 1
+        if number < 0:
+            return
+        validator = self._compiled.get(number)
+        if validator is None:
+            validator = jsonschema_rs.validator_for(self.steps[number][1])
+            self._compiled[number] = validator
+        if validator.is_valid(value):
             return
         error = next(iter(validator.iter_errors(value)))
         where = "/".join(str(part) for part in error.instance_path) or "body"

@@ -103,7 +103,9 @@ async def create(ask: Ask) -> Reply:
     kind, name, public = said.get("type", SSH), said["name"], said.get("public_key")
     private = None
     if public is None:
-        fresh = await asyncio.to_thread(keypairs.generate, kind, user)
+        from treadle.compute.key_material import generate
+
+        fresh = await asyncio.to_thread(generate, kind, user)
         public, private = fresh.public_key, fresh.private_key
     one = await ask.write(lambda conn: keypairs.add(
         conn, ask.caller.project_id, user, name, kind, public

@@ -26,7 +26,7 @@ from treadle.compute.listing import HostWords, Key, Row
 from treadle.compute.store import CHANGED
 from treadle.db.engine import Database
 
-KEPT = 8192
+KEPT = 4096
 HOSTS_KEPT_S = 0.5
 
 Read = tuple[Sequence[Key], Mapping[str, bytes], dict[int, Row], Mapping[int, HostWords], int]
