@@ -12,6 +12,19 @@ import pytest
 from cloudkit import ROOMY, Cloud, Start, start_cloud
 from computekit import Api
 
+from treadle.identity import passwords
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_passwords() -> Iterator[None]:
+    """Real hashes that take less: what they cost by default is tested in tests/unit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passwords, "MEMORY_KIB", 64)
+        patch.setattr(passwords, "PASSES", 1)
+        passwords._hasher.cache_clear()
+        yield
+    passwords._hasher.cache_clear()
+
 
 @pytest.fixture(scope="session")
 def disk_image(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -45,7 +45,6 @@ class Proof:
 
     user_id: str
     password_id: int | None = None
-    password_ends: float | None = None
     failures: int = 0
     parent: Token | None = None
     credential: Row | None = None
@@ -153,7 +152,6 @@ class Login:
             found = proof if found is None else replace(
                 proof, parent=proof.parent or found.parent,
                 password_id=proof.password_id or found.password_id,
-                password_ends=proof.password_ends or found.password_ends,
                 credential=proof.credential or found.credential,
             )
         assert found is not None
@@ -197,9 +195,7 @@ class Login:
             await self._failed(who, address, found[0]["id"] if found else None)
         if not right or found is None or password is None or found[2]:
             raise Unauthorized(REFUSAL)
-        return Proof(
-            found[0]["id"], password["id"], password["expires_at"], found[0]["failures"]
-        )
+        return Proof(found[0]["id"], password["id"], found[0]["failures"])
 
     async def _by_token(self, given: Mapping[str, Any]) -> Proof:
         text = given["id"]
@@ -254,11 +250,10 @@ class Login:
     def _issue(
         self, conn: sa.Connection, proof: Proof, methods: list[str], wanted: Wanted
     ) -> tuple[Issued, float]:
-        time = store.time(conn)
-        if proof.password_id is not None:
-            self.check_password(conn, proof)
-            self._check_expiry(conn, proof, time)
         standing = self._standing(conn, proof, wanted)
+        time = standing.at
+        if proof.password_id is not None:
+            self._check_password(conn, proof, standing)
         _check_factors(standing, {*methods, *(proof.parent.methods if proof.parent else ())})
         ends = time + self._settings.token_s
         audit = [secrets.token_urlsafe(16)]
@@ -285,26 +280,19 @@ class Login:
             store.forget_expired(conn)
         return Issued(text, token, standing), ends - time
 
-    def check_password(self, conn: sa.Connection, proof: Proof) -> None:
-        """It is still the password: another may have been given while it was checked.
-
-        Errors: `Unauthorized`.
-        """
-        password = store.password_of(conn, proof.user_id)
-        if password is None or password["id"] != proof.password_id:
+    def _check_password(self, conn: sa.Connection, proof: Proof, standing: Standing) -> None:
+        """It is still the password, and may still be used. Errors: `Unauthorized`."""
+        if standing.password_id != proof.password_id:
             raise Unauthorized(REFUSAL)
-
-    def _check_expiry(self, conn: sa.Connection, proof: Proof, time: float) -> None:
         if proof.failures:
             store.update(conn, user_account, proof.user_id, {"failures": 0, "failed_at": None})
-        ends = proof.password_ends
-        if ends is not None and ends <= time:
-            user = store.get(conn, user_account, proof.user_id)
-            if user is not None and not user["options"].get("ignore_password_expiry"):
-                raise Unauthorized(
-                    "The password is expired and needs to be changed for user: "
-                    f"{proof.user_id}."
-                )
+        ends = standing.password_expires_at
+        if ends is not None and ends <= standing.at and not standing.user["options"].get(
+            "ignore_password_expiry"
+        ):
+            raise Unauthorized(
+                f"The password is expired and needs to be changed for user: {proof.user_id}."
+            )
 
     def _standing(self, conn: sa.Connection, proof: Proof, wanted: Wanted) -> Standing:
         user_id, made = proof.user_id, None

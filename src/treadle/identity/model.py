@@ -69,11 +69,17 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a user is in a scope, just now. `roles` are pairs of id and name, implied ones too."""
+    """What a user is in a scope, at a time of the database's clock.
+
+    `roles` are pairs of id and name, implied ones too. `password_id` names his password: another
+    is another.
+    """
 
     user: Row
     user_domain: Row
+    password_id: int | None
     password_expires_at: float | None
+    at: float
     scope: Scope
     project: Row | None = None
     project_domain: Row | None = None

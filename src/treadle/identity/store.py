@@ -7,6 +7,7 @@ that the memory of every controller learns of it (see `tokens.py`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -62,15 +63,26 @@ def _written(values: Mapping[str, Any]) -> Row:
 
 def get(conn: sa.Connection, table: sa.Table, id: str) -> Row | None:
     """The row of an id, or None."""
-    found = conn.execute(sa.select(table).where(table.c.id == id)).one_or_none()
+    found = conn.execute(_by_id(table), {"i": id}).one_or_none()
     return None if found is None else row_of(found)
+
+
+@cache
+def _by_id(table: sa.Table) -> sa.Select[Any]:
+    return sa.select(table).where(table.c.id == sa.bindparam("i"))
+
+
+@cache
+def _by_name(table: sa.Table) -> sa.Select[Any]:
+    return sa.select(table).where(
+        table.c.domain_id == sa.bindparam("d"), table.c.name_key == sa.bindparam("n")
+    )
 
 
 def named(conn: sa.Connection, table: sa.Table, name: str, domain_id: str) -> Row | None:
     """The row of that name in a domain ("": among domains, or roles of all), whatever the case."""
-    found = conn.execute(sa.select(table).where(
-        table.c.domain_id == domain_id, table.c.name_key == name.casefold()
-    )).one_or_none()
+    words = {"d": domain_id, "n": name.casefold()}
+    found = conn.execute(_by_name(table), words).one_or_none()
     return None if found is None else row_of(found)
 
 
@@ -152,7 +164,7 @@ def epoch(conn: sa.Connection) -> int:
 
 def add_token(conn: sa.Connection, new: Token) -> None:
     """Keep a token."""
-    conn.execute(sa.insert(token), {
+    conn.execute(_ADD_TOKEN, {
         "hash": new.hash, "user_id": new.user_id, "scope": new.scope, "scope_id": new.scope_id,
         "methods": ",".join(new.methods), "audit_ids": ",".join(new.audit_ids),
         "issued_at": new.issued_at, "expires_at": new.expires_at,
@@ -209,7 +221,7 @@ def standing(
     if app_credential_id is not None:
         credential = get(conn, app_credential, app_credential_id)
         if credential is None or credential["user_id"] != user_id or (
-            credential["expires_at"] is not None and credential["expires_at"] <= time(conn)
+            credential["expires_at"] is not None and credential["expires_at"] <= found.at
         ):
             return None
         lent = set(credential["roles"])
@@ -223,7 +235,10 @@ def standing(
                 (one["service"], one["method"], one["path"])
                 for one in rows_of(conn, access_rule, credential["access_rules"]).values()
             )
-    return Standing(user, user_domain, found.password_expires_at, scope, roles=roles, **made)
+    return Standing(
+        user, user_domain, found.password_id, found.password_expires_at, found.at, scope,
+        roles=roles, **made,
+    )
 
 
 def ancestors(conn: sa.Connection, one: Row) -> list[Row]:
@@ -361,20 +376,25 @@ _META = sa.select(meta.c.value).where(meta.c.key == sa.bindparam("k"))
 _BUMP = sa.update(meta).where(meta.c.key == EPOCH).values(
     value=sa.cast(sa.cast(meta.c.value, sa.BigInteger) + 1, sa.Text)
 )
+_ADD_TOKEN = sa.insert(token)
 _TOKEN = sa.select(token).where(token.c.hash == sa.bindparam("h"), token.c.expires_at > now())
 _PASSWORD = sa.select(user_password).where(
     user_password.c.user_id == sa.bindparam("u")
 ).order_by(user_password.c.id.desc()).limit(1)
 _domain = project.alias("domain")
-_expiry = (
-    sa.select(user_password.c.expires_at).where(user_password.c.user_id == user_account.c.id)
-    .order_by(user_password.c.id.desc()).limit(1).scalar_subquery()
-)
-_USER = sa.select(
-    user_account, _domain.c.name.label("domain_name"), _domain.c.enabled.label("domain_enabled"),
-    _expiry.label("password_expires_at"),
-).join(_domain, _domain.c.id == user_account.c.domain_id).where(
-    user_account.c.id == sa.bindparam("u")
+_one = user_password.alias("one")
+_newest = sa.select(sa.func.max(_one.c.id)).where(
+    _one.c.user_id == user_account.c.id
+).correlate(user_account).scalar_subquery()
+_USER = (
+    sa.select(
+        user_account, _domain.c.name.label("domain_name"),
+        _domain.c.enabled.label("domain_enabled"), user_password.c.id.label("password_id"),
+        user_password.c.expires_at.label("password_expires_at"), now().label("at"),
+    )
+    .join(_domain, _domain.c.id == user_account.c.domain_id)
+    .outerjoin(user_password, user_password.c.id == _newest)
+    .where(user_account.c.id == sa.bindparam("u"))
 )
 _PROJECT = sa.select(
     project, _domain.c.name.label("domain_name"), _domain.c.enabled.label("domain_enabled")

@@ -98,7 +98,7 @@ class Tokens:
             ends = token.expires_at
             if found.app_credential is not None and found.app_credential["expires_at"] is not None:
                 ends = min(ends, found.app_credential["expires_at"])
-            return found.caller(token), ends - store.time(conn)
+            return found.caller(token), ends - found.at
 
         found = await asyncio.wrap_future(self._database.submit_read(ask))
         if found is None:

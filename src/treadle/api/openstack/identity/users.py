@@ -30,11 +30,12 @@ from treadle.api.openstack.identity.common import (
 from treadle.api.openstack.identity.projects import show_projects
 from treadle.api.openstack.wire import Ask, Call, Schema
 from treadle.db.schema import group_member, user_account, user_group
-from treadle.errors import Forbidden, InvalidInput
+from treadle.errors import Forbidden, InvalidInput, Unauthorized
 from treadle.identity import actions, store
 from treadle.identity.bootstrap import DOMAIN_ID
 from treadle.identity.grants import holds_admin, reach
 from treadle.identity.model import Row
+from treadle.identity.tokens import REFUSAL
 
 OPTIONS = (
     "ignore_change_password_upon_first_use", "ignore_password_expiry",
@@ -168,7 +169,9 @@ async def change_password(ask: Ask) -> None:
     hashed = await login.passwords.hash(new)
 
     def work(conn: sa.Connection) -> None:
-        login.check_password(conn, proof)
+        newest = store.password_of(conn, id)
+        if newest is None or newest["id"] != proof.password_id:
+            raise Unauthorized(REFUSAL)
         put_password(ask, conn, actions.get_user(conn, id), hashed, by_admin=False)
 
     await change(ask, work)
