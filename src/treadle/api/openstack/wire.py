@@ -258,6 +258,9 @@ class Service:
         if known is None and method == "HEAD":
             known = node.calls.get("GET")
         if known is None:
+            if len(path) > 1 and path.endswith("/"):
+                # A client that has lost the id of what it would change.
+                raise NoSuchPath("The resource could not be found.")
             raise BadMethod(sorted(node.calls))
         for call, names in known:
             if call.since <= minor <= call.until:
