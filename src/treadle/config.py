@@ -177,7 +177,10 @@ class Scheduler(Struct, frozen=True):
             title="a list of names",
             description="What a host must pass, in this order.",
         ),
-    ] = ("state", "capacity", "capabilities", "excluded")
+    ] = (
+        "state", "pinned", "retry", "excluded", "zone", "aggregate_specs", "image_properties",
+        "capabilities", "affinity", "anti_affinity", "instance_limit", "capacity",
+    )
     weighers: Annotated[
         dict[Name, Weight],
         Meta(
@@ -186,7 +189,36 @@ class Scheduler(Struct, frozen=True):
             description="What counts for a host, and how much. Only those named here are used; "
             "a negative number turns a preference round.",
         ),
-    ] = field(default_factory=lambda: {"cpu_free": 1.0, "memory_free": 1.0, "image_local": 0.5})
+    ] = field(default_factory=lambda: {
+        "cpu_free": 1.0, "memory_free": 1.0, "image_local": 0.5, "group": 1.0,
+    })
+    predictor: Annotated[
+        Name, Meta(description="What says how long an instance will live, for policies that ask.")
+    ] = "size-means"
+    on_filter_fault: Annotated[
+        Literal["fail", "skip"],
+        Meta(
+            description="A filter that raises, gives nonsense or answers too late: fail the "
+            "placement, or let every host pass it."
+        ),
+    ] = "fail"
+    on_policy_fault: Annotated[
+        str,
+        Meta(
+            pattern=r"\A([A-Za-z0-9][A-Za-z0-9._-]{0,62})?\Z",
+            title="a name, or nothing",
+            description="The policy that orders the hosts where the chosen one raises, gives "
+            "nonsense or answers too late. Empty: fail the placement.",
+        ),
+    ] = "first-fit"
+    plugin_limit_s: Annotated[
+        float,
+        Meta(
+            ge=0.001, le=60,
+            description="How long a plug-in may take over one question; a later answer is "
+            "dropped, and counts as a fault.",
+        ),
+    ] = 1.0
 
 
 class HostDefaults(Struct, frozen=True):

@@ -70,7 +70,9 @@ def test_a_dry_run_says_where_and_why_and_changes_nothing(start: Start) -> None:
     found = ask(cloud, {"vcpus": 6, "memory_mib": 4096, "disk_gib": 2})
     assert found["placements"] == [{"host": 1, "name": "h1"}]
     assert [one["host"] for one in found["ranking"]] == [1]
-    assert set(found["ranking"][0]["shares"]) == {"cpu_free", "memory_free", "image_local"}
+    assert set(found["ranking"][0]["shares"]) == {
+        "cpu_free", "memory_free", "image_local", "group",
+    }
     assert found["decision"]["refusals"] == [{
         "host": 2, "name": "h2", "filter": "capacity",
         "reason": "needs 6 vcpus, has 4; needs 4096 MiB memory, has 1536",

@@ -20,7 +20,12 @@ from starlette.routing import Route
 
 from treadle.api.context import Context, answer
 from treadle.api.faults import message_of, status_of
-from treadle.api.placement import instances_decision, placements_dry_run, record
+from treadle.api.placement import (
+    instances_decision,
+    placements_dry_run,
+    record,
+    scheduler_show,
+)
 from treadle.compute import actions, consoles, store
 from treadle.compute.fleet import call
 from treadle.compute.inventory import register_host, register_image
@@ -285,6 +290,7 @@ ROUTES: tuple[tuple[str, str, Endpoint, int], ...] = (
     ("GET", "/orphans", orphans_list, 200),
     ("POST", "/placements:dry-run", placements_dry_run, 200),
     ("GET", "/record", record, 200),
+    ("GET", "/scheduler", scheduler_show, 200),
 )
 BODIES: dict[tuple[str, str], type[Any]] = {
     ("POST", "/hosts"): NewHost, ("POST", "/images"): NewImage, ("POST", "/flavors"): NewFlavor,

@@ -108,6 +108,19 @@ def _instance(conn: sa.Connection, name: str) -> Instance | None:
     return store.by_uuid(conn, name) if UUID.fullmatch(name) else None
 
 
+async def scheduler_show(context: Context, _request: Request) -> Any:
+    """What ranks the hosts, and how often each plug-in was broken since this process started."""
+    scheduler = context.scheduler
+    return {
+        "policy": scheduler.policy, "filters": scheduler.filters, "weighers": scheduler.weighers,
+        "keeps_scores": scheduler.keeps_scores,
+        "faults": [
+            {"kind": kind, "plugin": name, "count": count}
+            for (kind, name), count in sorted(scheduler.faults.items())
+        ],
+    }
+
+
 async def record(context: Context, request: Request) -> Any:
     """The hosts and the instances, with what was asked for each: to be replayed elsewhere."""
     context.check_admin(request)

@@ -48,7 +48,7 @@ from treadle.image.contents import Contents
 from treadle.image.fetch import FetchLimits, HttpUrl
 from treadle.image.handler import ImageHandler
 from treadle.placement import ledger
-from treadle.scheduler.engine import Scheduler
+from treadle.scheduler.engine import OnFault, Scheduler
 
 if TYPE_CHECKING:
     import uvicorn
@@ -138,7 +138,12 @@ def assemble(
     """
     driver = factory or driver_factory(folder, settings.host_defaults)
     scheduler = Scheduler(
-        settings.scheduler.policy, settings.scheduler.filters, settings.scheduler.weighers
+        settings.scheduler.policy, settings.scheduler.filters, settings.scheduler.weighers,
+        on_fault=OnFault(
+            settings.scheduler.on_filter_fault, settings.scheduler.on_policy_fault,
+            settings.scheduler.plugin_limit_s,
+        ),
+        predictor=settings.scheduler.predictor,
     )
     database = open_database(
         settings.database.url, folder, synchronous=settings.database.synchronous,

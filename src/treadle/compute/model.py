@@ -148,6 +148,7 @@ class Instance:
     locked_by: str | None = None
     locked_reason: str | None = None
     user_id: str = ""
+    group_id: int | None = None
 
 
 SETTLED = {

@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.compute import changes, lifecycle, store
+from treadle.compute import changes, lifecycle, placing, store
 from treadle.compute.fleet import Fleet, call
 from treadle.compute.lifecycle import (
     Action,
@@ -39,11 +39,10 @@ from treadle.controller.worker import backoff
 from treadle.db.engine import Database, note
 from treadle.errors import TreadleError
 from treadle.hypervisor.base import Domain, DomainSpec, HostUnreachable, Power, Seed
-from treadle.placement import ledger
+from treadle.placement import groups, ledger
 from treadle.placement.board import Board
 from treadle.placement.ledger import HostStatus, ImageState
 from treadle.scheduler.engine import Scheduler
-from treadle.scheduler.model import PlacementRequest
 from treadle.scheduler.plugin import PluginError
 from treadle.scheduler.record import Decision, sentence
 
@@ -240,12 +239,10 @@ class InstanceHandler:
         instance = loaded.instance
         started = time.time()
         room = room_of(loaded)
-        request = PlacementRequest(
-            instance_id=instance.uuid, vcpus=room.vcpus, memory_mib=room.memory_mib,
-            disk_mib=room.disk_mib, image=room.sha256, image_mib=room.image_mib,
-            excluded_hosts=instance.excluded, seed=int(instance.uuid[:8], 16),
-        )
         for attempt in range(PLACE_TRIES):
+            request = self._db.read(lambda conn: placing.request_of(
+                conn, instance, room, with_flavors=self._scheduler.wants_flavors,
+            ))
             try:
                 outlook = self._board.rank(self._scheduler, request, room, anew=attempt > 0)
             except PluginError as error:
@@ -261,8 +258,9 @@ class InstanceHandler:
                 conn: sa.Connection, ranking: Any = ranking, record: Any = record
             ) -> Following:
                 record.conflicts.clear()  # the transaction may be run again
+                allowed = groups.rule(conn, instance.group_id, instance.id)
                 for host_id in map(int, ranking):
-                    if ledger.claim(conn, host_id, instance.id, room):
+                    if allowed(host_id) and ledger.claim(conn, host_id, instance.id, room):
                         record.won(host_id)
                         note(conn, ledger.PLACED, instance.uuid)
                         return self._placed(conn, ticket, loaded, host_id, record, started)

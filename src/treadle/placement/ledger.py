@@ -261,6 +261,7 @@ def snapshot(conn: sa.Connection, only: Collection[int] | None = None) -> list[H
             instances=row.instances,
             images=frozenset(images[row.id]) if row.id in images else nothing,
             zone=zone or DEFAULT_ZONE, properties=properties,
+            rack=next((value for key, value in properties if key == "rack"), None),
         ))
     return views
 

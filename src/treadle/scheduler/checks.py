@@ -107,6 +107,7 @@ class TimedWeigher:
         self._limit_s = limit_s
         self.name = weigher.name
         self.row_local = weigher.row_local
+        self.reads = getattr(weigher, "reads", ())
 
     def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
         """As the weigher's. Errors: `TimeoutError`, and the weigher's own."""

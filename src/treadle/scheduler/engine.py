@@ -31,6 +31,7 @@ from treadle.scheduler.plugin import (
     ScoresHosts,
     UsesPredictor,
     UsesWeighers,
+    Weigher,
     call_plugin,
 )
 from treadle.scheduler.record import (
@@ -91,6 +92,7 @@ class Scheduler:
         self.unused_weighers: tuple[str, ...] = ()
         self._filters = tuple((name, registry.filter(name)) for name in filters)
         chosen = registry.policy(policy)
+        loaded: list[tuple[str, Weigher, float]] = []
         if isinstance(chosen, UsesWeighers):
             loaded = [
                 (name, TimedWeigher(registry.weigher(name), on_fault.limit_s), weighers[name])
@@ -104,6 +106,8 @@ class Scheduler:
             self._predictor = registry.predictor(predictor)
             chosen = chosen.with_predictor(self._predictor)
         self._policy: Policy = chosen
+        asking = [chosen, *(weigher for _, weigher, _ in loaded)]
+        self._wants_flavors = any("flavors" in getattr(one, "reads", ()) for one in asking)
         self._remembers = chosen if isinstance(chosen, Remembers) else None
         self._on_fault = on_fault
         self._fallback = registry.policy(on_fault.policy) if on_fault.policy else None
@@ -118,6 +122,11 @@ class Scheduler:
         """How often each broken plug-in was met, by kind and name, since the start."""
         with self._faults_lock:
             return dict(self._faults)
+
+    @property
+    def wants_flavors(self) -> bool:
+        """Whether a plug-in goes by the flavors on offer."""
+        return self._wants_flavors
 
     @property
     def keeps_scores(self) -> bool:

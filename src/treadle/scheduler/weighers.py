@@ -101,6 +101,7 @@ class Fragmentation:
 
     name = "fragmentation"
     row_local = blind = True
+    reads = ("flavors",)
 
     def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
         """Give what is stranded less afterwards, float64 of shape (N,)."""

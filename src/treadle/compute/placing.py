@@ -1,0 +1,116 @@
+"""What the scheduler is asked for an instance, out of its row and what it refers to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from treadle.compute.model import Instance
+from treadle.db.schema import flavor, host, image
+from treadle.db.schema import instance as table
+from treadle.placement import groups
+from treadle.placement.ledger import Room
+from treadle.scheduler.model import Pairs, PlacementRequest
+
+TRAIT = "trait:"
+
+
+def request_of(
+    conn: sa.Connection, instance: Instance, room: Room, *, with_flavors: bool
+) -> PlacementRequest:
+    """The request. `with_flavors`: name the sizes on offer, for a scheduler that goes by them.
+
+    Of the scheduler hints, `same_host` and `different_host` count instances of the same project
+    alone; `host` is a host's name. A build that failed somewhere does not go there again.
+    """
+    row = conn.execute(_ASKED, {"i": instance.id}).one()
+    hints = _object(row.scheduler_hints)
+    specs = _pairs(_object(row.flavor).get("extra_specs"))
+    rule = None if row.group_id is None else groups.get(conn, row.group_id)
+    there = {} if rule is None else groups.members(conn, row.group_id, instance.id)
+    only = _only(conn, row.project_id, hints)
+    apart = _hosts_of(conn, row.project_id, hints.get("different_host"))
+    flavors: Iterable[Any] = conn.execute(_FLAVORS) if with_flavors else ()
+    return PlacementRequest(
+        instance_id=instance.uuid, vcpus=room.vcpus, memory_mib=room.memory_mib,
+        disk_mib=room.disk_mib, image=room.sha256, image_mib=room.image_mib,
+        capabilities=frozenset(
+            key.removeprefix(TRAIT) for key, value in specs
+            if key.startswith(TRAIT) and value == "required"
+        ),
+        excluded_hosts=instance.excluded | apart, tried_hosts=instance.excluded, only_hosts=only,
+        seed=int(instance.uuid[:8], 16), zone=row.availability_zone, extra_specs=specs,
+        image_properties=_pairs(_object(row.properties)),
+        group=None if rule is None else rule.policy, group_hosts=tuple(there.items()),
+        max_per_host=1 if rule is None else rule.max_per_host,
+        numa_nodes=_whole(dict(specs).get("hw:numa_nodes")),
+        pci=_devices(dict(specs).get("pci_passthrough:alias", "")),
+        tenant=row.project_id or None, batch=instance.batch, asked_at=instance.created_at,
+        flavors=tuple((size.vcpus, size.memory_mib, size.disk_gib * 1024) for size in flavors),
+    )
+
+
+def _only(
+    conn: sa.Connection, project_id: str, hints: Mapping[str, Any]
+) -> frozenset[int] | None:
+    only = None
+    if hints.get("same_host"):
+        only = _hosts_of(conn, project_id, hints["same_host"])
+    name = hints.get("host")
+    if isinstance(name, str):
+        named = frozenset(conn.execute(sa.select(host.c.id).where(host.c.name == name)).scalars())
+        only = named if only is None else only & named
+    return only
+
+
+def _hosts_of(conn: sa.Connection, project_id: str, uuids: Any) -> frozenset[int]:
+    """Where instances of the project are."""
+    asked = [uuids] if isinstance(uuids, str) else uuids
+    if not isinstance(asked, list) or not asked:
+        return frozenset()
+    return frozenset(conn.execute(
+        sa.select(table.c.host_id).where(
+            table.c.uuid.in_([str(uuid) for uuid in asked]), table.c.project_id == project_id,
+            table.c.host_id.is_not(None),
+        )
+    ).scalars())
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    found = json.loads(text or "{}")
+    return found if isinstance(found, dict) else {}
+
+
+def _pairs(found: Any) -> Pairs:
+    values = found if isinstance(found, dict) else {}
+    return tuple(sorted((key, value) for key, value in values.items() if isinstance(value, str)))
+
+
+def _whole(text: str | None) -> int:
+    return int(text) if text is not None and text.isascii() and text.isdecimal() else 0
+
+
+def _devices(text: str) -> tuple[tuple[str, int], ...]:
+    """Of "gpu:1,nic:2": how many of each alias."""
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        alias, _, count = part.strip().partition(":")
+        if alias:
+            found[alias] = found.get(alias, 0) + (_whole(count) or 1)
+    return tuple(sorted(found.items()))
+
+
+_ASKED = (
+    sa.select(
+        table.c.availability_zone, table.c.group_id, table.c.scheduler_hints, table.c.project_id,
+        table.c.flavor, image.c.properties,
+    )
+    .join(image, image.c.id == table.c.image_id)
+    .where(table.c.id == sa.bindparam("i"))
+)
+_FLAVORS = sa.select(flavor.c.vcpus, flavor.c.memory_mib, flavor.c.disk_gib).where(
+    flavor.c.active
+).order_by(flavor.c.vcpus, flavor.c.memory_mib, flavor.c.disk_gib).distinct()

@@ -1,0 +1,141 @@
+"""Zones, aggregates, groups and hints on a whole controller: what is asked for is kept."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from cloudkit import ROOMY, Cloud, Start, until
+
+from treadle.compute import actions, store
+from treadle.compute.model import Instance, State
+from treadle.db.schema import aggregate, aggregate_host, server_group
+from treadle.placement.ledger import CHANGED, note
+
+HOSTS = tuple(f"fake://h{n}{ROOMY}" for n in (1, 2, 3, 4))
+
+
+def ask(cloud: Cloud, count: int, **wish: Any) -> list[int]:
+    def create(conn: sa.Connection) -> list[int]:
+        made = actions.create(
+            conn, actions.Wish("vm", 1, None, count, project_id="p", **wish),
+            request_id="r", build_deadline_s=30.0,
+        )
+        return [one.id for one in made]
+
+    return cloud.treadle.database.write(create)
+
+
+def ends(cloud: Cloud, ids: list[int]) -> list[Instance]:
+    def look() -> list[Instance]:
+        found = [cloud.treadle.database.read(lambda conn, id=id: store.get(conn, id)) for id in ids]
+        return [one for one in found if one and one.state in (State.RUNNING, State.ERROR)]
+
+    until(lambda: len(look()) == len(ids), "all of them")
+    return look()
+
+
+def group(cloud: Cloud, policy: str) -> int:
+    return cloud.treadle.database.write(lambda conn: conn.execute(
+        sa.insert(server_group).values(
+            uuid=policy, project_id="p", user_id="u", name="g", policy=policy, created_at=0.0,
+        ).returning(server_group.c.id)
+    ).scalar_one())
+
+
+def put_into(cloud: Cloud, host: int, zone: str | None, said: str) -> None:
+    def write(conn: sa.Connection) -> None:
+        id = conn.execute(sa.insert(aggregate).values(
+            uuid=f"a{host}", name=f"a{host}", availability_zone=zone, metadata=said, created_at=0.0,
+        ).returning(aggregate.c.id)).scalar_one()
+        conn.execute(sa.insert(aggregate_host).values(aggregate_id=id, host_id=host))
+        note(conn, CHANGED, host)
+
+    cloud.treadle.database.write(write)
+
+
+def test_members_asked_for_at_once_come_to_different_hosts(start: Start) -> None:
+    cloud = start(*HOSTS)
+    found = ends(cloud, ask(cloud, 6, group=group(cloud, "anti-affinity")))
+    placed = Counter(one.host_id for one in found if one.state is State.RUNNING)
+    assert sorted(placed.values()) == [1, 1, 1, 1]
+    failed = [one.fault or "" for one in found if one.state is State.ERROR]
+    assert len(failed) == 2
+    assert all("4 hosts have members of the group" in fault for fault in failed)
+
+
+def test_members_asked_for_at_once_come_to_one_host(start: Start) -> None:
+    cloud = start(*HOSTS)
+    found = ends(cloud, ask(cloud, 6, group=group(cloud, "affinity")))
+    assert [one.state for one in found] == [State.RUNNING] * 6
+    assert len({one.host_id for one in found}) == 1
+
+
+def test_zone_aggregate_and_hints_are_kept(start: Start) -> None:
+    cloud = start(*HOSTS)
+    put_into(cloud, 2, "west", '{"disk": "ssd"}')
+    put_into(cloud, 3, "west", '{"max_instances": "1"}')
+    [plain] = ends(cloud, ask(cloud, 1, zone="west"))
+    assert plain.host_id in (2, 3)
+    some = ends(cloud, ask(cloud, 6, zone="west"))
+    on = Counter(one.host_id for one in [plain, *some])
+    assert set(on) <= {2, 3}
+    assert on[3] <= 1
+    [pinned] = ends(cloud, ask(cloud, 1, hints={"host": "h4"}))
+    assert pinned.host_id == 4
+    [apart] = ends(cloud, ask(cloud, 1, hints={"different_host": pinned.uuid}))
+    assert apart.host_id != 4
+    [near] = ends(cloud, ask(cloud, 1, hints={"same_host": [pinned.uuid]}))
+    assert near.host_id == 4
+    [nowhere] = ends(cloud, ask(cloud, 1, zone="east"))
+    assert nowhere.state is State.ERROR
+    assert "in another zone than east" in (nowhere.fault or "")
+
+
+BROKEN = """
+import numpy as np
+class Odd:
+    name = "odd"
+    row_local = True
+    def passes(self, hosts, request, /):
+        raise ZeroDivisionError("by design")
+    def reason(self, host, request, /):
+        return "odd"
+class OddPolicy:
+    def rank(self, request, hosts, rng, /):
+        return "nonsense"
+"""
+
+
+def test_a_broken_plug_in_is_named_counted_and_fallen_back_from(
+    start: Start, tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "odd_plugins.py").write_text(BROKEN)
+    info = tmp_path / "odd_plugins-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-plugins\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
+        "[treadle.filters]\nodd = odd_plugins:Odd\n"
+        "[treadle.policies]\nodd = odd_plugins:OddPolicy\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("odd_plugins", None)
+    chosen = {"scheduler.policy": "odd", "scheduler.filters": ["state", "odd", "capacity"]}
+    cloud = start(settings={**chosen, "scheduler.on_filter_fault": "skip"})
+    [one] = ends(cloud, ask(cloud, 1))
+    assert one.state is State.RUNNING
+    shown = cloud.native("GET", "/scheduler").json()
+    assert shown["policy"] == "odd"
+    faults = {(f["kind"], f["plugin"]): f["count"] for f in shown["faults"]}
+    assert faults.keys() == {("filter", "odd"), ("policy", "odd")}
+    assert all(faults.values())
+    record = cloud.native("GET", f"/instances/{one.id}/decision").json()
+    assert any("first-fit has ordered the hosts" in note for note in record["notes"])
+
+    strict = start(settings=chosen)
+    [failed] = ends(strict, ask(strict, 1))
+    assert failed.state is State.ERROR
+    assert "the filter 'odd' is broken" in (failed.fault or "")
