@@ -438,7 +438,7 @@ class World:
     def rows(self) -> list[Instance]:
         """All instances, the deleted too."""
         return list(self.database.apply(
-            lambda conn: [store._instance(r) for r in conn.execute(_ROWS)]
+            lambda conn: [store.of_row(r) for r in conn.execute(_ROWS)]
         ))
 
     def guest(self, id: int) -> Any:
@@ -552,7 +552,7 @@ _UNSETTLED = (
 
 def invariants(world: World, conn: sa.Connection) -> Iterator[str]:
     """What must hold when the faults are over; one sentence for each thing that does not."""
-    rows = {row.uuid: store._instance(row) for row in conn.execute(_ROWS)}
+    rows = {row.uuid: store.of_row(row) for row in conn.execute(_ROWS)}
     jobs = {(row.kind, row.id): row for row in conn.execute(sa.select(work))}
     claims = {row.instance_id: row for row in conn.execute(sa.select(allocation))}
     orphans = {(row.host_id, row.uuid) for row in conn.execute(sa.select(orphan))}
