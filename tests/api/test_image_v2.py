@@ -16,7 +16,7 @@ from cloudkit import ROOMY, Cloud, start_cloud, until
 from treadle.compute.actions import Wish, create
 from treadle.db.clock import now as clock
 from treadle.db.schema import work
-from treadle.errors import Unauthorized
+from treadle.errors import Conflict, Unauthorized
 from treadle.identity.model import Caller
 from treadle.image import store as images
 
@@ -521,6 +521,19 @@ def test_content_comes_back_as_it_was(cloud: Cloud) -> None:
     refused(put(cloud, one["id"], b"again"), 409)
 
 
+def test_nothing_is_content_too(cloud: Cloud) -> None:
+    """What the command line sends where its standard input is closed."""
+    one = full(cloud, b"")
+    assert (one["status"], one["size"], one["virtual_size"]) == ("active", 0, 0)
+    assert ask(cloud, "GET", f"/v2/images/{one['id']}/file").content == b""
+    row = cloud.treadle.database.read(lambda conn: images.by_uuid(conn, one["id"]))
+    assert row is not None
+    with pytest.raises(Conflict, match="it is empty"):
+        cloud.treadle.database.write(lambda conn: create(
+            conn, Wish("empty", 1, row), request_id="r", build_deadline_s=20.0
+        ))
+
+
 @pytest.mark.parametrize("kind", ["raw", "iso", "ami", "ari", "aki"])
 def test_what_is_no_disk_is_kept_as_it_is(cloud: Cloud, kind: str) -> None:
     content = os.urandom(1024)
@@ -694,7 +707,7 @@ def hostile(tmp_path: Path) -> dict[str, tuple[str, bytes]]:
         "vmdk of no size": ("vmdk", bytes(empty)), "differencing vhd": ("vhd", bytes(vhd)),
         "half a qcow2": ("qcow2", qcow2[:len(qcow2) // 2]),
         "half a vmdk": ("vmdk", bytes(vmdk[:1000])), "vhdx of one line": ("vhdx", b"vhdxfile"),
-        "nothing": ("raw", b""),
+        "nothing": ("qcow2", b""),
     }
 
 

@@ -34,7 +34,12 @@ def main() -> None:
     """Answer until the parent closes its end."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for line in sys.stdin:
+    # Commands may read their standard input: it is empty.
+    asked = os.fdopen(os.dup(0))
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    sys.stdin = os.fdopen(0, closefd=False)
+    for line in asked:
         answers.write(json.dumps(run(json.loads(line))) + "\n")
         answers.flush()
 

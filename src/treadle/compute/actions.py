@@ -485,6 +485,8 @@ def _image(conn: sa.Connection, wanted: int | Image | None) -> Image:
     if image.state is ImageStatus.NEW:
         waiting = f" ({image.error})" if image.error else ""
         raise RetryLater(f"image {image.id} is still being read{waiting}: ask again in a moment")
+    if image.size_bytes == 0:
+        raise Conflict(f"image {image.id} cannot be used: it is empty")
     if image.state is not ImageStatus.ACTIVE or image.sha256 is None:
         raise Conflict(f"image {image.id} cannot be used: {image.error or f'it is {image.state}'}")
     return image

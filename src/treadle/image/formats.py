@@ -120,8 +120,6 @@ def _sound(path: Path) -> int:
 
 def _sectors(size: int) -> int:
     """What a guest sees of a raw file: whole sectors. Errors: `ImageRefused`."""
-    if size == 0:
-        raise ImageRefused("it is empty")
     if size > MAX_VIRTUAL:
         raise ImageRefused(f"it has {size} bytes: at most 64 TiB can be used")
     return -(-size // SECTOR) * SECTOR
