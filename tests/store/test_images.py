@@ -11,7 +11,7 @@ from treadle.compute import actions
 from treadle.compute import store as instances
 from treadle.db.engine import Database
 from treadle.db.schema import image_member, meta
-from treadle.errors import Conflict
+from treadle.errors import Conflict, InvalidInput
 from treadle.image import store
 from treadle.image.store import Content, Image, ImageStatus, NewImage
 
@@ -159,7 +159,7 @@ def test_an_instance_needs_an_active_image_and_room_for_it(database: Database) -
     short = {"min_disk_gib": "1 GiB of disk", "min_memory_mib": "512 MiB of memory"}
     for column, says in short.items():
         database.write(lambda conn, c=column: store.update(conn, one.id, **{c: 513}))
-        with pytest.raises(Conflict, match=says):
+        with pytest.raises(InvalidInput, match=says):
             boot(database, one.id)
         database.write(lambda conn, c=column: store.update(conn, one.id, **{c: 0}))
     boot(database, one.id)
