@@ -162,6 +162,16 @@ class Instances(Struct, frozen=True):
         Meta(ge=0, le=1 << 30, description="How long a deleted instance can be restored. "
              "0: a delete is for good."),
     ] = 0.0
+    confirm_resize_s: Annotated[
+        float,
+        Meta(ge=0, le=1 << 30, description="After how long a resize is confirmed by itself. "
+             "0: never."),
+    ] = 0.0
+    shelve_offload_s: Annotated[
+        float,
+        Meta(ge=-1, le=1 << 30, description="After how long a shelved instance is taken off its "
+             "host. -1: never."),
+    ] = 0.0
 
 
 class Scheduler(Struct, frozen=True):

@@ -184,6 +184,10 @@ def fetched(driver: Any, uuid: str, into: Path) -> Path:
     return into
 
 
+def copied(world: World, uuid: str) -> bool:
+    return next(one.copied for one in world.driver.observe_all() if one.uuid == uuid)
+
+
 def test_a_disk_is_copied_whether_it_runs_or_not(world: World, tmp_path: Path) -> None:
     driver = world.driver
     uuid = world.new()
@@ -198,6 +202,7 @@ def test_a_disk_is_copied_whether_it_runs_or_not(world: World, tmp_path: Path) -
         driver.begin_copy(uuid)
         driver.begin_copy(uuid)
         copy = fetched(driver, uuid, tmp_path / "copy")
+        assert copied(world, uuid)
         assert copy.stat().st_size > 0
         if world.runs_guests:
             told = subprocess.run(
@@ -208,6 +213,7 @@ def test_a_disk_is_copied_whether_it_runs_or_not(world: World, tmp_path: Path) -
             assert '"virtual-size": 1073741824' in told
         driver.drop_copy(uuid)
         driver.drop_copy(uuid)
+        assert not copied(world, uuid)
     driver.start(uuid)
     with pytest.raises(HostRefused):
         fetched(driver, uuid, tmp_path / "copy")

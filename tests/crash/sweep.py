@@ -16,7 +16,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from world import BUILD_S, CHANGING, LEASE_S, SOON_S, Brain, Crash, Runaway, Saved, World
+from world import (
+    BUILD_S,
+    CHANGING,
+    CONFIRM_S,
+    LEASE_S,
+    SOON_S,
+    Brain,
+    Crash,
+    Runaway,
+    Saved,
+    World,
+)
 
 from treadle.compute.model import State
 from treadle.hypervisor.base import Power
@@ -145,6 +156,16 @@ def aged(start: Do) -> Do:
     return old
 
 
+def overdue(wish: str) -> Do:
+    """One whose time to decide about this wish is up."""
+
+    def start(world: World) -> None:
+        told(wish)(world)
+        world.clock.now += CONFIRM_S + 1
+
+    return start
+
+
 def refusing(verb: str) -> Do:
     """One runs, on a host that refuses this verb twice."""
 
@@ -154,6 +175,12 @@ def refusing(verb: str) -> Do:
             machine.faults = [Fault(verb, 1, FaultKind.REFUSE, times=2)]
 
     return start
+
+
+def imaging(world: World) -> None:
+    """One of which an image is asked for."""
+    running(world)
+    world.act(1, "image")
 
 
 # -- wishes
@@ -191,11 +218,16 @@ def ends(*states: State, **by_fault: Sequence[State]) -> dict[str, frozenset[Sta
     return {"": frozenset(states), **{k: frozenset((*states, *v)) for k, v in by_fault.items()}}
 
 
-R, S, P, U, E, D = (
+R, S, P, U, E, D, SHELF = (
     State.RUNNING, State.STOPPED, State.PAUSED, State.SUSPENDED, State.ERROR, State.DELETED,
+    State.OFFLOADED,
 )
 REFUSALS = ("refused", "full")
 BUILT = ends(R, host_dies=(E,), cut_off=(E,), dies_before=(E,), dies_after=(E,), guest_stops=(S,))
+OFF_THE_SHELF = ends(
+    R, host_dies=(SHELF,), cut_off=(SHELF,), dies_before=(SHELF,), dies_after=(SHELF,),
+    guest_stops=(S,),
+)
 
 
 def moved(goal: State, before: State, **more: Sequence[State]) -> dict[str, frozenset[State]]:
@@ -207,6 +239,9 @@ def moved(goal: State, before: State, **more: Sequence[State]) -> dict[str, froz
 # is not, the guest of after the reboot obeys the shutdown that was meant for the one before.
 TOLD_LATE = {"stall": (S,), "guest_stops": (S,)}
 
+
+# What a host refuses when the guest is off already leaves it off.
+CUT_SHORT = {"refused": (S,), "full": (S,)}
 
 SCENARIOS = [
     Scenario("create", nothing, create, BUILT, sizes=(4, 4, 4)),
@@ -255,6 +290,40 @@ SCENARIOS = [
     Scenario("delete one on a dead host", on_a_dead_host, act("delete"), ends(D), waits=True),
     Scenario("mend a half removed one", half_gone, look, ends(R, guest_stops=(S,), refused=(S,),
              full=(S,))),
+    Scenario("reboot hard", running, act("hard reboot"), moved(R, S, guest_stops=(S,))),
+    Scenario("reboot a stopped one hard", told("stop"), act("hard reboot"),
+             moved(R, S, guest_stops=(S,))),
+    Scenario("delete softly", running, act("soft delete"), moved(S, R)),
+    Scenario("restore", told("soft delete"), act("restore"), moved(R, S, guest_stops=(S,))),
+    Scenario("reclaim", overdue("soft delete"), look, ends(D)),
+    Scenario("rescue", running, act("rescue"), ends(R, **CUT_SHORT, **TOLD_LATE)),
+    Scenario("rescue a stopped one", told("stop"), act("rescue"),
+             ends(R, **CUT_SHORT, guest_stops=(S,))),
+    Scenario("unrescue", told("rescue"), act("unrescue"), ends(R, **CUT_SHORT, guest_stops=(S,))),
+    Scenario("delete a rescued one", told("rescue"), act("delete"), ends(D)),
+    Scenario("delete a rescued one softly", told("rescue"), act("soft delete"), moved(S, R)),
+    Scenario("rebuild", running, act("rebuild"), ends(R, **CUT_SHORT, guest_stops=(S,))),
+    Scenario("rebuild a stopped one", told("stop"), act("rebuild"), ends(S)),
+    Scenario("rebuild a failed one", failed, act("rebuild"), BUILT),
+    Scenario("resize", running, act("resize"), ends(R, **CUT_SHORT, **TOLD_LATE)),
+    Scenario("resize a stopped one", told("stop"), act("resize"), ends(S)),
+    Scenario("confirm a resize in time", overdue("resize"), look, ends(R, guest_stops=(S,))),
+    Scenario("revert a resize", told("resize"), act("revert"),
+             ends(R, **CUT_SHORT, **TOLD_LATE)),
+    Scenario("delete a resized one softly", told("resize"), act("soft delete"), moved(S, R)),
+    Scenario("make an image", running, act("image"), ends(R, guest_stops=(S,))),
+    Scenario("make an image of a suspended one", told("suspend"), act("image"), ends(U)),
+    Scenario("delete while an image is made", imaging, act("delete"), ends(D)),
+    Scenario("shelve", running, act("shelve"), moved(S, R)),
+    Scenario("shelve a stopped one", told("stop"), act("shelve"), ends(S)),
+    Scenario("offload in time", overdue("shelve"), look, ends(SHELF)),
+    Scenario("unshelve one on its host", told("shelve"), act("unshelve"),
+             moved(R, S, guest_stops=(S,))),
+    Scenario("unshelve", told("shelve", "offload"), act("unshelve"), OFF_THE_SHELF),
+    Scenario("delete one on the shelf", told("shelve", "offload"), act("delete"), ends(D)),
+    Scenario("delete one on the shelf softly", told("shelve", "offload"), act("soft delete"),
+             ends(SHELF)),
+    Scenario("take a mark off", told("mark"), act("unmark"), ends(R, guest_stops=(S,))),
 ]
 
 

@@ -20,18 +20,21 @@ import sqlalchemy as sa
 from pysqlite3 import dbapi2
 
 from treadle.compute import actions, lifecycle, store
-from treadle.compute.actions import Wish
+from treadle.compute.actions import Rebuild, Wish
+from treadle.compute.changes import held
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
-from treadle.compute.model import SETTLED, Instance, State, is_settled
+from treadle.compute.model import SETTLED, Goal, Instance, State, is_settled
 from treadle.compute.reconciler import (
     HOST_KIND,
     IMAGE_KIND,
     KIND,
+    SNAPSHOT_KIND,
     InstanceHandler,
     Timing,
     expected_power,
 )
+from treadle.compute.snapshots import SnapshotHandler
 from treadle.controller import queue
 from treadle.controller.queue import FAR_S, Ticket
 from treadle.controller.signals import Signals
@@ -51,6 +54,10 @@ from treadle.db.schema import (
 from treadle.errors import CallerError
 from treadle.hypervisor.base import HostSetup, Power
 from treadle.hypervisor.fake import FakeHost, FakeHypervisor
+from treadle.image.blobs import FolderBlobs
+from treadle.image.contents import Contents, Digests
+from treadle.image.fetch import FetchLimits
+from treadle.image.store import Content
 from treadle.placement import ledger
 from treadle.placement.ledger import HostStatus, ImageState
 from treadle.scheduler.engine import Scheduler
@@ -59,17 +66,19 @@ LEASE_S = 30.0
 BUILD_S = 300.0
 ACT_S = 200.0
 """The deadline of what users ask for: longer than any one fault, unless a scenario shortens it."""
+RECLAIM_S = CONFIRM_S = OFFLOAD_S = 50_000.0
 START = 1_000_000.0
 FOREIGN = "ffffffff-0000-4000-8000-000000000001"
 FILTERS = ("state", "capacity", "capabilities", "excluded")
 CHANGING = frozenset({
-    "define", "start", "pause", "resume", "suspend", "shut_down", "power_off", "undefine",
-    "ensure_image", "remove_image",
+    "define", "autostart", "begin_copy", "fetch_copy", "drop_copy", "start", "pause", "resume",
+    "suspend", "shut_down", "power_off", "undefine", "ensure_image", "remove_image",
 })
 MOST_PASSES = 300
 SOON_S = 130.0
 """From the last fault to the wanted state, at most: leases and polls, never the hourly look."""
 CONTENT = b"a guest's disk" * 100
+OTHER = b"another disk" * 100
 
 
 class Crash(BaseException):
@@ -78,6 +87,20 @@ class Crash(BaseException):
 
 class Runaway(AssertionError):
     """Passes go on and on while no time passes."""
+
+
+class Kept(Contents):
+    """Images without the look at them, which takes a process of its own."""
+
+    def keep(
+        self, key: str, part: Path, digests: Digests, disk_format: str,
+        container_format: str,  # noqa: ARG002
+    ) -> Content:
+        self.put(key, part)
+        return Content(
+            key, digests.size, digests.md5, digests.sha512, str(self.folder / key),
+            digests.sha256, disk_format, digests.size, 1 << 20,
+        )
 
 
 class Clock:
@@ -205,6 +228,7 @@ class Brain:
             KIND: InstanceHandler(database, self.fleet, world.scheduler, world.timing, "cloud"),
             HOST_KIND: HostHandler(database, self.fleet, signals, world.policy),
             IMAGE_KIND: HostImageHandler(database, self.fleet, signals, world.policy),
+            SNAPSHOT_KIND: SnapshotHandler(database, self.fleet, signals, world.contents),
         }
         self.controller = Inline(database, self.handlers, signals, lease_s=LEASE_S)
         self.handlers[HOST_KIND].hint = self.controller.hint
@@ -253,7 +277,11 @@ class World:
     wrong: list[str] = field(default_factory=list)
     actor: Brain | None = None
     on_seam: Callable[[str], None] | None = None
-    timing: Timing = field(default_factory=lambda: Timing(LEASE_S, BUILD_S, 3))
+    timing: Timing = field(default_factory=lambda: Timing(
+        LEASE_S, BUILD_S, 3, RECLAIM_S, CONFIRM_S, OFFLOAD_S
+    ))
+    digests: dict[int, str] = field(default_factory=dict)
+    """Of the images: 1, which guests have, and 2."""
     left: tuple[Brain, Facts] | None = None
     """Whose pass was overtaken, and what the other one had committed by then."""
     policy: HostPolicy = field(default_factory=lambda: HostPolicy(
@@ -271,10 +299,10 @@ class World:
             )
             machine.foreign[FOREIGN] = Power.RUNNING
             self.machines[number] = machine
-        self.sha256 = hashlib.sha256(CONTENT).hexdigest()
-        path = self.folder / "image.qcow2"
-        path.write_bytes(CONTENT)
-        self.database.apply(lambda conn: self._rows(conn, path))
+        kept = self.folder / "kept"
+        kept.mkdir(exist_ok=True)
+        self.contents = Kept(FolderBlobs(kept), kept, FetchLimits(1 << 30, 60.0))
+        self.database.apply(lambda conn: self._rows(conn, self.folder / "images"))
         brain = Brain(self, "first")
         brain.handlers[HOST_KIND]._prepared.clear()
         self.drive(brain)
@@ -285,11 +313,22 @@ class World:
             ratios = ledger.Ratios(1.0, 1.0, 1.0, 0)
             assert ledger.add_host(conn, uri_of(machine), machine.name, ratios) == id
             queue.enqueue(conn, HOST_KIND, str(id), lane=id)
-        conn.execute(sa.insert(image).values(
-            name="guest", source=str(path), state="active", path=str(path), sha256=self.sha256,
-            format="qcow2", size_bytes=len(CONTENT), virtual_bytes=1 << 20, added_at=START,
-        ))
+        for name, content in (("guest", CONTENT), ("other", OTHER)):
+            file = path.with_name(name)
+            file.write_bytes(content)
+            sha256 = hashlib.sha256(content).hexdigest()
+            made = conn.execute(sa.insert(image).values(
+                name=name, source=str(file), state="active", path=str(file), sha256=sha256,
+                format="qcow2", size_bytes=len(content), virtual_bytes=1 << 20, added_at=START,
+            ).returning(image.c.id))
+            self.digests[made.scalar_one()] = sha256
         store.put_flavor(conn, store.Flavor(1, 1, 256, 1))
+        store.put_flavor(conn, store.Flavor(2, 2, 512, 2))
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the image that guests have."""
+        return self.digests[1]
 
     def driver(self, uri: str) -> FakeHypervisor:
         """The driver factory."""
@@ -302,7 +341,7 @@ class World:
         self.database.run(f"SAVEPOINT {name}")
         return Saved(name, self.clock.now, self.act_s, {
             id: {
-                "up": machine.up,
+                "up": machine.up, "powered": machine.powered,
                 "guests": {u: replace(g) for u, g in machine.guests.items()},
                 "images": set(machine.images),
                 "faults": list(machine.faults),
@@ -318,7 +357,7 @@ class World:
         self.actor = self.on_seam = self.left = None
         for id, machine in self.machines.items():
             kept = saved.machines[id]
-            machine.up = kept["up"]
+            machine.up, machine.powered = kept["up"], kept["powered"]
             machine.guests = {u: replace(g) for u, g in kept["guests"].items()}
             machine.images = set(kept["images"])
             machine.foreign = {FOREIGN: Power.RUNNING}
@@ -411,15 +450,31 @@ class World:
         return [one.id for one in made]
 
     def act(self, id: int, what: str) -> Instance | None:
-        """Ask for an action or `delete`."""
-        if what == "delete":
-            asked: Instance | None = self.ask(
-                lambda conn: actions.delete(conn, id, request_id="req")
-            )
-        else:
-            asked = self.ask(lambda conn: actions.act(
-                conn, id, what, request_id="req", deadline_s=self.act_s
-            ))
+        """Ask for one of the actions, by its name."""
+        patient = {"request_id": "req", "deadline_s": self.act_s}
+        wishes: dict[str, Callable[[sa.Connection], Any]] = {
+            "delete": lambda conn: actions.delete(conn, id, request_id="req"),
+            "soft delete": lambda conn: actions.soft_delete(conn, id, **patient),
+            "restore": lambda conn: actions.restore(conn, id, **patient),
+            "hard reboot": lambda conn: actions.act(conn, id, "reboot", hard=True, **patient),
+            "rescue": lambda conn: actions.rescue(conn, id, 2, **patient),
+            "unrescue": lambda conn: actions.unrescue(conn, id, **patient),
+            "rebuild": lambda conn: actions.rebuild(
+                conn, id, Rebuild(2, name="renewed"), **patient
+            ),
+            "resize": lambda conn: actions.resize(conn, id, 2, **patient),
+            "confirm": lambda conn: actions.confirm_resize(conn, id, request_id="req"),
+            "revert": lambda conn: actions.revert_resize(conn, id, **patient),
+            "image": lambda conn: actions.create_image(conn, id, "snap", request_id="req"),
+            "shelve": lambda conn: actions.shelve(conn, id, **patient),
+            "offload": lambda conn: actions.shelve_offload(conn, id, request_id="req"),
+            "unshelve": lambda conn: actions.unshelve(conn, id, **patient),
+            "mark": lambda conn: actions.reset_state(conn, id, "error", request_id="req"),
+            "unmark": lambda conn: actions.reset_state(conn, id, "active", request_id="req"),
+        }
+        asked: Instance | None = self.ask(wishes.get(
+            what, lambda conn: actions.act(conn, id, what, **patient)
+        ))
         return asked
 
     def look(self) -> None:
@@ -508,7 +563,8 @@ class World:
         def off(id: int, machine: FakeHost) -> bool:
             here = {u for u, row in there.items() if row.host_id == id}
             drift = any(
-                guest is not None and (not guest.defined or guest.power is not expected)
+                guest is not None
+                and (not guest.defined or guest.power is not expected or guest.copy is not None)
                 for uuid in here if (expected := expected_power(there[uuid])) is not None
                 for guest in [machine.guests.get(uuid)]
             )
@@ -539,13 +595,16 @@ def uri_of(machine: FakeHost) -> str:
 _ROWS = sa.select(instance).order_by(instance.c.id)
 _NEXT_EVENT = "SELECT min(max(due_at, lease_until)) FROM work"
 _DUE = "SELECT 1 FROM work WHERE due_at <= treadle_now() AND lease_until < treadle_now() LIMIT 1"
-_IMAGES_ON_THEIR_WAY = "SELECT 1 FROM host_image WHERE state IN ('wanted', 'evicting') LIMIT 1"
+_IMAGES_ON_THEIR_WAY = (
+    "SELECT 1 FROM host_image WHERE state IN ('wanted', 'evicting') "
+    f"UNION SELECT 1 FROM work WHERE kind = '{SNAPSHOT_KIND}' LIMIT 1"
+)
 _SETTLED = " OR ".join(f"(state = '{one}' AND goal = '{goal}')" for one, goal in SETTLED.items())
 _TRIED = f"SELECT 1 FROM work WHERE kind = '{KIND}' AND tries > 0 LIMIT 1"
 _UNSETTLED = (
     f"SELECT id FROM instance WHERE NOT ({_SETTLED})"
     " OR (host_id IS NOT NULL AND generation != settled_generation)"
-    " OR mode != settled_mode OR task IS NOT NULL LIMIT 1"
+    " OR mode != settled_mode OR task IS NOT NULL OR ends_at <= treadle_now() LIMIT 1"
 )
 
 
@@ -564,6 +623,8 @@ def invariants(world: World, conn: sa.Connection) -> Iterator[str]:
     ).scalars():
         yield f"an entry of the action log of instance {number} is still open"
     images = list(conn.execute(sa.select(host_image)))
+    for number in conn.execute(sa.select(image.c.id).where(image.c.state == "saving")).scalars():
+        yield f"image {number} is being saved for ever"
     for row in conn.execute(sa.select(host)):
         yield from _of_ledger(row, claims, images)
     for row in images:
@@ -587,6 +648,8 @@ def _of_instance(world: World, row: Instance, job: Any, claim: Any) -> Iterator[
     if row.task is not None and row.state is not State.DELETED:
         yield f"{name} is {row.task} for ever"
     there = {id for id, machine in world.machines.items() if row.uuid in machine.guests}
+    if claim is not None and (claim.vcpus, claim.memory_mib, claim.disk_mib) != held(row):
+        yield f"{name}: it holds {claim}, not {held(row)}"
     if (claim is not None) != (row.host_id is not None):
         yield f"{name}: on host {row.host_id}, and its claim is {claim}"
     elif claim is not None and claim.host_id != row.host_id:
@@ -608,6 +671,10 @@ def _of_instance(world: World, row: Instance, job: Any, claim: Any) -> Iterator[
         if there:
             yield f"{name}: left behind on {there}"
         return
+    if row.state is State.OFFLOADED:
+        if there or row.host_id is not None or row.shelf_image_id is None:
+            yield f"{name}: on {there or row.host_id}, with image {row.shelf_image_id}"
+        return
     if row.host_id is None:
         yield f"{name} is nowhere"
         return
@@ -618,6 +685,16 @@ def _of_instance(world: World, row: Instance, job: Any, claim: Any) -> Iterator[
         yield f"{name}: its host shows {guest.power}"
     elif guest.power is Power.RUNNING and guest.running_generation != row.generation:
         yield f"{name}: generation {guest.running_generation} runs, not {row.generation}"
+    if guest is not None and guest.defined:
+        rescue = "" if row.rescue_image_id is None else world.digests[row.rescue_image_id]
+        if tuple(guest.disks) and set(guest.disks) != set(row.disks):
+            yield f"{name}: its disks are {set(guest.disks)}, not {row.disks}"
+        if guest.rescue != rescue:
+            yield f"{name}: it is rescued with {guest.rescue[:8]!r}, not {rescue[:8]!r}"
+        if guest.autostart is not (row.goal is Goal.RUNNING):
+            yield f"{name}: its host would{' not' * (not guest.autostart)} start it"
+        if guest.copy is not None:
+            yield f"{name}: a copy of its disk is left"
     if there != {row.host_id}:
         yield f"{name}: on hosts {there}"
 

@@ -26,7 +26,15 @@ from treadle.compute import store
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
 from treadle.compute.inventory import register_host, register_image
-from treadle.compute.reconciler import HOST_KIND, IMAGE_KIND, KIND, InstanceHandler, Timing
+from treadle.compute.reconciler import (
+    HOST_KIND,
+    IMAGE_KIND,
+    KIND,
+    SNAPSHOT_KIND,
+    InstanceHandler,
+    Timing,
+)
+from treadle.compute.snapshots import SnapshotHandler
 from treadle.config import HostDefaults, Settings, make_private, state_folder
 from treadle.controller import queue
 from treadle.controller.signals import Signals
@@ -165,6 +173,8 @@ def assemble(
     timing = Timing(
         limits.lease_s, limits.build_deadline_s, limits.build_attempts,
         reclaim_s=settings.instances.reclaim_s,
+        confirm_s=settings.instances.confirm_resize_s,
+        offload_s=settings.instances.shelve_offload_s,
     )
     tokens, rules = Tokens(database), load_rules(settings.server.rules_file)
     bootstrap(
@@ -181,6 +191,7 @@ def assemble(
         KIND: InstanceHandler(database, fleet, scheduler, timing, cloud_id),
         HOST_KIND: watching,
         IMAGE_KIND: HostImageHandler(database, fleet, signals, policy, contents),
+        SNAPSHOT_KIND: SnapshotHandler(database, fleet, signals, contents),
         FETCH_KIND: ImageHandler(
             database, contents, context.image_limits, ssh_config(folder, hosts),
             context.guard,

@@ -23,6 +23,7 @@ from treadle.compute.model import (
     Phase,
     State,
     Task,
+    is_settled,
     task_state,
     vm_state,
     word,
@@ -33,6 +34,7 @@ from treadle.controller import queue
 from treadle.db.clock import now
 from treadle.db.schema import meta
 from treadle.errors import (
+    CannotPlace,
     Conflict,
     InvalidInput,
     InvalidState,
@@ -41,8 +43,9 @@ from treadle.errors import (
     QuotaExceeded,
     RetryLater,
 )
+from treadle.image import actions as image_actions
 from treadle.image import store as images
-from treadle.image.store import Image, ImageStatus
+from treadle.image.store import Image, ImageStatus, NewImage
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 NAME_RULE = "1 to 63 letters, digits, '-', '_' or '.', beginning and ending with a letter or digit"
@@ -216,6 +219,7 @@ ACTIONS = {
         Goal.SUSPENDED, frozenset({"active"}), Task.SUSPENDING, loosely=frozenset({"paused"})
     ),
 }
+IMAGEABLE = frozenset({"active", "stopped", "paused", "suspended"})
 HARD_REBOOT = Rule(
     Goal.RUNNING, frozenset({"active", "stopped", "paused", "suspended", "error"}),
     Task.REBOOTING_HARD,
@@ -252,12 +256,15 @@ def act(
 
 
 def wish(
-    conn: sa.Connection, instance: Instance, name: str, values: Mapping[str, object],
+    conn: sa.Connection, instance: Instance, name: str, values: Mapping[str, Any],
     request_id: str, by: Caller, deadline_s: float = 0.0,
 ) -> None:
     """Write what a user wants: the columns, the entry of the action log, the work."""
     revision = instance.revision + 1
     changed = {"fault": None, **values, "revision": revision}
+    names = changed.pop(changes.KEEP, None)
+    if names is not None:
+        changed["before"] = store.compact(store.columns(conn, instance.id, names))
     if deadline_s:
         time = float(conn.execute(sa.select(now())).scalar_one())
         changed["deadline"] = time + deadline_s
@@ -276,19 +283,227 @@ def unlocked(instance: Instance, action: str, by: Caller) -> None:
 
 
 def expect(
-    instance: Instance, action: str, allowed: frozenset[str], *, idle: bool = True
+    instance: Instance, action: str, allowed: frozenset[str], *, idle: bool = True,
+    on_host: bool = True,
 ) -> None:
     """Errors: `InvalidState` where its vm_state is not one of `allowed`, or (`idle`) where
-    something is being done with it."""
+    something is being done with it, or (`on_host`) where it was taken off its host."""
     message = f"VM {instance.id} is {word(instance)}: it cannot be told to {action} now"
     task = task_state(instance)
     if idle and task is not None:
         raise InvalidState(message, action, "task_state", task)
     state = vm_state(instance)
-    if state not in allowed or (state == "error" and instance.host_id is None):
+    if state not in allowed or (state == "error" and on_host and instance.host_id is None):
         raise InvalidState(message, action, "vm_state", state)
     if idle and SETTLED.get(instance.state) is not instance.goal:
         raise InvalidState(message, action, "vm_state", state)
+
+
+def rescue(
+    conn: sa.Connection, id: int, image: int | Image | None, *, request_id: str,
+    deadline_s: float, by: Caller = OPERATOR,
+) -> Instance:
+    """Boot it from a disk of the image (None: of its own image), its own disk beside that. Errors:
+    `NotFound`, `Locked`, `InvalidState`, `Conflict` for an image that cannot be used."""
+    instance = require(conn, id)
+    unlocked(instance, "rescue", by)
+    expect(instance, "rescue", frozenset({"active", "stopped", "error"}))
+    found = _image(conn, instance.image_id if image is None else image)
+    wish(
+        conn, instance, "rescue", changes.rescued(instance, found.id), request_id, by, deadline_s
+    )
+    return instance
+
+
+def unrescue(
+    conn: sa.Connection, id: int, *, request_id: str, deadline_s: float, by: Caller = OPERATOR
+) -> Instance:
+    """Boot it from its own disk again. Errors: `NotFound`, `Locked`, `InvalidState`."""
+    instance = require(conn, id)
+    unlocked(instance, "unrescue", by)
+    expect(instance, "unrescue", frozenset({"rescued"}))
+    wish(conn, instance, "unrescue", changes.unrescued(instance), request_id, by, deadline_s)
+    return instance
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """A new disk for an instance; what is None stays as it is."""
+
+    image: int | Image | None = None
+    name: str | None = None
+    user_data: str | None = None
+    ssh_keys: tuple[str, ...] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns that a host need not know of, such as `metadata` or `description`."""
+
+
+def rebuild(
+    conn: sa.Connection, id: int, wanted: Rebuild, *, request_id: str, deadline_s: float,
+    by: Caller = OPERATOR,
+) -> Instance:
+    """Give it a new disk: same id, host and address. One that was given up is placed anew. It runs
+    then, unless it was stopped. Errors: `NotFound`, `Locked`, `InvalidState`, `Conflict`."""
+    instance = require(conn, id)
+    unlocked(instance, "rebuild", by)
+    expect(instance, "rebuild", frozenset({"active", "stopped", "error"}), on_host=False)
+    if instance.goal is Goal.FAILED and instance.host_id is not None:
+        message = f"VM {id} is still being removed from its machine: ask again later"
+        raise InvalidState(message, "rebuild", "task_state", Task.DELETING)
+    image = _image(conn, instance.image_id if wanted.image is None else wanted.image)
+    check_fits(
+        Flavor(instance.flavor_id, instance.vcpus, instance.memory_mib, instance.disk_gib), image
+    )
+    others: dict[str, Any] = dict(wanted.columns)
+    if wanted.name is not None:
+        others["name"] = wanted.name
+    if wanted.user_data is not None:
+        others["user_data"] = wanted.user_data
+    if wanted.ssh_keys is not None:
+        others["ssh_keys"] = "\n".join(wanted.ssh_keys)
+    values = changes.rebuilt(instance, image.id, others)
+    wish(conn, instance, "rebuild", values, request_id, by, deadline_s)
+    return instance
+
+
+def resize(
+    conn: sa.Connection, id: int, wanted: int | Flavor, *, request_id: str, deadline_s: float,
+    by: Caller = OPERATOR,
+) -> Instance:
+    """Another size, on the same host, which can be confirmed or taken back once it is reached. The
+    larger of both is taken of the host at once. Errors: `NotFound`, `Locked`, `InvalidState`,
+    `InvalidInput` for a size that it has already or whose disk is smaller, `CannotPlace` where its
+    host has no room for it."""
+    instance = require(conn, id)
+    unlocked(instance, "resize", by)
+    expect(instance, "resize", frozenset({"active", "stopped"}))
+    flavor = _flavor(conn, wanted)
+    now_is = store.columns(conn, id, ("flavor",))["flavor"]
+    if flavor.id == instance.flavor_id and snapshot(flavor) == now_is:
+        raise InvalidInput("flavor", flavor.public_id, "it has that size already: name another")
+    if flavor.disk_gib < instance.disk_gib:
+        mend = f"its disk has {instance.disk_gib} GiB and cannot become smaller"
+        raise InvalidInput("flavor", flavor.public_id, mend)
+    wish(conn, instance, "resize", changes.resized(instance, {
+        "flavor_id": flavor.id, "vcpus": flavor.vcpus, "memory_mib": flavor.memory_mib,
+        "disk_gib": flavor.disk_gib, "flavor": snapshot(flavor),
+    }), request_id, by, deadline_s)
+    if not store.hold(conn, id):
+        raise CannotPlace("its host has no room for that size", {
+            "host": f"needs {flavor.vcpus} vcpus, {flavor.memory_mib} MiB of memory and "
+            f"{flavor.disk_gib} GiB of disk in place of {instance.vcpus}, {instance.memory_mib} "
+            f"and {instance.disk_gib}"
+        })
+    return instance
+
+
+def confirm_resize(
+    conn: sa.Connection, id: int, *, request_id: str, by: Caller = OPERATOR
+) -> Instance:
+    """The new size is there to stay, from this on. Errors: `NotFound`, `Locked`, `InvalidState`."""
+    instance = require(conn, id)
+    unlocked(instance, "confirmResize", by)
+    expect(instance, "confirmResize", frozenset({"resized"}))
+    store.update(conn, id, **changes.confirmed())
+    store.hold(conn, id)
+    _noted(conn, instance, "confirmResize", request_id, by)
+    return instance
+
+
+def revert_resize(
+    conn: sa.Connection, id: int, *, request_id: str, deadline_s: float, by: Caller = OPERATOR
+) -> Instance:
+    """Of the old size again, on the disk as it was then. Errors: `NotFound`, `Locked`,
+    `InvalidState`."""
+    instance = require(conn, id)
+    unlocked(instance, "revertResize", by)
+    expect(instance, "revertResize", frozenset({"resized"}))
+    wish(
+        conn, instance, "revertResize", changes.reverted(instance), request_id, by, deadline_s
+    )
+    return instance
+
+
+def create_image(
+    conn: sa.Connection, id: int, name: str, *, request_id: str,
+    properties: Mapping[str, str] | None = None, by: Caller = OPERATOR,
+) -> Image:
+    """Have an image made of its disk as it is at a moment soon; the image is `saving` until then.
+    Errors: `NotFound`, `Locked`, `InvalidState`."""
+    instance = require(conn, id)
+    unlocked(instance, "createImage", by)
+    expect(instance, "createImage", IMAGEABLE)
+    image = _begin_image(conn, instance, name, properties or {}, by)
+    wish(conn, instance, "createImage", changes.imaged(image.id), request_id, by)
+    return image
+
+
+def shelve(
+    conn: sa.Connection, id: int, *, request_id: str, deadline_s: float, by: Caller = OPERATOR
+) -> Instance:
+    """Stop it and keep it as an image; after a while (a setting) its host lets it go. Errors:
+    `NotFound`, `Locked`, `InvalidState`."""
+    instance = require(conn, id)
+    unlocked(instance, "shelve", by)
+    expect(instance, "shelve", IMAGEABLE)
+    image = _begin_image(conn, instance, f"{instance.name}-shelved", {}, by)
+    wish(conn, instance, "shelve", changes.shelved(image.id), request_id, by, deadline_s)
+    return instance
+
+
+def shelve_offload(
+    conn: sa.Connection, id: int, *, request_id: str, by: Caller = OPERATOR
+) -> Instance:
+    """Take a shelved one off its host now. Errors: `NotFound`, `Locked`, `InvalidState`."""
+    instance = require(conn, id)
+    unlocked(instance, "shelveOffload", by)
+    expect(instance, "shelveOffload", frozenset({"shelved"}))
+    wish(conn, instance, "shelveOffload", changes.offloaded(), request_id, by)
+    return instance
+
+
+def unshelve(
+    conn: sa.Connection, id: int, *, request_id: str, deadline_s: float,
+    zone: str | None = None, host_id: int | None = None, by: Caller = OPERATOR,
+) -> Instance:
+    """Have it run again. One that no host has is placed anew: in the zone, or on the host, where
+    one is given, which the face has checked. Errors: `NotFound`, `Locked`, `InvalidState`."""
+    instance = require(conn, id)
+    unlocked(instance, "unshelve", by)
+    expect(instance, "unshelve", frozenset({"shelved", "shelved_offloaded"}))
+    if instance.host_id is not None and (zone is not None or host_id is not None):
+        message = f"VM {id} is still on its host: it can go elsewhere once that has let it go"
+        raise InvalidState(message, "unshelve", "vm_state", vm_state(instance))
+    more: dict[str, Any] = {"only_host_id": host_id}
+    if zone is not None:
+        more["availability_zone"] = zone
+    wish(
+        conn, instance, "unshelve", changes.unshelved(instance, more), request_id, by, deadline_s
+    )
+    return instance
+
+
+def _begin_image(
+    conn: sa.Connection, instance: Instance, name: str, properties: Mapping[str, str],
+    by: Caller,
+) -> Image:
+    base = images.get(conn, instance.image_id)
+    return images.begin(conn, NewImage(
+        name, instance.project_id or by.project_id, visibility="private",
+        container_format="bare", disk_format="qcow2", min_disk_gib=instance.disk_gib,
+        properties={
+            **(base.properties if base is not None else {}), **properties,
+            "image_type": "snapshot", "instance_uuid": instance.uuid,
+            "user_id": by.user_id or instance.user_id,
+            "base_image_ref": base.uuid if base is not None else "",
+        },
+    ))
+
+
+def _abandon_image(conn: sa.Connection, instance: Instance) -> None:
+    """What is being made of it will not come."""
+    if instance.snapshot_image_id is not None:
+        image_actions.retire(conn, instance.snapshot_image_id)
 
 
 def lock(
@@ -346,8 +561,10 @@ def reset_state(
     instance = require(conn, id)
     if state not in ("active", "error"):
         raise InvalidInput("state", state, "active or error was expected")
-    values: dict[str, object] = {"task": None, "ends_at": None}
-    if instance.before:
+    values: dict[str, object] = {"task": None, "ends_at": None, "snapshot_image_id": None}
+    if is_settled(instance):
+        values["before"] = ""  # a resize, which is then confirmed
+    elif instance.before:
         # A host may have been told already: what is right now gets a number of its own.
         values |= changes.undone(instance) | {
             "generation": instance.generation + 1, "graceful": False
@@ -367,8 +584,11 @@ def reset_state(
         }
     if state == "error":
         values["fault"] = "an administrator has marked it as an error"
+    _abandon_image(conn, instance)
     store.end_actions(conn, id, instance.revision, "error", f"reset to {state}")
     wish(conn, instance, "resetState", values, request_id, by)
+    store.end_actions(conn, id, instance.revision + 1, "ok")
+    store.hold(conn, id)
     return instance
 
 
@@ -383,6 +603,7 @@ def soft_delete(
         return instance
     if instance.launched_at is None or instance.goal is Goal.FAILED:
         return delete(conn, id, request_id=request_id, by=by)
+    _abandon_image(conn, instance)
     store.end_actions(conn, id, instance.revision, "error", "deleted meanwhile")
     wish(conn, instance, "delete", changes.soft_deleted(instance), request_id, by, deadline_s)
     return instance
@@ -406,9 +627,11 @@ def delete(
     instance = require(conn, id)
     unlocked(instance, "delete", by)
     if instance.goal is not Goal.DELETED:
+        _abandon_image(conn, instance)
         store.end_actions(conn, id, instance.revision, "error", "deleted meanwhile")
         wish(conn, instance, "delete", {
             "goal": Goal.DELETED, "task": Task.DELETING, "fault": instance.fault,
+            "snapshot_image_id": None, "ends_at": None,
         }, request_id, by)
     else:
         queue.enqueue(conn, KIND, instance.uuid)

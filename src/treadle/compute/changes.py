@@ -1,8 +1,8 @@
 """What each wish makes of an instance's row: pure functions from the row to the columns it sets.
 
 A wish that changes what runs raises `generation`, and so does one that takes such a wish back: what
-a host was told under a number stays what that number means. What a wish replaces is kept in
-`before`, so that a wish that comes to nothing leaves the row as it was.
+a host was told under a number stays what that number means. `KEEP` names the columns whose present
+values go into `before`, so that a wish that comes to nothing leaves the row as it was.
 """
 
 from __future__ import annotations
@@ -11,43 +11,137 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from treadle.compute.model import Goal, Instance, Mode, Task
+from treadle.compute.model import Goal, Instance, Mode, Phase, State, Task, is_settled
 
 Columns = dict[str, Any]
+
+KEEP = "keep"
+SIZES = ("vcpus", "memory_mib", "disk_gib")
+SIZE_COLUMNS = ("flavor_id", "flavor", *SIZES, "disks")
 
 ON_A_HOST = frozenset({Goal.RUNNING, Goal.STOPPED, Goal.PAUSED, Goal.SUSPENDED})
 
 
-def kept(instance: Instance, *names: str) -> str:
-    """What `before` holds: these columns as they are now."""
-    return json.dumps({name: column(instance, name) for name in names}, separators=(",", ":"))
-
-
-def column(instance: Instance, name: str) -> Any:
-    """A field of the instance as its column holds it."""
-    value = getattr(instance, name)
-    if name == "disks":
-        return ",".join(map(str, value))
-    if name == "ssh_keys":
-        return "\n".join(value)
-    return value
-
-
 def undone(instance: Instance) -> Columns:
     """The wish comes to nothing: the columns that it replaced, as they were."""
-    if not instance.before:
-        return {"mode": instance.settled_mode}
-    found: Columns = json.loads(instance.before)
-    return {"mode": instance.settled_mode, **found, "before": ""}
+    found: Columns = json.loads(instance.before) if instance.before else {}
+    return {"mode": instance.settled_mode, "before": "", **found}
+
+
+def held(instance: Instance) -> tuple[int, int, int]:
+    """What the instance takes of a host: vcpus, memory and disk in MiB. While a size can still
+    come back, the larger of both."""
+    now = (instance.vcpus, instance.memory_mib, instance.disk_gib)
+    before = json.loads(instance.before) if instance.before else {}
+    then = tuple(before.get(name, size) for name, size in zip(SIZES, now, strict=True))
+    vcpus, memory_mib, disk_gib = map(max, now, then)
+    return vcpus, memory_mib, disk_gib * 1024
+
+
+def rescued(instance: Instance, image_id: int) -> Columns:
+    """Running from a disk of the image, its own disk beside it."""
+    return {
+        "goal": Goal.RUNNING, "mode": Mode.RESCUED, "task": Task.RESCUING,
+        "rescue_image_id": image_id, "generation": instance.generation + 1, "graceful": True,
+        KEEP: ("rescue_image_id",),
+    }
+
+
+def unrescued(instance: Instance) -> Columns:
+    """Running from its own disk again."""
+    return {
+        "goal": Goal.RUNNING, "mode": Mode.NORMAL, "task": Task.UNRESCUING,
+        "rescue_image_id": None, "generation": instance.generation + 1, "graceful": False,
+        KEEP: ("rescue_image_id",),
+    }
+
+
+def rebuilt(instance: Instance, image_id: int, others: Columns) -> Columns:
+    """On a new disk of the image, with other columns changed as well. What was given up, or never
+    came to be, is placed as a new one is."""
+    changed: Columns = {
+        "goal": Goal.STOPPED if instance.state is State.STOPPED else Goal.RUNNING,
+        "mode": Mode.NORMAL, "task": Task.REBUILDING,
+        "image_id": image_id, "disk_image_id": None, "disks": str(instance.revision + 1),
+        "generation": instance.generation + 1, "graceful": False, **others,
+    }
+    if instance.host_id is None:
+        return changed | {
+            "state": State.BUILDING, "phase": Phase.QUEUED, "attempts": 0, "excluded": "",
+            "before": "",
+        }
+    return changed | {KEEP: ("image_id", "disk_image_id", "disks", *others)}
+
+
+def resized(instance: Instance, size: Columns) -> Columns:
+    """Of another size, which can be taken back: a larger disk lies over the old one."""
+    disks = ",".join(map(str, instance.disks))
+    if size["disk_gib"] > instance.disk_gib:
+        disks = f"{instance.revision + 1},{disks}"
+    return {
+        "mode": Mode.RESIZED, "task": Task.RESIZE_PREP, **size, "disks": disks,
+        "generation": instance.generation + 1, "graceful": True, KEEP: SIZE_COLUMNS,
+    }
+
+
+def confirmed() -> Columns:
+    """The new size is there to stay. Nothing is to be done on the host."""
+    return {"mode": Mode.NORMAL, "settled_mode": Mode.NORMAL, "ends_at": None, "before": ""}
+
+
+def reverted(instance: Instance) -> Columns:
+    """Of the old size again, on the old disk."""
+    return {
+        **undone(instance), "mode": Mode.NORMAL, "task": Task.RESIZE_REVERTING, "ends_at": None,
+        "generation": instance.generation + 1, "graceful": True,
+        KEEP: (*SIZE_COLUMNS, "ends_at", "before"),
+    }
+
+
+def imaged(image_id: int) -> Columns:
+    """The same, while an image of its disk is made."""
+    return {"snapshot_image_id": image_id, "task": Task.IMAGE_SNAPSHOT}
+
+
+def shelved(image_id: int) -> Columns:
+    """Stopped, and kept as an image."""
+    return {
+        "goal": Goal.STOPPED, "mode": Mode.SHELVED, "task": Task.SHELVING,
+        "shelf_image_id": image_id, "snapshot_image_id": image_id,
+        KEEP: ("shelf_image_id", "snapshot_image_id"),
+    }
+
+
+def offloaded() -> Columns:
+    """Taken off its host, kept as an image alone."""
+    return {"goal": Goal.OFFLOADED, "task": Task.SHELVING_OFFLOADING, "ends_at": None}
+
+
+def unshelved(instance: Instance, more: Columns) -> Columns:
+    """Running: on its host where it is still there, else wherever `more` says, from its image."""
+    changed: Columns = {
+        "goal": Goal.RUNNING, "mode": Mode.NORMAL, "task": Task.UNSHELVING, "ends_at": None,
+        "shelf_image_id": None,
+    }
+    if instance.host_id is not None:
+        return changed | {KEEP: ("shelf_image_id", "ends_at")}
+    return changed | more | {
+        "phase": Phase.QUEUED, "attempts": 0, "excluded": "",
+        "disk_image_id": instance.shelf_image_id, "disks": str(instance.revision + 1),
+        "generation": instance.generation + 1, "graceful": False,
+        KEEP: ("shelf_image_id", "disk_image_id", "disks", *more),
+    }
 
 
 def soft_deleted(instance: Instance) -> Columns:
     """Stopped, and out of sight until it is restored or its time is up."""
-    goal = Goal.STOPPED if instance.goal in ON_A_HOST else instance.goal
     changed: Columns = {
-        "goal": goal, "mode": Mode.SOFT_DELETED, "task": Task.SOFT_DELETING, "ends_at": None,
-        "before": "", "snapshot_image_id": None,
+        "goal": Goal.STOPPED if instance.goal in ON_A_HOST else instance.goal,
+        "mode": Mode.SOFT_DELETED, "task": Task.SOFT_DELETING, "ends_at": None,
+        "snapshot_image_id": None,
     }
+    if instance.mode is Mode.RESIZED and is_settled(instance):
+        changed["before"] = ""
     if instance.rescue_image_id is not None:
         changed |= {"rescue_image_id": None, "generation": instance.generation + 1}
     return changed
@@ -59,16 +153,22 @@ def restored(instance: Instance) -> Columns:
     return {
         "goal": instance.goal if offloaded else Goal.RUNNING,
         "mode": Mode.SHELVED if offloaded else Mode.NORMAL,
-        "task": Task.RESTORING, "ends_at": None,
-        "before": kept(instance, "ends_at"),
+        "task": Task.RESTORING, "ends_at": None, KEEP: ("ends_at",),
     }
 
 
-def ended(instance: Instance) -> Columns:
+def ended(mode: Mode) -> Columns:
     """The time of its mode is up: what comes then."""
-    assert instance.mode is Mode.SOFT_DELETED
-    return {"goal": Goal.DELETED, "ends_at": None}
+    match mode:
+        case Mode.RESIZED:
+            return confirmed()
+        case Mode.SHELVED:
+            return offloaded()
+        case _:
+            return {"goal": Goal.DELETED, "ends_at": None}
 
 
-AFTER: Mapping[Mode, str] = {Mode.SOFT_DELETED: "reclaim"}
-"""The modes that end by themselves, and the name of that in the action log."""
+AFTER: Mapping[Mode, str] = {
+    Mode.SOFT_DELETED: "reclaim", Mode.RESIZED: "confirmResize", Mode.SHELVED: "shelveOffload",
+}
+"""The modes that may end by themselves, and the name of that in the action log."""

@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
-from treadle.compute import store
+from treadle.compute import lifecycle, store
 from treadle.compute.fleet import Fleet, call
 from treadle.compute.model import Instance, State
 from treadle.compute.reconciler import (
@@ -24,6 +24,8 @@ from treadle.compute.reconciler import (
     IMAGE_KIND,
     KIND,
     MARGIN_S,
+    SNAPSHOT_KIND,
+    bulk_lane,
     expected_power,
     image_work_id,
 )
@@ -189,6 +191,10 @@ class HostHandler:
                 for sha256 in ledger.doubt_images(conn, host.id):
                     # Made anew meanwhile, it has none of them.
                     queue.enqueue(conn, IMAGE_KIND, image_work_id(host.id, sha256), lane=host.id)
+            for domain in domains:
+                row = rows.get(domain.uuid)
+                if domain.copied and row is not None and row.snapshot_image_id is None:
+                    queue.enqueue(conn, SNAPSHOT_KIND, row.uuid, lane=bulk_lane(host.id))
             strangers = [domain for domain in domains if domain.uuid not in rows]
             swept = leftovers(conn, host.id, strangers)
             conn.execute(sa.delete(orphan).where(orphan.c.host_id == host.id))
@@ -230,7 +236,10 @@ def drifted(rows: dict[str, Instance], domains: Sequence[Domain]) -> list[str]:
         if expected is None:
             continue
         domain = seen.get(uuid)
-        if domain is None or domain.power is not expected or domain.generation < row.generation:
+        if (
+            domain is None or domain.power is not expected or domain.generation < row.generation
+            or lifecycle.autostart_differs(row.goal, domain)
+        ):
             found.append(uuid)
     return found
 

@@ -157,6 +157,8 @@ def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Ac
         return _define(instance, seen, context)
     old = seen.generation < instance.generation
     if seen.power is POWER_OF[instance.goal] and not old:
+        if autostart_differs(instance.goal, seen):
+            return Call("autostart")
         return Settle(STATE_OF[seen.power])
     if new_here(instance) and context.late:
         return Fail(_too_late("not running", context))
@@ -235,7 +237,12 @@ def _define(instance: Instance, seen: Domain | None, context: Context) -> Action
 
 
 def _next_generation(instance: Instance, seen: Domain, context: Context) -> Action:
-    """A reboot: what runs was started with an older generation, so stop it and define the new."""
+    """A reboot: what runs was started with an older generation, so stop it and define the new.
+    What the new one needs is fetched before."""
+    if needs_image(instance) and context.image is not ImageOnHost.READY:
+        if context.image is ImageOnHost.PENDING and not context.late:
+            return AwaitImage()
+        return Adopt(STATE_OF[seen.power], context.last_error or "its image is not on the host")
     if seen.power is Power.RUNNING and instance.graceful and not context.late:
         return Call("shut_down")
     if seen.power in (Power.RUNNING, Power.PAUSED, Power.SAVED):
@@ -268,6 +275,19 @@ def new_here(instance: Instance) -> bool:
     """Nothing of it has run since it was asked for, or came back from the shelf: no data of its
     owner's is on its host yet."""
     return instance.state in (State.BUILDING, State.OFFLOADED)
+
+
+def needs_image(instance: Instance) -> bool:
+    """Whether the next definition may make a disk out of an image, beside the first one."""
+    return instance.rescue_image_id is not None or (
+        len(instance.disks) == 1 and instance.disks != (1,)
+    )
+
+
+def autostart_differs(goal: Goal, seen: Domain) -> bool:
+    """Whether its host, when it reboots, would do other than is wanted: what shall run is started
+    by the host alone, though no controller may be there."""
+    return seen.autostart is not None and seen.autostart is not (goal is Goal.RUNNING)
 
 
 def _stopped_itself(instance: Instance, seen: Domain) -> bool:

@@ -100,7 +100,9 @@ class Instance:
     `mode` is wanted, `settled_mode` has been reached; `ends_at` is when that mode ends by itself.
     `task` is what is being done, for people: nothing is decided by it but whether another wish may
     come. `disks` are the numbers of the root disk's volumes, the uppermost first; `disk_image_id`
-    is the image under the last of them where that is not `image_id`. `before` is a JSON object:
+    is the image under the last of them where that is not `image_id`. `shelf_image_id` is the image
+    that it is kept as, `snapshot_image_id` one that is being made of it. `only_host_id`: where it
+    must be placed, if anywhere. `before` is a JSON object:
     columns as they were before the wish that is being carried out, or can still be taken back.
     """
 
@@ -149,6 +151,7 @@ class Instance:
     locked_reason: str | None = None
     user_id: str = ""
     group_id: int | None = None
+    only_host_id: int | None = None
 
 
 SETTLED = {

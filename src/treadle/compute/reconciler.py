@@ -6,6 +6,7 @@ through the ticket first: where the lease was lost, nothing of the pass is kept.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from treadle.compute.lifecycle import (
     Retry,
     Settle,
 )
-from treadle.compute.model import SETTLED, Goal, Instance, Mode, Phase, State, is_settled
+from treadle.compute.model import SETTLED, Goal, Instance, Mode, Phase, State, Task, is_settled
 from treadle.compute.store import Loaded, Step
 from treadle.controller import queue
 from treadle.controller.queue import FAR_S, LeaseLost, Ticket
@@ -39,6 +40,8 @@ from treadle.controller.worker import backoff
 from treadle.db.engine import Database, note
 from treadle.errors import TreadleError
 from treadle.hypervisor.base import Domain, DomainSpec, HostUnreachable, Power, Seed
+from treadle.image import actions as image_actions
+from treadle.image import store as images
 from treadle.placement import groups, ledger
 from treadle.placement.board import Board
 from treadle.placement.ledger import HostStatus, ImageState
@@ -50,6 +53,7 @@ Following = tuple[Ticket, Loaded | None] | None
 """The next pass, where one follows at once: its ticket, and the row where it is at hand."""
 
 KIND = "instance"
+SNAPSHOT_KIND = "snapshot"
 IMAGE_KIND = "host_image"
 HOST_KIND = "host"
 
@@ -61,7 +65,7 @@ NO_EFFECT_S = 5.0
 ADDRESS_POLL_S = 0.5
 ADDRESS_PATIENCE_S = 120.0
 PLACE_TRIES = 3
-MAY_BE_THE_LAST = frozenset({"start", "pause", "resume", "suspend", "power_off"})
+MAY_BE_THE_LAST = frozenset({"start", "pause", "resume", "suspend", "power_off", "autostart"})
 MIB = 1 << 20
 
 
@@ -69,22 +73,38 @@ MIB = 1 << 20
 class Timing:
     """How long things may take, in seconds, and how many hosts a build may try.
 
-    `reclaim_s`: how long a soft-deleted instance is kept.
+    `reclaim_s`: how long a soft-deleted instance is kept. `confirm_s`: after how long a resize is
+    confirmed (0: never), `offload_s`: a shelved instance is taken off its host (-1: never).
     """
 
     lease_s: float = 30.0
     build_deadline_s: float = 300.0
     max_attempts: int = 3
     reclaim_s: float = 0.0
+    confirm_s: float = 0.0
+    offload_s: float = 0.0
 
     def lasts(self, mode: Mode) -> float | None:
         """After how many seconds the mode ends by itself; None: never."""
-        return {Mode.SOFT_DELETED: self.reclaim_s}.get(mode)
+        match mode:
+            case Mode.SOFT_DELETED:
+                return self.reclaim_s
+            case Mode.RESIZED:
+                return self.confirm_s or None
+            case Mode.SHELVED:
+                return self.offload_s if self.offload_s >= 0 else None
+            case _:
+                return None
 
 
 def image_work_id(host_id: int, sha256: str) -> str:
     """The queue's name for one image on one host."""
     return f"{host_id}:{sha256}"
+
+
+def bulk_lane(host_id: int) -> int:
+    """The lane of what moves a host's data for long: it holds up nothing else of that host."""
+    return -1 - host_id
 
 
 def hostname_of(name: str) -> str:
@@ -94,9 +114,8 @@ def hostname_of(name: str) -> str:
 
 def room_of(loaded: Loaded) -> ledger.Room:
     """What the instance takes of a host."""
-    instance = loaded.instance
     return ledger.Room(
-        instance.vcpus, instance.memory_mib, instance.disk_gib * 1024, loaded.image.sha256,
+        *changes.held(loaded.instance), loaded.image.sha256,
         -(-loaded.image.size_bytes // MIB),
     )
 
@@ -149,17 +168,13 @@ class InstanceHandler:
         return self._carry_out(ticket, loaded, action, seen, context)
 
     def _context(self, loaded: Loaded, ticket: Ticket) -> Context:
-        on_host = {
-            ImageState.READY: ImageOnHost.READY,
-            ImageState.REFUSED: ImageOnHost.REFUSED,
-            ImageState.BROKEN: ImageOnHost.BROKEN,
-        }.get(loaded.image_on_host or ImageState.WANTED, ImageOnHost.PENDING)
+        image, trouble = images_on_host(loaded)
         return Context(
-            image=on_host,
+            image=image,
             late=loaded.now > loaded.instance.deadline,
             tries=ticket.tries,
             max_attempts=self._timing.max_attempts,
-            last_error=loaded.image_error or loaded.instance.fault or "",
+            last_error=trouble or loaded.instance.fault or "",
             ended=loaded.instance.ends_at is not None and loaded.now >= loaded.instance.ends_at,
         )
 
@@ -192,7 +207,7 @@ class InstanceHandler:
             case Call(verb):
                 return self._call(ticket, loaded, verb, seen, context)
             case AwaitImage():
-                return self._await_image(ticket, loaded)
+                return self._await_image(ticket, loaded, seen)
             case Release(again):
                 return self._release(ticket, loaded, again)
             case Settle(state):
@@ -320,6 +335,8 @@ class InstanceHandler:
             driver = self._fleet.driver(instance.host_id, loaded.host_uri)
             if verb == "define":
                 call(driver, verb, self._spec(loaded))
+            elif verb == "autostart":
+                call(driver, verb, instance.uuid, instance.goal is Goal.RUNNING)
             else:
                 call(driver, verb, instance.uuid)
         except TreadleError as error:
@@ -391,23 +408,37 @@ class InstanceHandler:
                 instance.ssh_keys,
             ),
             metadata={"cloud": self._cloud_id, "id": str(instance.id), "name": instance.name},
+            disks=instance.disks, rescue=loaded.rescue,
         )
 
-    def _await_image(self, ticket: Ticket, loaded: Loaded) -> Following:
-        instance = loaded.instance
+    def _await_image(
+        self, ticket: Ticket, loaded: Loaded, seen: Domain | Lost | None
+    ) -> Following:
+        instance, host_id = loaded.instance, loaded.instance.host_id
+        assert host_id is not None
+        missing = [
+            image for image, state in ((loaded.image, loaded.image_on_host),
+                                       (loaded.rescue, loaded.rescue_on_host))
+            if image is not None and state in (None, ImageState.EVICTING)
+        ]
 
-        def change(conn: sa.Connection) -> None:
-            if loaded.image_on_host is None or loaded.image_on_host is ImageState.EVICTING:
-                assert instance.host_id is not None
-                room = room_of(loaded)
-                ledger.want_image(conn, instance.host_id, room.sha256, room.image_mib)
+        def commit(conn: sa.Connection) -> bool:
+            for image in missing:
+                size_mib = -(-image.size_bytes // MIB)
+                if not ledger.want_image(conn, host_id, image.sha256, size_mib):
+                    return False
                 queue.enqueue(
-                    conn, IMAGE_KIND, image_work_id(instance.host_id, room.sha256),
-                    lane=instance.host_id,
+                    conn, IMAGE_KIND, image_work_id(host_id, image.sha256), lane=host_id,
                 )
+            queue.finish(conn, ticket, delay=IMAGE_POLL_S)
+            return True
 
-        self._commit(ticket, change, delay=IMAGE_POLL_S)
-        return None
+        if self._db.write(commit):
+            return None
+        reason = "there is no room for its image on its host"
+        if isinstance(seen, Domain) and not lifecycle.new_here(instance):
+            return self._adopt(ticket, loaded, lifecycle.STATE_OF[seen.power], reason, seen)
+        return self._rehome(ticket, loaded, reason)
 
     # -- ends
 
@@ -454,6 +485,15 @@ class InstanceHandler:
                 first(conn)
             if values:
                 store.update(conn, instance.id, **values)
+            if values.keys() & {"before", "mode", "settled_mode"} and instance.host_id is not None:
+                store.hold(conn, instance.id)
+            if instance.snapshot_image_id is not None and instance.host_id is not None:
+                queue.enqueue(
+                    conn, SNAPSHOT_KIND, instance.uuid, lane=bulk_lane(instance.host_id)
+                )
+                return
+            if done := self._kept_for_nothing(instance, state):
+                image_actions.retire(conn, done)
             store.end_actions(
                 conn, instance.id, instance.revision,
                 "error" if state is State.ERROR else "ok",
@@ -478,13 +518,26 @@ class InstanceHandler:
                      ))
         return None
 
+    @staticmethod
+    def _kept_for_nothing(instance: Instance, state: State) -> int | None:
+        """The image of the shelf, where what was on it has been taken off it, or deleted."""
+        if state is State.DELETED:
+            return instance.shelf_image_id
+        if instance.task is not Task.UNSHELVING:
+            return None
+        before = json.loads(instance.before) if instance.before else {}
+        image_id: int | None = before.get("shelf_image_id")
+        return image_id
+
     def _mode_reached(self, loaded: Loaded) -> dict[str, Any]:
         """What is over with the wish, and when the mode that it led to ends by itself."""
         instance = loaded.instance
         values: dict[str, Any] = {}
+        if instance.snapshot_image_id is not None:
+            return values  # there is more to do
         if instance.task is not None:
             values["task"] = None
-        if instance.before:
+        if instance.before and instance.mode is not Mode.RESIZED:
             values["before"] = ""
         if instance.mode is not instance.settled_mode:
             lasts = self._timing.lasts(instance.mode)
@@ -502,7 +555,12 @@ class InstanceHandler:
             revision = instance.revision + 1
             name = changes.AFTER[instance.mode]
             store.begin_action(conn, instance.id, "", name, revision)
-            store.update(conn, instance.id, revision=revision, **changes.ended(instance))
+            store.update(
+                conn, instance.id, revision=revision, **changes.ended(instance.mode)
+            )
+            if instance.mode is Mode.RESIZED:  # there is nothing to do on the host
+                store.hold(conn, instance.id)
+                store.end_actions(conn, instance.id, revision, "ok")
 
         return self._go_on(ticket, change)
 
@@ -532,10 +590,12 @@ class InstanceHandler:
             generation = min(generation, seen.generation)
         wished = instance.generation != instance.settled_generation
         undo = generation < instance.generation if wished else True
-        values = changes.undone(instance) if undo and not is_settled(instance) else {
-            "mode": instance.mode
-        }
-        values |= {"settled_mode": values["mode"], "task": None}
+        values: dict[str, Any] = {"mode": instance.mode}
+        if undo and not is_settled(instance):
+            values = changes.undone(instance)
+        values["settled_mode"] = values["mode"]
+        if values.get("snapshot_image_id", instance.snapshot_image_id) is None:
+            values["task"] = None
 
         def change(conn: sa.Connection) -> None:
             current = store.get(conn, instance.id)
@@ -545,9 +605,13 @@ class InstanceHandler:
                 conn, instance.id, goal=SETTLED[state], state=state, generation=generation,
                 settled_generation=generation, fault=reason, **values,
             )
+            store.hold(conn, instance.id)
+            if instance.snapshot_image_id is not None and "snapshot_image_id" in values:
+                image_actions.retire(conn, instance.snapshot_image_id)
             store.end_actions(conn, instance.id, instance.revision, "error", reason)
 
-        self._commit(ticket, change, delay=FAR_S)
+        differs = isinstance(seen, Domain) and lifecycle.autostart_differs(SETTLED[state], seen)
+        self._commit(ticket, change, delay=0.0 if differs else FAR_S)
         return None
 
     def _rehome(self, ticket: Ticket, loaded: Loaded, reason: str) -> Following:
@@ -570,13 +634,23 @@ class InstanceHandler:
             current = store.get(conn, instance.id)
             if current is None or current.revision != instance.revision:
                 return
+            if instance.state is State.OFFLOADED:
+                # It stays on the shelf.
+                store.update(
+                    conn, instance.id, goal=Goal.OFFLOADED, fault=reason, task=None,
+                    **changes.undone(instance),
+                )
+                store.end_actions(conn, instance.id, instance.revision, "error", reason)
+                return
             # One that ran once is past its request: it and its siblings are not rolled back.
+            if instance.snapshot_image_id is not None:
+                images.fail(conn, instance.snapshot_image_id, reason)
             rollback = instance.rollback and instance.launched_at is None
             goal = Goal.DELETED if rollback else Goal.FAILED
             store.update(
                 conn, instance.id, goal=goal, state=State.ERROR, fault=reason,
                 public_fault=public, task=None, mode=Mode.NORMAL, settled_mode=Mode.NORMAL,
-                ends_at=None, before="",
+                ends_at=None, before="", snapshot_image_id=None,
             )
             store.end_actions(conn, instance.id, instance.revision, "error", reason)
             if rollback:
@@ -587,6 +661,21 @@ class InstanceHandler:
     def _retry(self, ticket: Ticket, reason: str) -> Following:
         self._commit(ticket, delay=backoff(ticket.tries), error=reason)
         return None
+
+
+def images_on_host(loaded: Loaded) -> tuple[ImageOnHost, str]:
+    """Where the images stand that the instance needs, the worse of two; and what is wrong."""
+    stands = [(loaded.image_on_host, loaded.image_error)]
+    if loaded.rescue is not None:
+        stands.append((loaded.rescue_on_host, loaded.rescue_error))
+    for state, means in (
+        (ImageState.BROKEN, ImageOnHost.BROKEN), (ImageState.REFUSED, ImageOnHost.REFUSED),
+    ):
+        for stand, error in stands:
+            if stand is state:
+                return means, error or ""
+    ready = all(stand is ImageState.READY for stand, _ in stands)
+    return (ImageOnHost.READY if ready else ImageOnHost.PENDING), ""
 
 
 def give_up_batch(conn: sa.Connection, failed: Instance, reason: str) -> None:

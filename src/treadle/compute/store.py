@@ -11,6 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from treadle.compute import changes
 from treadle.compute.model import Goal, Instance, Mode, Phase, State, Task
 from treadle.db.clock import now
 from treadle.db.engine import note
@@ -26,6 +27,7 @@ from treadle.db.schema import (
 )
 from treadle.db.schema import instance as table
 from treadle.hypervisor.base import ImageSpec
+from treadle.placement import ledger
 from treadle.placement.ledger import HostStatus, ImageState
 
 CHANGED = "instance"
@@ -59,17 +61,20 @@ class Flavor:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An instance with what one pass needs to know of its host and its image."""
+    """An instance with what one pass needs to know of its host and its images: that under its
+    root disk, and that which it is rescued with."""
 
     instance: Instance
     image: ImageSpec
-    image_path: str
     host_uri: str | None
     host_name: str | None
     host_status: HostStatus | None
     image_on_host: ImageState | None
     image_error: str | None
     now: float
+    rescue: ImageSpec | None = None
+    rescue_on_host: ImageState | None = None
+    rescue_error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +100,14 @@ def load(conn: sa.Connection, uuid: str) -> Loaded | None:
     return Loaded(
         of_row(row),
         ImageSpec(row.sha256, row.format, row.size_bytes, row.virtual_bytes),
-        row.path, row.uri, row.host_name,
+        row.uri, row.host_name,
         HostStatus(row.status) if row.status else None,
         ImageState(row.image_state) if row.image_state else None,
         row.image_error, row.now,
+        None if row.rescue_sha256 is None else ImageSpec(
+            row.rescue_sha256, row.rescue_format, row.rescue_size, row.rescue_virtual
+        ),
+        ImageState(row.rescue_state) if row.rescue_state else None, row.rescue_error,
     )
 
 
@@ -112,6 +121,20 @@ def by_uuid(conn: sa.Connection, uuid: str) -> Instance | None:
     """The instance by its UUID, deleted ones too."""
     row = conn.execute(_GET_UUID, {"u": uuid}).one_or_none()
     return None if row is None else of_row(row)
+
+
+def columns(conn: sa.Connection, id: int, names: Sequence[str]) -> dict[str, Any]:
+    """Some columns of an instance as they are stored."""
+    found = conn.execute(sa.select(*(table.c[name] for name in names)).where(table.c.id == id))
+    return dict(found.mappings().one())
+
+
+def hold(conn: sa.Connection, id: int) -> bool:
+    """Have the ledger agree with the row's size, and with that which can still come back. False
+    where its host has not got that much."""
+    instance = get(conn, id)
+    assert instance is not None
+    return ledger.resize(conn, id, *changes.held(instance))
 
 
 def live_ids(conn: sa.Connection) -> list[int]:
@@ -148,9 +171,15 @@ def by_uuids(conn: sa.Connection, uuids: Sequence[str]) -> dict[str, Instance]:
 def waiting_for_image(conn: sa.Connection, host_id: int, sha256: str) -> list[str]:
     """UUIDs of the instances on the host that cannot be defined until the image is there."""
     return list(conn.execute(
-        sa.select(table.c.uuid).join(image, image.c.id == table.c.image_id)
-        .where(table.c.host_id == host_id, image.c.sha256 == sha256,
-               table.c.phase == Phase.PLACED)
+        sa.select(table.c.uuid).join(image, sa.or_(
+            image.c.id == _UNDER, image.c.id == table.c.rescue_image_id
+        ))
+        .where(
+            table.c.host_id == host_id, image.c.sha256 == sha256,
+            sa.or_(
+                table.c.phase == Phase.PLACED, table.c.generation != table.c.settled_generation
+            ),
+        ).distinct()
     ).scalars())
 
 
@@ -346,10 +375,14 @@ def of_row(row: Any) -> Instance:
         Task(row.task) if row.task else None, row.ends_at,
         tuple(int(n) for n in row.disks.split(",")), row.disk_image_id, row.rescue_image_id,
         row.shelf_image_id, row.snapshot_image_id, row.before, row.locked_by, row.locked_reason,
-        row.user_id, row.group_id,
+        row.user_id, row.group_id, row.only_host_id,
     )
 
 
+_UNDER = sa.func.coalesce(table.c.disk_image_id, table.c.image_id)
+"""The image under an instance's root disk."""
+_RESCUE = image.alias("rescue")
+_RESCUE_HERE = host_image.alias("rescue_here")
 _SELECTED = [table.c[name] for name in _COLUMNS]
 _GET = sa.select(*_SELECTED).where(table.c.id == sa.bindparam("i"))
 _ON_HOST = (
@@ -360,15 +393,23 @@ _LIVE = sa.select(table.c.id).where(table.c.state != State.DELETED.value).order_
 _LOAD = (
     sa.select(
         *_SELECTED, image.c.sha256, image.c.format, image.c.size_bytes, image.c.virtual_bytes,
-        image.c.path, host.c.uri, host.c.name.label("host_name"), host.c.status,
+        host.c.uri, host.c.name.label("host_name"), host.c.status,
         host_image.c.state.label("image_state"), host_image.c.error.label("image_error"),
-        now().label("now"),
+        now().label("now"), _RESCUE.c.sha256.label("rescue_sha256"),
+        _RESCUE.c.format.label("rescue_format"), _RESCUE.c.size_bytes.label("rescue_size"),
+        _RESCUE.c.virtual_bytes.label("rescue_virtual"),
+        _RESCUE_HERE.c.state.label("rescue_state"), _RESCUE_HERE.c.error.label("rescue_error"),
     )
     .select_from(
-        table.join(image, image.c.id == table.c.image_id)
+        table.join(image, image.c.id == _UNDER)
         .outerjoin(host, host.c.id == table.c.host_id)
         .outerjoin(host_image, sa.and_(
             host_image.c.host_id == table.c.host_id, host_image.c.sha256 == image.c.sha256,
+        ))
+        .outerjoin(_RESCUE, _RESCUE.c.id == table.c.rescue_image_id)
+        .outerjoin(_RESCUE_HERE, sa.and_(
+            _RESCUE_HERE.c.host_id == table.c.host_id,
+            _RESCUE_HERE.c.sha256 == _RESCUE.c.sha256,
         ))
     )
     .where(table.c.uuid == sa.bindparam("u"))

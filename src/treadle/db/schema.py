@@ -252,6 +252,7 @@ instance = Table(
     Column("shelf_image_id", Integer),
     Column("snapshot_image_id", Integer),
     Column("before", Text, nullable=False, server_default=""),
+    Column("only_host_id", Integer),
     Index("ix_instance_host_id", "host_id"),
     Index("ix_instance_group_id", "group_id"),
     Index("ix_instance_project_id", "project_id", "created_at", "id",

@@ -74,7 +74,8 @@ class Domain:
 
     `generation` is the one that the running guest was started with; of a domain that is not
     running, the one of its definition. 0 where it is not known. `autostart`: whether it is started
-    with its host; None where that is not known.
+    with its host; None where that is not known. `copied`: a copy of its disk is there; only
+    `observe_all` tells.
     """
 
     uuid: str
@@ -83,6 +84,7 @@ class Domain:
     cause: StopCause = StopCause.NONE
     addresses: tuple[str, ...] = ()
     autostart: bool | None = None
+    copied: bool = False
 
 
 @dataclass(frozen=True, slots=True)

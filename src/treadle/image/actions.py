@@ -54,6 +54,17 @@ def delete(conn: sa.Connection, one: Image) -> None:
     """Take it out of sight; its content goes when no instance needs it. Errors: `Forbidden`."""
     if one.protected:
         raise Forbidden(f"Image {one.uuid} is protected and cannot be deleted.")
+    _delete(conn, one)
+
+
+def retire(conn: sa.Connection, id: int) -> None:
+    """Delete an image that was made for an instance's own sake, and has served."""
+    one = store.get(conn, id)
+    if one is not None and one.deleted_at is None:
+        _delete(conn, one)
+
+
+def _delete(conn: sa.Connection, one: Image) -> None:
     conn.execute(sa.delete(image_member).where(image_member.c.image_id == one.id))
     conn.execute(sa.delete(image_tag).where(image_tag.c.image_id == one.id))
     store.update(conn, one.id, state=ImageStatus.DELETED, deleted_at=now())

@@ -164,9 +164,13 @@ def list_images(conn: sa.Connection) -> list[Image]:
 
 
 def in_use(conn: sa.Connection, id: int) -> bool:
-    """Whether an instance that is not deleted was made from it."""
+    """Whether an instance that is not deleted was made from it, or needs it otherwise."""
     statement = sa.select(instance.c.id).where(
-        instance.c.image_id == id, instance.c.state != "deleted"
+        sa.or_(
+            instance.c.image_id == id, instance.c.disk_image_id == id,
+            instance.c.rescue_image_id == id, instance.c.shelf_image_id == id,
+        ),
+        instance.c.state != "deleted",
     ).limit(1)
     return conn.execute(statement).first() is not None
 

@@ -330,6 +330,29 @@ def release(conn: sa.Connection, instance_id: int) -> None:
         note(conn, CHANGED, row.host_id)
 
 
+def resize(
+    conn: sa.Connection, instance_id: int, vcpus: int, memory_mib: int, disk_mib: int
+) -> bool:
+    """Have the instance hold that much of its host, instead of what it holds. False, and nothing
+    is changed, where the host has not got it. Nothing where the instance holds nothing."""
+    row = conn.execute(_HELD, {"i": instance_id}).one_or_none()
+    if row is None:
+        return True
+    change = {
+        "h": row.host_id, "v": vcpus - row.vcpus, "m": memory_mib - row.memory_mib,
+        "d": disk_mib - row.disk_mib, "n": 0,
+    }
+    if not (change["v"] or change["m"] or change["d"]):
+        return True
+    grows = change["v"] > 0 or change["m"] > 0 or change["d"] > 0
+    # What only shrinks is taken whatever the host is doing.
+    if conn.execute(_TAKE_MORE if grows else _TAKE_LESS, change).rowcount != 1:
+        return False
+    conn.execute(_HOLD, {"i": instance_id, "v": vcpus, "m": memory_mib, "d": disk_mib})
+    note(conn, CHANGED, row.host_id)
+    return True
+
+
 # -- images on hosts
 
 
@@ -400,7 +423,9 @@ def evict(conn: sa.Connection, host_id: int, share: float) -> Sequence[str]:
     if limit is None or taken <= share * limit:
         return []
     used = set(conn.execute(
-        sa.select(image.c.sha256).join(instance, instance.c.image_id == image.c.id)
+        sa.select(image.c.sha256).join(instance, image.c.id.in_((
+            instance.c.image_id, instance.c.disk_image_id, instance.c.rescue_image_id
+        )))
         .where(instance.c.host_id == host_id).distinct()
     ).scalars())
     chosen = []
@@ -476,6 +501,22 @@ _GIVE = sa.update(host).where(host.c.id == sa.bindparam("h")).values(
     memory_used_mib=host.c.memory_used_mib - _p("m"),
     disk_used_mib=host.c.disk_used_mib - _p("d"),
     instances=host.c.instances - _p("n"),
+)
+_CHANGE = {
+    "vcpus_used": host.c.vcpus_used + _p("v"),
+    "memory_used_mib": host.c.memory_used_mib + _p("m"),
+    "disk_used_mib": host.c.disk_used_mib + _p("d"),
+    "instances": host.c.instances + _p("n"),
+}
+_TAKE_LESS = sa.update(host).where(host.c.id == sa.bindparam("h")).values(_CHANGE)
+_TAKE_MORE = _TAKE_LESS.where(
+    host.c.status == HostStatus.UP, host.c.vcpus_used + _p("v") <= host.c.vcpus_limit,
+    host.c.memory_used_mib + _p("m") <= host.c.memory_limit_mib,
+    host.c.disk_used_mib + _p("d") <= host.c.disk_limit_mib,
+)
+_HELD = sa.select(allocation).where(allocation.c.instance_id == _p("i"))
+_HOLD = sa.update(allocation).where(allocation.c.instance_id == _p("i")).values(
+    vcpus=_p("v"), memory_mib=_p("m"), disk_mib=_p("d")
 )
 _ALLOCATE = sa.insert(allocation).values(
     instance_id=_p("i"), host_id=_p("h"), vcpus=_p("v"), memory_mib=_p("m"), disk_mib=_p("d"),

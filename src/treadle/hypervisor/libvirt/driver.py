@@ -215,7 +215,7 @@ class LibvirtDriver:
         def act(link: Link, attempt: Attempt) -> list[Domain]:
             pool = storage.pool_of(link, attempt, self._setup.pool)
             # Disks before domains: one that is defined meanwhile is no remnant.
-            left = storage.remnants(attempt, pool)
+            left, copied = storage.remnants(attempt, pool)
             saved_flag = libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE
             rows = attempt(link.conn.getAllDomainStats, libvirt.VIR_DOMAIN_STATS_STATE, 0)
             saved = {d.UUIDString() for d in attempt(link.conn.listAllDomains, saved_flag)}
@@ -241,7 +241,9 @@ class LibvirtDriver:
                 )
             for uuid in left:
                 found[uuid] = Domain(uuid, Power.REMNANT)
-            return [found[uuid] for uuid in sorted(found)]
+            return [
+                replace(found[uuid], copied=uuid in copied) for uuid in sorted(found)
+            ]
 
         return self._run("observe_all", self._options.deadlines.look, act)
 

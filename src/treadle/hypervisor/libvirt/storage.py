@@ -43,6 +43,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 #: The volumes with a guest's data; and all that are built on images.
 _OURS = re.compile(rf"({_UUID})(?:\.([1-9][0-9]*))?\.qcow2")
+_COPY = re.compile(rf"({_UUID})\.copy\.qcow2")
 _BUILT = re.compile(rf"{_UUID}(?:\.[a-z0-9-]+)?\.qcow2")
 
 QCOW2_MAGIC = b"QFI\xfb"
@@ -467,10 +468,15 @@ def has_disk(attempt: Attempt, pool: Any, uuid: str) -> bool:
     return any(name.startswith(uuid) and is_disk(name) for name in names(attempt, pool))
 
 
-def remnants(attempt: Attempt, pool: Any) -> set[str]:
-    """UUIDs of which a disk is in the pool."""
-    found = (_OURS.fullmatch(name) for name in names(attempt, pool))
-    return {match.group(1) for match in found if match}
+def remnants(attempt: Attempt, pool: Any) -> tuple[set[str], set[str]]:
+    """UUIDs of which a disk is in the pool, and of which a copy of one is."""
+    disks, copies = set(), set()
+    for name in names(attempt, pool):
+        if match := _OURS.fullmatch(name):
+            disks.add(match.group(1))
+        elif match := _COPY.fullmatch(name):
+            copies.add(match.group(1))
+    return disks, copies
 
 
 def remove_volumes(attempt: Attempt, pool: Any, uuid: str) -> None:
