@@ -11,6 +11,7 @@ import httpx2
 from cloudkit import Cloud
 from tempest.lib.common.rest_client import RestClient
 
+from treadle.db.schema import project
 from treadle.errors import Unauthorized
 from treadle.identity.model import Caller
 
@@ -49,6 +50,16 @@ class Api:
 
     def __post_init__(self) -> None:
         self.cloud.treadle.context.tokens = KnownTokens()
+        for id in sorted({one.project_id for one in CALLERS.values() if one.project_id}):
+            self.project(id)
+
+    def project(self, id: str | None = None) -> str:
+        """The id of a new project."""
+        id = id or named("project")
+        self.cloud.treadle.database.write(lambda conn: conn.execute(project.insert().values(
+            id=id, name=id, name_key=id, domain_id="default", parent_id="default", created_at=0.0,
+        )))
+        return id
 
     def call(
         self, method: str, path: str, body: Any = None, *, minor: int = 1, by: str = "admin",

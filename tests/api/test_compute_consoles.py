@@ -156,3 +156,19 @@ def test_what_is_off_says_so(api: Api, server: str) -> None:
     assert api.get(f"{path}/diagnostics", minor=48)["state"] == "shutdown"
     api.ok("POST", f"{path}/action", {"os-start": None}, status=202, by="member")
     until(lambda: api.get(path, by="member")["server"]["status"] == "ACTIVE", "ACTIVE")
+
+
+def test_administrators_are_told_where_a_token_leads(api: Api, server: str) -> None:
+    body = api.ok("POST", f"/servers/{server}/remote-consoles", remote("vnc", "novnc"), minor=6,
+                  by="member")
+    token = body["remote_console"]["url"].rpartition("token%3D")[2]
+    for minor in (31, 96, 31):
+        told = api.get(f"/os-console-auth-tokens/{token}", minor=minor)["console"]
+        assert told == {
+            "instance_uuid": server, "host": told["host"], "port": 80,
+            "internal_access_path": None,
+        }
+        assert told["host"] in ("h1", "h2")
+    api.fails("GET", f"/os-console-auth-tokens/{token}", minor=30, status=400)
+    api.fails("GET", "/os-console-auth-tokens/none", minor=31, status=404)
+    api.fails("GET", f"/os-console-auth-tokens/{token}", minor=31, by="member", status=403)

@@ -149,6 +149,8 @@ def test_private_flavors_are_seen_by_those_who_may_use_them(api: Api) -> None:
     api.fails("POST", f"{path}/action", {"addTenantAccess": {"tenant": project}}, status=409)
     assert api.get(f"{path}/os-flavor-access",
                    judge=flavors_access.add_remove_list_flavor_access) == added
+    api.fails("POST", f"{path}/action", {"addTenantAccess": {"tenant": "nobody"}}, status=400,
+              says="not a valid project")
     gone = {"removeTenantAccess": {"tenant": project}}
     assert api.ok("POST", f"{path}/action", gone) == {"flavor_access": []}
     api.fails("POST", f"{path}/action", gone, status=404)

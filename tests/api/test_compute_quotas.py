@@ -20,7 +20,7 @@ MINE = CALLERS["member"].project_id
 @pytest.mark.parametrize("minor", MINORS)
 def test_answers_are_as_tempest_wants_them(api: Api, minor: int) -> None:
     judge = schema(QuotasClient, minor)
-    project = named("project")
+    project = api.project()
     path = f"/os-quota-sets/{project}"
     shown = api.get(path, minor=minor, judge=judge.get_quota_set)["quota_set"]
     assert shown["id"] == project
@@ -59,7 +59,7 @@ def test_answers_are_as_tempest_wants_them(api: Api, minor: int) -> None:
 def test_the_default_class_is_everybodys(api: Api) -> None:
     body = {"quota_class_set": {"metadata_items": 7}}
     api.ok("PUT", "/os-quota-class-sets/default", body)
-    path = f"/os-quota-sets/{named('project')}"
+    path = f"/os-quota-sets/{api.project()}"
     assert api.get(path)["quota_set"]["metadata_items"] == 7
     assert api.get(f"{path}/defaults", by="other")["quota_set"]["metadata_items"] == 7
     assert api.get("/limits", by="other")["limits"]["absolute"]["maxServerMeta"] == 7
@@ -68,7 +68,7 @@ def test_the_default_class_is_everybodys(api: Api) -> None:
 
 
 def test_users_have_limits_of_their_own(api: Api) -> None:
-    project, user = named("project"), named("user")
+    project, user = api.project(), named("user")
     path, own = f"/os-quota-sets/{project}", f"/os-quota-sets/{project}?user_id={user}"
     api.ok("PUT", own, {"quota_set": {"ram": 2048}})
     assert api.get(own)["quota_set"]["ram"] == 2048
@@ -82,7 +82,7 @@ def test_users_have_limits_of_their_own(api: Api) -> None:
 
 
 def test_what_is_in_use_is_told_and_kept(api: Api) -> None:
-    project = named("project")
+    project = api.project()
     id = api.cloud.create("used", tid=2)
     api.cloud.treadle.database.write(lambda conn: conn.execute(
         instance.update().where(instance.c.id == id).values(project_id=project)
@@ -108,14 +108,14 @@ def test_what_is_in_use_is_told_and_kept(api: Api) -> None:
     {"networks": 3},
 ])
 def test_bad_limits_are_refused(api: Api, said: dict[str, Any]) -> None:
-    path = f"/os-quota-sets/{named('project')}"
+    path = f"/os-quota-sets/{api.project()}"
     message = api.fails("PUT", path, {"quota_set": said}, status=400)
     assert next(iter(said)) in message
     assert api.get(path)["quota_set"]["ram"] == 51200
 
 
 def test_limits_that_went_away_cannot_be_set(api: Api) -> None:
-    path, of_class = "/os-quota-sets/x", "/os-quota-class-sets/x"
+    path, of_class = f"/os-quota-sets/{api.project()}", "/os-quota-class-sets/x"
     for name, minor in (("fixed_ips", 36), ("injected_files", 57)):
         api.ok("PUT", path, {"quota_set": {name: 5}}, minor=minor - 1)
         api.fails("PUT", path, {"quota_set": {name: 5}}, minor=minor, status=400, says=name)
@@ -137,3 +137,10 @@ def test_projects_see_their_own_and_change_nothing(api: Api) -> None:
         ("GET", f"/limits?tenant_id={CALLERS['other'].project_id}", None),
     ):
         api.fails(method, path, body, by="member", status=403)
+
+
+def test_projects_that_are_not_there_have_no_quotas(api: Api) -> None:
+    for path in ("", "/detail", "/defaults"):
+        api.fails("GET", f"/os-quota-sets/nobody{path}", status=400,
+                  says="Project ID nobody is not a valid project.")
+    api.fails("PUT", "/os-quota-sets/nobody", {"quota_set": {"ram": 1}}, status=400)

@@ -49,3 +49,12 @@ def take(conn: sa.Connection, token: str, kind: ConsoleKind) -> tuple[str, int] 
         .returning(table.c.instance_uuid, table.c.host_id)
     ).one_or_none()
     return None if row is None else (row.instance_uuid, row.host_id)
+
+
+def look(conn: sa.Connection, token: str) -> tuple[str, int] | None:
+    """The instance's UUID and the host of a token that is good, and stays so."""
+    row = conn.execute(
+        sa.select(table.c.instance_uuid, table.c.host_id)
+        .where(table.c.hash == digest(token), table.c.expires_at > now())
+    ).one_or_none()
+    return None if row is None else (row.instance_uuid, row.host_id)

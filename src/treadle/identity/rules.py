@@ -197,6 +197,7 @@ COMPUTE: dict[str, str] = {
     "compute:availability_zones:list": "token",
     "compute:images:get": "project_reader",
     "compute:images:change": "project_member",
+    "compute:consoles:token": "admin",
     "compute:extensions:list": "token",
     "compute:extensions:gone": "token",
     "compute:external_events:create": "service",

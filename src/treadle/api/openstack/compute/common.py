@@ -7,8 +7,11 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
+import sqlalchemy as sa
+
 from treadle.api.openstack.wire import Ask, Page, Schema, next_link
-from treadle.errors import InvalidInput
+from treadle.errors import InvalidInput, NotFound
+from treadle.identity.actions import get_project
 
 T = TypeVar("T")
 Body = dict[str, Any]
@@ -147,6 +150,15 @@ def precise(at: float | None) -> str | None:
     return None if at is None else (
         datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
     )
+
+
+def known_project(conn: sa.Connection, id: str) -> str:
+    """The id of a project that there is. Errors: `InvalidInput`."""
+    try:
+        get_project(conn, id)
+    except NotFound as missing:
+        raise InvalidInput("project", id, f"Project ID {id} is not a valid project.") from missing
+    return id
 
 
 # -- lists

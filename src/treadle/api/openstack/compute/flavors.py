@@ -19,6 +19,7 @@ from treadle.api.openstack.compute.common import (
     closed,
     following,
     inside,
+    known_project,
     links,
     number,
     one_of,
@@ -312,6 +313,7 @@ async def act(ask: Ask) -> Body:
     def write(conn: sa.Connection) -> Body:
         flavor = _get(conn, ask)
         if adds:
+            known_project(conn, project)
             if flavor.is_public and ask.minor >= 7:
                 raise Conflict("Can not add access to a public flavor.")
             flavors.grant(conn, flavor, project)

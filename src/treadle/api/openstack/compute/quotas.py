@@ -12,6 +12,7 @@ from treadle.api.openstack.compute.common import (
     Body,
     closed,
     inside,
+    known_project,
     number,
     queries,
     query,
@@ -84,14 +85,16 @@ def _set(ask: Ask, values: Mapping[str, object], id: str | None) -> Body:
 async def show(ask: Ask) -> Body:
     """The limits of a project, or of a user in it."""
     project, user = _project(ask, ask.call.rule), ask.one("user_id")
-    return _set(ask, await ask.read(lambda conn: quota.limits(conn, project, user)), project)
+    found = await ask.read(lambda conn: quota.limits(conn, known_project(conn, project), user))
+    return _set(ask, found, project)
 
 
 async def detail(ask: Ask) -> Body:
     """The limits with what is in use. Nothing is ever reserved."""
     project, user = _project(ask, ask.call.rule), ask.one("user_id")
     allowed, used = await ask.read(
-        lambda conn: (quota.limits(conn, project, user), quota.usage(conn, project, user))
+        lambda conn: (quota.limits(conn, known_project(conn, project), user),
+                      quota.usage(conn, project, user))
     )
     return _set(ask, {
         name: {"limit": allowed[name], "in_use": used[name], "reserved": 0} for name in allowed
@@ -100,8 +103,13 @@ async def detail(ask: Ask) -> Body:
 
 async def defaults(ask: Ask) -> Body:
     """What a project has that nobody said anything of."""
-    found = await ask.read(lambda conn: quota.class_limits(conn, quota.DEFAULT_CLASS))
-    return _set(ask, found, ask.path["project_id"])
+    project = ask.path["project_id"]
+
+    def read(conn: sa.Connection) -> dict[str, int]:
+        known_project(conn, project)
+        return quota.class_limits(conn, quota.DEFAULT_CLASS)
+
+    return _set(ask, await ask.read(read), project)
 
 
 async def update(ask: Ask) -> Body:
@@ -112,6 +120,7 @@ async def update(ask: Ask) -> Body:
     wanted = {name: number(name, value, -1) for name, value in said.items()}
 
     def write(conn: sa.Connection) -> dict[str, int]:
+        known_project(conn, project)
         if not force:
             _check_bounds(wanted, quota.bounds(conn, project, user))
         quota.set_limits(conn, project, wanted, user)

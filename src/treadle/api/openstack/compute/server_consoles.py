@@ -11,16 +11,18 @@ import sqlalchemy as sa
 from treadle.api.openstack.compute.common import closed, inside, one_of
 from treadle.api.openstack.compute.servers import find_row
 from treadle.api.openstack.wire import Ask, Call, Reply, Schema
-from treadle.compute import consoles
+from treadle.compute import console_store, consoles
 from treadle.compute.consoles import NoSuchConsole, Opened, Place
 from treadle.compute.listing import Row
 from treadle.compute.model import Instance, word
 from treadle.db.clock import now
-from treadle.errors import Conflict
+from treadle.errors import Conflict, InvalidInput, NotFound
 from treadle.hypervisor.base import ConsoleKind, GuestStats, Power
 from treadle.placement import ledger
 
 T = TypeVar("T")
+TOKENS = 31
+"""The minor microversion from which the tokens of all consoles are told of."""
 
 KINDS = {
     ("vnc", "novnc"): ConsoleKind.VNC,
@@ -154,6 +156,25 @@ def as_before_48(stats: GuestStats) -> dict[str, Any]:
     return body
 
 
+async def token_leads_to(ask: Ask) -> dict[str, Any]:
+    """Whose console a token opens. It is this process that opens it, so the port is its own."""
+    if ask.minor < TOKENS:
+        raise InvalidInput("token", "(hidden)", "only consoles of a type that is gone were told")
+
+    def read(conn: sa.Connection) -> tuple[str, str]:
+        found = console_store.look(conn, ask.path["token"])
+        host = None if found is None else ledger.get_host(conn, found[1])
+        if found is None or host is None:
+            raise NotFound("Token not found")
+        return found[0], host.name
+
+    uuid, host = await ask.read(read)
+    return {"console": {
+        "instance_uuid": uuid, "host": host, "port": ask.context.settings.server.port,
+        "internal_access_path": None,
+    }}
+
+
 VNC = Schema((1, inside("type", one_of("novnc", "xvpvnc"))))
 SERIAL = Schema((1, inside("type", one_of("serial"))))
 OUTPUT = Schema((1, {
@@ -178,5 +199,8 @@ CALLS = [
     ),
     Call(
         "GET", "/v2.1/servers/{server_id}/diagnostics", diagnostics, "compute:servers:diagnostics",
+    ),
+    Call(
+        "GET", "/v2.1/os-console-auth-tokens/{token}", token_leads_to, "compute:consoles:token",
     ),
 ]

@@ -28,7 +28,7 @@ from treadle.compute.census import Stay
 from treadle.compute.model import State
 from treadle.compute.reconciler import KIND
 from treadle.controller import queue
-from treadle.errors import InvalidInput
+from treadle.errors import InvalidInput, NotFound
 from treadle.placement import ledger
 
 PAGES = 40
@@ -132,6 +132,8 @@ async def _stays(
 async def listed(ask: Ask) -> Body:
     """What all projects have used."""
     path = "/os-simple-tenant-usage"
+    if ask.request.scope["path"].endswith("/"):
+        raise NotFound("A project without an id has no usage.")
     stays, period, next_page = await _stays(ask, path, None)
     detailed = ask.query.get("detailed", ("0",))[0] == "1"
     body: Body = {"tenant_usages": _sums(stays, period, detailed=detailed)}
