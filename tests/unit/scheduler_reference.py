@@ -173,12 +173,15 @@ def lifetime(host: HostView, request: PlacementRequest) -> float:
     return -float(math.floor(np.log2(1 + over / 3600))) - left(host, request) / 1000
 
 
-def balanced(host: HostView, request: PlacementRequest) -> float:
+def balanced(host: HostView, request: PlacementRequest, every: Sequence[HostView]) -> float:
     cores, memory, _ = parts(host, free(host))
     before = max(0.0, cores - 1.5 * memory)
     cores, memory, _ = parts(host, after(host, request))
     stranded = max(0.0, cores - 1.5 * memory) - before
-    return -left(host, request) - 10.0 * stranded - (0.0 if host.instances else 100.0)
+    up = [one for one in every if one.state == "up"]
+    plenty = sum(1 for one in up if not one.instances) * 10 >= len(up)
+    opening = 100.0 if plenty and not host.instances else 0.0
+    return -left(host, request) - 10.0 * stranded - opening
 
 
 SCORES: dict[str, Callable[[HostView, PlacementRequest], float]] = {
@@ -193,7 +196,6 @@ SCORES: dict[str, Callable[[HostView, PlacementRequest], float]] = {
     "fragmentation-aware": lambda h, r: fragments(h, r) - left(h, r) / 1000,
     "lifetime-aware": lifetime,
     "solver": lambda h, r: -left(h, r),
-    "balanced-fit": balanced,
 }
 
 
@@ -250,6 +252,8 @@ def ordered(
     scores: list[Any]
     if policy == "weighted":
         scores = sums(able, request, weighers, hosts)
+    elif policy == "balanced-fit":
+        scores = [balanced(host, request, hosts) for host in able]
     else:
         scores = [SCORES[policy](host, request) for host in able]
     scored = [(host.id, score) for host, score in zip(able, scores, strict=True)]

@@ -21,7 +21,11 @@ from starlette.routing import Route
 from treadle.api.context import Context, answer
 from treadle.api.faults import message_of, status_of
 from treadle.api.placement import (
+    DryRun,
+    Migration,
     instances_decision,
+    instances_migrate,
+    named,
     placements_dry_run,
     record,
     scheduler_show,
@@ -201,12 +205,10 @@ async def flavors_add(context: Context, request: Request) -> Any:
 
 async def instances_show(context: Context, request: Request) -> Any:
     """One instance with its action log, deleted ones too."""
-    id = _id(request)
+    name = request.path_params["id"]
 
     def read(conn: sa.Connection) -> dict[str, Any]:
-        instance = store.get(conn, id)
-        if instance is None:
-            raise NotFound(f"there is no instance {id}")
+        instance = named(conn, name)
         return {
             "id": instance.id, "uuid": instance.uuid, "name": instance.name,
             "state": word(instance), "fault": instance.fault,
@@ -216,7 +218,7 @@ async def instances_show(context: Context, request: Request) -> Any:
                 "memory_mib": instance.memory_mib, "disk_gib": instance.disk_gib,
             },
             "created_at": instance.created_at, "launched_at": instance.launched_at,
-            "deleted_at": instance.deleted_at, "actions": store.actions(conn, id),
+            "deleted_at": instance.deleted_at, "actions": store.actions(conn, instance.id),
         }
 
     return await context.read(read)
@@ -288,6 +290,7 @@ ROUTES: tuple[tuple[str, str, Endpoint, int], ...] = (
     ("POST", "/instances/{id}/console", instances_open_console, 201),
     ("GET", "/instances/{id}/diagnostics", instances_diagnostics, 200),
     ("GET", "/orphans", orphans_list, 200),
+    ("POST", "/instances/{id}/migrate", instances_migrate, 202),
     ("POST", "/placements:dry-run", placements_dry_run, 200),
     ("GET", "/record", record, 200),
     ("GET", "/scheduler", scheduler_show, 200),
@@ -295,6 +298,8 @@ ROUTES: tuple[tuple[str, str, Endpoint, int], ...] = (
 BODIES: dict[tuple[str, str], type[Any]] = {
     ("POST", "/hosts"): NewHost, ("POST", "/images"): NewImage, ("POST", "/flavors"): NewFlavor,
     ("POST", "/instances/{id}/console"): NewConsole,
+    ("POST", "/instances/{id}/migrate"): Migration,
+    ("POST", "/placements:dry-run"): DryRun,
 }
 """What the calls that take a body take, for the OpenAPI document."""
 

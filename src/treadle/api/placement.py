@@ -17,7 +17,7 @@ from treadle.api.context import Context
 from treadle.compute import forecast, store
 from treadle.compute.forecast import Question
 from treadle.compute.model import Instance
-from treadle.errors import Forbidden, InvalidInput, NotFound
+from treadle.errors import Forbidden, InvalidInput, NotAvailable, NotFound
 from treadle.identity.model import Caller
 from treadle.placement import ledger
 
@@ -90,9 +90,9 @@ async def instances_decision(context: Context, request: Request) -> Any:
     name = request.path_params["id"]
 
     def read(conn: sa.Connection) -> dict[str, Any] | None:
-        one = _instance(conn, name)
-        if one is None or (project is not None and one.project_id != project):
-            raise NotFound(f"there is no instance {name[:40]!r}")
+        one = named(conn, name)
+        if project is not None and one.project_id != project:
+            raise NotFound(no_instance(name))
         return store.last_decision(conn, one.id)
 
     record = await context.read(read)
@@ -101,11 +101,41 @@ async def instances_decision(context: Context, request: Request) -> Any:
     return record if project is None else forecast.public_decision(record)
 
 
-def _instance(conn: sa.Connection, name: str) -> Instance | None:
-    """By its small number or its UUID."""
+def no_instance(name: str) -> str:
+    """What is said where there is none, or not for this caller."""
+    return f"there is no instance {name[:40]!r}"
+
+
+def named(conn: sa.Connection, name: str) -> Instance:
+    """The instance by its small number or its UUID, deleted ones too. Errors: `NotFound`."""
+    found = None
     if name.isascii() and name.isdecimal() and len(name) <= 18:
-        return store.get(conn, int(name))
-    return store.by_uuid(conn, name) if UUID.fullmatch(name) else None
+        found = store.get(conn, int(name))
+    elif UUID.fullmatch(name):
+        found = store.by_uuid(conn, name)
+    if found is None:
+        raise NotFound(no_instance(name))
+    return found
+
+
+class Migration(msgspec.Struct, forbid_unknown_fields=True):
+    """Where an instance shall go: a host's number."""
+
+    host: Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
+
+
+async def instances_migrate(context: Context, request: Request) -> Any:
+    """Move a running instance to another host: not there yet."""
+    wanted = await context.body(request, Migration)
+    name = request.path_params["id"]
+
+    def check(conn: sa.Connection) -> None:
+        named(conn, name)
+        if ledger.get_host(conn, wanted.host) is None:
+            raise NotFound(f"there is no host {wanted.host}")
+
+    await context.read(check)
+    raise NotAvailable("live migration is not part of this version of Treadle")
 
 
 async def scheduler_show(context: Context, _request: Request) -> Any:

@@ -13,6 +13,7 @@ import click
 
 from treadle.cli.base import asks_controller, client, examples, guarded, show
 from treadle.cli.placing import explain, place
+from treadle.cli.rebalance import rebalance
 from treadle.cli.simulate import simulate
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -32,6 +33,7 @@ def main() -> None:
 main.add_command(simulate)
 main.add_command(place)
 main.add_command(explain)
+main.add_command(rebalance)
 
 
 @main.command(epilog=examples("treadle version", "treadle version --json"))

@@ -5,34 +5,41 @@ How it was found, what else was tried, and the figures: docs/placement-study.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from treadle.scheduler.columns import FloatArray, HostColumns
-from treadle.scheduler.model import HostRow, PlacementRequest
-from treadle.scheduler.policies import ByScore, left_after, row_left_after
+from treadle.scheduler.model import PlacementRequest
+from treadle.scheduler.plugin import Ranking
+from treadle.scheduler.policies import left_after
 
 MEMORY_FOR_CORES = 1.5
-"""How many parts of its cores a host can give out with one part of its memory, lean VMs taken."""
+"""How many parts of its cores a host can give out with one part of its memory, to lean VMs."""
 STRANDING = 10.0
 """What a host's whole cores weigh when they are stranded; `left` has 1 for them."""
 OPENING = 100.0
 """What it weighs that a host was empty: more than all else together."""
+SCARCE = 10
+"""Empty hosts are scarce where fewer than one in so many is empty."""
 
 
-class BalancedFit(ByScore):
+class BalancedFit:
     """Packs as best fit does, but keeps the memory that a host's free cores will need.
 
-    score = -left - 10 * (stranded after - stranded before) - (100 where the host is empty), with
+    score = -left - 10 * (stranded after - stranded before) - opening, with
     stranded = max(0, f(vcpus) - 1.5 * f(memory)), where f(r) = free(r) / limit(r) before, and
     left(r) after: the cores for which even requests with two thirds of the host's memory a core
-    have no memory. So a request with much memory goes where cores are left to match it, not beside
-    another one of its kind; and an empty host is opened last.
+    have no memory; and opening = 100 where the host is empty, but 0 where less than a tenth of all
+    hosts that are up is empty.
+
+    So a request with much memory goes where cores are left to match it, not beside another one of
+    its kind. While there is plenty of room no host is opened for that: what would be stranded there
+    is not needed. Once empty hosts are scarce, it is.
     """
 
-    def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
-        """Give the scores, float64 of shape (N,)."""
+    def rank(
+        self, request: PlacementRequest, hosts: HostColumns, _rng: np.random.Generator, /
+    ) -> Ranking:
+        """Order by the score, highest first."""
         parts = hosts.parts
         cores, memory = hosts.free_vcpus, hosts.free_memory_mib
         before = np.maximum(0.0, cores * parts[0] - MEMORY_FOR_CORES * (memory * parts[1]))
@@ -41,24 +48,13 @@ class BalancedFit(ByScore):
             (cores - request.vcpus) * parts[0]
             - MEMORY_FOR_CORES * ((memory - request.memory_mib) * parts[1]),
         )
-        opening = np.where(hosts.instances == 0, OPENING, 0.0)
-        score: FloatArray = -left_after(hosts, request) - STRANDING * (after - before) - opening
-        return score
+        scores: FloatArray = -left_after(hosts, request) - STRANDING * (after - before)
+        if not _scarce(hosts.whole):
+            scores -= np.where(hosts.instances == 0, OPENING, 0.0)
+        return Ranking.by_score(hosts, scores)
 
-    def row_score(self, request: PlacementRequest, /) -> Callable[[HostRow], float]:
-        """As `score`, of one."""
-        left = row_left_after(request)
-        vcpus, mib = request.vcpus, request.memory_mib
 
-        def score(host: HostRow) -> float:
-            of_cores, of_memory = host.part_of_vcpus, host.part_of_memory
-            cores, memory = host.free_vcpus, host.free_memory_mib
-            before = max(0.0, cores * of_cores - MEMORY_FOR_CORES * (memory * of_memory))
-            after = max(
-                0.0,
-                (cores - vcpus) * of_cores - MEMORY_FOR_CORES * ((memory - mib) * of_memory),
-            )
-            opening = OPENING if host.instances == 0 else 0.0
-            return -left(host) - STRANDING * (after - before) - opening
-
-        return score
+def _scarce(hosts: HostColumns) -> bool:
+    up = int(np.count_nonzero(hosts.up))
+    empty = int(np.count_nonzero(hosts.up & (hosts.instances == 0)))
+    return empty * SCARCE < up

@@ -1,0 +1,160 @@
+"""`treadle rebalance`: a list of moves to review, and its carrying out by live migration."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from treadle.cli.base import asks_controller, client, examples, guarded, show
+from treadle.errors import NotAvailable, Permanent, TreadleError
+
+if TYPE_CHECKING:
+    from treadle.cli.client import Client
+    from treadle.scheduler.rebalance import Move, Rebalancing
+
+
+@click.command(epilog=examples(
+    "treadle rebalance --plan", "treadle rebalance --plan --goal spread --most 10",
+    "treadle rebalance --plan --save moves.json", "treadle rebalance --apply moves.json",
+))
+@click.option("--plan", "planned", is_flag=True, help="Work out the moves and show them.")
+@click.option("--goal", type=click.Choice(["consolidate", "spread"]), default="consolidate",
+              show_default=True, help="Make hosts empty, or alike.")
+@click.option("--most", type=click.IntRange(1, 10_000), default=50, show_default=True,
+              help="How many moves at most.")
+@click.option("--save", type=click.Path(path_type=Path, dir_okay=False),
+              help="Keep the plan in this file.")
+@click.option("--apply", "applied", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+              help="Make the moves of a saved plan, by live migration. Ctrl-C: begin no other.")
+@click.option("--at-once", type=click.IntRange(1, 100), default=2, show_default=True,
+              help="How many may be under way.")
+@click.option("--seconds", type=click.FloatRange(1), default=600.0, show_default=True,
+              help="How long one may take.")
+@asks_controller
+def rebalance(
+    planned: bool, goal: Literal["consolidate", "spread"], most: int, save: Path | None,
+    applied: Path | None, at_once: int, seconds: float, as_json: bool, url: str,
+    token: str | None, config: Path | None,
+) -> None:
+    """Move instances so that hosts become empty, or alike.
+
+    --plan changes nothing. Each move is shown with its gain (consolidate: hosts that become empty;
+    spread: by how much the sum of squared loads goes down) and its cost (MiB to copy, at most).
+    """
+    if planned == (applied is not None):
+        raise click.UsageError("name --plan, or --apply FILE: one of the two")
+    asked = client(url, token, config)
+    if applied is None:
+        plan = guarded(lambda: _plan(asked, url, goal, most, config))
+        if save is not None:
+            _write(save, plan)
+        _show(plan, as_json)
+    elif not _apply(asked, applied, at_once, seconds, as_json):
+        raise SystemExit(1)
+
+
+def _plan(
+    asked: Client, url: str, goal: Literal["consolidate", "spread"], most: int, config: Path | None
+) -> Rebalancing:
+    import os
+
+    from treadle.config import load
+    from treadle.scheduler.rebalance import make_plan
+    from treadle.scheduler.simulate_cloud import cloud_now
+
+    cloud = cloud_now(asked.call("GET", "/record"), url)
+    return make_plan(cloud, goal, load(config, os.environ).scheduler.filters, most)
+
+
+def _write(path: Path, plan: Rebalancing) -> None:
+    try:
+        path.write_text(json.dumps(plan.to_dict(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _show(plan: Rebalancing, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(plan.to_dict(), indent=2))
+        return
+    show([
+        {"move": number, "instance": move.instance, "from": move.source, "to": move.target,
+         "gain": f"{move.gain:.4f}", "cost_mib": move.cost_mib}
+        for number, move in enumerate(plan.moves, 1)
+    ], ("move", "instance", "from", "to", "gain", "cost_mib"), False, None)
+    cost = sum(move.cost_mib for move in plan.moves)
+    click.echo(
+        f"{len(plan.moves)} moves, {cost} MiB; empty hosts {plan.empty[0]} -> {plan.empty[1]}, "
+        f"highest load {plan.highest_load[0]:.0%} -> {plan.highest_load[1]:.0%}"
+    )
+    if plan.fixed:
+        click.echo(f"{len(plan.fixed)} instances are left where they are (--json says why)")
+
+
+class LiveMigration:
+    """Moves through the controller: `POST /instances/{uuid}/migrate`, then looking at where it is.
+    """
+
+    def __init__(self, asked: Client) -> None:
+        self._asked = asked
+
+    def begin(self, move: Move, /) -> None:
+        """Ask for the move. Errors: `NotAvailable`, `Permanent`."""
+        now = self._look(move)
+        if now["host"] != move.source:
+            raise Permanent(
+                f"it is on host {now['host']} and not on {move.source} any more: make a new plan"
+            )
+        try:
+            self._asked.call(
+                "POST", f"/instances/{move.instance}/migrate", {"host": move.target}
+            )
+        except click.ClickException as error:
+            raise NotAvailable(error.message) from error
+
+    def state(self, move: Move, /) -> str:
+        """Whether it is there."""
+        now = self._look(move)
+        if now["host"] == move.target:
+            return "done"
+        return now["fault"] or "it is in error" if now["state"] == "error" else "moving"
+
+    def _look(self, move: Move) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = self._asked.call("GET", f"/instances/{move.instance}")
+        except click.ClickException as error:
+            raise Permanent(error.message) from error
+        return found
+
+
+def _apply(asked: Client, path: Path, at_once: int, seconds: float, as_json: bool) -> bool:
+    from treadle.scheduler.rebalance import Outcome, Rebalancing, carry_out
+
+    try:
+        plan = Rebalancing.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{path} is no plan: {error}") from error
+    except TreadleError as error:
+        raise click.ClickException(str(error)) from error
+    stop = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
+    ended: list[dict[str, Any]] = []
+
+    def tell(move: Move, outcome: Outcome, why: str) -> None:
+        ended.append({"instance": move.instance, "to": move.target, "outcome": outcome, "why": why})
+        if not as_json:
+            more = f": {why}" if why else ""
+            click.echo(f"{move.instance} to host {move.target} {outcome}{more}")
+
+    try:
+        carry_out(plan.moves, LiveMigration(asked), tell, stop, at_once=at_once, seconds=seconds)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if as_json:
+        click.echo(json.dumps(ended, indent=2))
+    return all(one["outcome"] == "done" for one in ended)
