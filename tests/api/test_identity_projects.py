@@ -198,6 +198,29 @@ def test_lists_come_in_pages_and_end(root: Keystone) -> None:
         root.get(f"/projects?limit={bad}", 400)
 
 
+@pytest.mark.parametrize("text", ["%00", "a%00b", "..%2F..", "%F0%9F%A7%B5", "%ff", "x" * 300, "'"])
+def test_a_path_that_names_nothing_is_not_found(root: Keystone, text: str) -> None:
+    user, group = root.user()["id"], root.group()["id"]
+    for path in (
+        f"/projects/{text}", f"/domains/{text}", f"/users/{text}", f"/groups/{text}",
+        f"/roles/{text}", f"/regions/{text}", f"/services/{text}", f"/endpoints/{text}",
+        f"/groups/{group}/users/{text}", f"/users/{user}/application_credentials/{text}",
+        f"/roles/{text}/implies/{text}", f"/projects/{text}/users/{user}/roles",
+        f"/projects/{text}/tags/{text}", f"/system/users/{user}/roles/{text}",
+    ):
+        root.get(path, 404)
+
+
+@pytest.mark.parametrize("query", [
+    "marker=%00", "name=%00", "name__contains=%00", "domain_id=%00", "tags=%00", "enabled=%00",
+    "parent_id=%F0%9F%A7%B5", "marker=nothing", "sort_key=name", "no_such=filter",
+])
+def test_odd_queries_are_answered(root: Keystone, query: str) -> None:
+    for kind in ("projects", "users", "groups", "domains", "roles", "services"):
+        root.get(f"/{kind}?{query}")
+    root.get("/projects?name=%ff", 400)
+
+
 def test_an_immutable_project_stays_until_it_is_made_mutable(root: Keystone) -> None:
     made = root.project(options={"immutable": True})
     root.change("project", made["id"], 403, description="x")

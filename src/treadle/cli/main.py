@@ -25,6 +25,8 @@ def main() -> None:
 
     \b
     Start a cloud:      bin/demo, or: treadle serve
+    Use it:             export OS_CLIENT_CONFIG_FILE=/var/lib/treadle/clouds.yaml OS_CLOUD=treadle
+                        openstack server list
     Look after it:      treadle host list, treadle image add ...
     Something is wrong: treadle doctor
     """

@@ -21,6 +21,7 @@ from treadle.compute.actions import ACTIONS
 from treadle.compute.model import Goal, Phase, State
 from treadle.config import describe
 from treadle.hypervisor import base
+from treadle.identity.rules import PREDICATES, RULES
 
 NOTE = "<!-- Made by `python -m treadle.cli.reference docs/reference`; do not edit. -->\n\n"
 
@@ -123,9 +124,23 @@ def commands() -> str:
     return "".join(parts).rstrip() + "\n"
 
 
+def rules() -> str:
+    """Who may do what on OpenStack's faces."""
+    meanings = [
+        (f"`{name}`", (one.__doc__ or "").strip().splitlines()[0])
+        for name, one in PREDICATES.items()
+    ]
+    return (
+        "# Who may do what\n\n" + NOTE + "Each call asks a rule. A file that `server.rules_file` "
+        "names gives a rule another predicate: `\"compute:servers:create\" = \"admin\"`.\n\n"
+        + table(("predicate", "who"), meanings) + "\n"
+        + table(("rule", "predicate"), [(f"`{rule}`", f"`{who}`") for rule, who in RULES.items()])
+    )
+
+
 PAGES = {
     "settings.md": settings, "errors.md": error_types, "states.md": states, "http.md": calls,
-    "commands.md": commands,
+    "commands.md": commands, "rules.md": rules,
 }
 
 

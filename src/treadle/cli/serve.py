@@ -45,7 +45,7 @@ from treadle.db.schema import meta
 from treadle.errors import Permanent
 from treadle.hypervisor.base import DriverFactory, HostSetup, Hypervisor
 from treadle.hypervisor.fake import FakeFleet
-from treadle.identity.bootstrap import bootstrap
+from treadle.identity.bootstrap import CLOUDS_FILE, bootstrap
 from treadle.identity.login import Login
 from treadle.identity.passwords import Passwords
 from treadle.identity.rules import load_rules
@@ -330,7 +330,10 @@ def serve(settings: Settings, inventory: Inventory | None = None) -> None:
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
         port = listener.getsockname()[1]
-        log.info("serving", url=f"http://{settings.server.host}:{port}", state=str(folder))
+        log.info(
+            "serving", url=f"http://{settings.server.host}:{port}", state=str(folder),
+            clouds=str(folder / CLOUDS_FILE),
+        )
         server.run(sockets=[listener])
     finally:
         treadle.close()

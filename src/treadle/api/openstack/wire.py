@@ -243,6 +243,8 @@ class Service:
 
     def find(self, method: str, path: str, minor: int) -> tuple[Call, Mapping[str, str]]:
         """The call for a path. Errors: `NoSuchPath`, `BadMethod`."""
+        if "%00" in path:  # nothing has a NUL in its name, and PostgreSQL takes none
+            raise NoSuchPath("The resource could not be found.")
         node, values = self._tree, []
         for part in _parts(path):
             following = node.names.get(part)

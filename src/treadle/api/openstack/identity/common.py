@@ -127,6 +127,12 @@ def limit_of(ask: Ask) -> int | None:
     return int(text)
 
 
+def marker_of(ask: Ask) -> str | None:
+    """After which row the list begins."""
+    marker = ask.one("marker")
+    return None if marker is None else marker.replace("\0", "\ufffd")
+
+
 def filters(ask: Ask, table: sa.Table, exact: Sequence[str]) -> list[sa.ColumnElement[bool]]:
     """The conditions of a list's query: columns that are equal, and the name's comparisons.
 

@@ -21,6 +21,7 @@ from treadle.api.openstack.identity.common import (
     limit_of,
     link,
     listing,
+    marker_of,
     options_of,
     page,
     truth,
@@ -111,7 +112,7 @@ async def list_domains(ask: Ask) -> Shown:
         return store.select(
             conn, project, project.c.is_domain.is_(True),
             *filters(ask, project, ("name", "enabled")),
-            marker=ask.one("marker"), limit=limit and limit + 1,
+            marker=marker_of(ask), limit=limit and limit + 1,
         )
 
     rows, more = page(await ask.read(look), limit)
@@ -212,7 +213,7 @@ async def list_projects(ask: Ask) -> Shown:
 
     def look(conn: sa.Connection) -> tuple[list[Shown], str | None]:
         rows = store.select(
-            conn, project, *where, marker=ask.one("marker"), limit=limit and limit + 1
+            conn, project, *where, marker=marker_of(ask), limit=limit and limit + 1
         )
         rows, more = page(rows, limit)
         return show_projects(ask, conn, rows), more

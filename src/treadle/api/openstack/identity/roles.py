@@ -19,6 +19,7 @@ from treadle.api.openstack.identity.common import (
     limit_of,
     link,
     listing,
+    marker_of,
     options_of,
     page,
     truth,
@@ -72,7 +73,7 @@ async def list_roles(ask: Ask) -> Shown:
     if ask.one("domain_id") is None:
         where.append(role.c.domain_id == "")
     rows, more = page(await ask.read(lambda conn: store.select(
-        conn, role, *where, marker=ask.one("marker"), limit=limit and limit + 1
+        conn, role, *where, marker=marker_of(ask), limit=limit and limit + 1
     )), limit)
     return listing(ask, "roles", [show_role(ask, one) for one in rows], "roles", more=more)
 

@@ -20,6 +20,7 @@ from treadle.api.openstack.identity.common import (
     limit_of,
     link,
     listing,
+    marker_of,
     page,
     truth,
 )
@@ -48,7 +49,7 @@ _OWN = "It is a part of this cloud itself, and cannot be changed."
 
 
 def _paged(ask: Ask, rows: list[Row]) -> tuple[list[Row], str | None]:
-    limit, marker = limit_of(ask), ask.one("marker")
+    limit, marker = limit_of(ask), marker_of(ask)
     rows = sorted(rows, key=lambda one: str(one["id"]))
     if marker is not None:
         rows = [one for one in rows if one["id"] > marker]

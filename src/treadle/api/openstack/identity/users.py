@@ -23,6 +23,7 @@ from treadle.api.openstack.identity.common import (
     limit_of,
     link,
     listing,
+    marker_of,
     options_of,
     page,
     when,
@@ -214,7 +215,7 @@ async def _users(
 ) -> Shown:
     def look(conn: sa.Connection) -> tuple[list[Shown], str | None]:
         rows, more = page(store.select(
-            conn, user_account, *where, marker=ask.one("marker"), limit=limit and limit + 1
+            conn, user_account, *where, marker=marker_of(ask), limit=limit and limit + 1
         ), limit)
         passwords = store.newest_passwords(conn, [one["id"] for one in rows])
         return [show_user(ask, one, passwords.get(one["id"])) for one in rows], more
@@ -331,7 +332,7 @@ async def list_groups(ask: Ask) -> Shown:
     if ask.caller.domain_id is not None and not ask.caller.is_admin:
         where.append(user_group.c.domain_id == ask.caller.domain_id)
     rows, more = page(await ask.read(lambda conn: store.select(
-        conn, user_group, *where, marker=ask.one("marker"), limit=limit and limit + 1
+        conn, user_group, *where, marker=marker_of(ask), limit=limit and limit + 1
     )), limit)
     return listing(ask, "groups", [show_group(ask, one) for one in rows], "groups", more=more)
 
