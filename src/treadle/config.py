@@ -172,6 +172,12 @@ class Instances(Struct, frozen=True):
         Meta(ge=-1, le=1 << 30, description="After how long a shelved instance is taken off its "
              "host. -1: never."),
     ] = 0.0
+    drift: Annotated[
+        Literal["keep", "adopt"],
+        Meta(description="What becomes of a guest that somebody starts, stops, pauses or suspends "
+             "on its host, not through Treadle. keep: it is brought back to what was asked for. "
+             "adopt: it is taken as asked for, and the instance says so."),
+    ] = "keep"
 
 
 class Scheduler(Struct, frozen=True):

@@ -48,6 +48,7 @@ class World:
     foreign_is_as_it_was: Callable[[str], bool]
     leftovers: Callable[[str], list[str]]
     remove_domain: Callable[[str], None]
+    forget_domain: Callable[[str], None]
     runs_guests: bool = False
     without_agent: Callable[[str], None] = lambda _uuid: None
     """Take the agent out of a guest; the small image has none."""
@@ -97,7 +98,11 @@ def fake_world(folder: Path) -> World:
         host.foreign[uuid] = Power.RUNNING
 
     def remove_domain(uuid: str) -> None:
-        host.guests[uuid].defined = False
+        host.guests[uuid].power = Power.OFF
+        forget_domain(uuid)
+
+    def forget_domain(uuid: str) -> None:
+        host.guests[uuid].defined = host.guests[uuid].autostart = False
 
     def without_agent(uuid: str) -> None:
         host.guests[uuid].agent = False
@@ -105,7 +110,7 @@ def fake_world(folder: Path) -> World:
     return World(
         "fake", lambda: FakeHypervisor(host), HostSetup(subnet="10.77.1.0/24"), image, content,
         add_foreign, lambda uuid: host.foreign.get(uuid) is Power.RUNNING,
-        lambda uuid: [uuid] if uuid in host.guests else [], remove_domain,
+        lambda uuid: [uuid] if uuid in host.guests else [], remove_domain, forget_domain,
         without_agent=without_agent,
     )
 
@@ -153,6 +158,10 @@ class Behind:
         if domain.isActive():
             domain.destroy()
         domain.undefine()
+
+    def forget_domain(self, uuid: str) -> None:
+        """Undefine it, whether it runs or not."""
+        self.conn.lookupByUUIDString(uuid).undefine()
 
 
 @dataclass
@@ -243,6 +252,7 @@ def _test_world(
         "libvirt-test", lambda: LibvirtDriver(_daemon.uri, options),
         HostSetup(subnet="10.77.2.0/24", virt_type="test"), image, content,
         behind.add_foreign, behind.foreign_is_as_it_was, behind.leftovers, behind.remove_domain,
+        behind.forget_domain,
         behind=behind,
     )
     behind.conn.close()
@@ -295,6 +305,7 @@ def _lab_world(
         "lab-qemu", lambda: LibvirtDriver(host.uri, options),
         HostSetup(subnet="10.77.3.0/24", virt_type="qemu"), *guest_image,
         behind.add_foreign, behind.foreign_is_as_it_was, behind.leftovers, behind.remove_domain,
+        behind.forget_domain,
         runs_guests=True, behind=behind,
     )
     behind.conn.close()

@@ -263,6 +263,26 @@ def test_a_lost_definition_leaves_a_remnant_and_its_disk(world: World) -> None:
     assert world.leftovers(uuid) == []
 
 
+def test_what_runs_undefined_is_seen_and_can_be_defined_again(world: World) -> None:
+    driver, uuid = world.driver, world.new()
+    driver.start(uuid)
+    world.forget_domain(uuid)
+    found = driver.observe(uuid)
+    assert found is not None
+    assert (found.power, found.generation, found.defined) == (Power.RUNNING, 1, False)
+    assert driver.observe_all() == [found]
+    with pytest.raises(HostRefused, match="definition is gone"):
+        driver.autostart(uuid, True)
+    driver.define(world.spec(uuid))
+    driver.autostart(uuid, True)
+    found = driver.observe(uuid)
+    assert found is not None
+    assert (found.power, found.defined, found.autostart) == (Power.RUNNING, True, True)
+    world.forget_domain(uuid)
+    driver.power_off(uuid)
+    assert world.power(uuid) is Power.REMNANT
+
+
 def test_all_are_seen_at_once(world: World) -> None:
     running, off, saved = world.new(), world.new(), world.new()
     world.driver.start(running)

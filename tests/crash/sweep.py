@@ -183,6 +183,13 @@ def imaging(world: World) -> None:
     world.act(1, "image")
 
 
+def undefined(world: World) -> None:
+    """One runs; somebody has removed its definition."""
+    running(world)
+    guest = world.guest(1)
+    guest.defined = guest.autostart = False
+
+
 # -- wishes
 
 
@@ -290,6 +297,8 @@ SCENARIOS = [
     Scenario("delete one on a dead host", on_a_dead_host, act("delete"), ends(D), waits=True),
     Scenario("mend a half removed one", half_gone, look, ends(R, guest_stops=(S,), refused=(S,),
              full=(S,))),
+    Scenario("mend an undefined one", undefined, look, ends(R, guest_stops=(S,), refused=(R, S),
+             full=(R, S))),
     Scenario("reboot hard", running, act("hard reboot"), moved(R, S, guest_stops=(S,))),
     Scenario("reboot a stopped one hard", told("stop"), act("hard reboot"),
              moved(R, S, guest_stops=(S,))),

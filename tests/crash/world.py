@@ -564,7 +564,10 @@ class World:
             here = {u for u, row in there.items() if row.host_id == id}
             drift = any(
                 guest is not None
-                and (not guest.defined or guest.power is not expected or guest.copy is not None)
+                and (
+                    not guest.defined or guest.power is not expected or guest.copy is not None
+                    or guest.autostart is not (there[uuid].goal is Goal.RUNNING)
+                )
                 for uuid in here if (expected := expected_power(there[uuid])) is not None
                 for guest in [machine.guests.get(uuid)]
             )

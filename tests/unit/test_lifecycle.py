@@ -33,7 +33,7 @@ from treadle.compute.lifecycle import (
     new_here,
     plan,
 )
-from treadle.compute.model import SETTLED, Goal, Instance, Phase, State
+from treadle.compute.model import SETTLED, Goal, Instance, Phase, State, is_settled
 from treadle.hypervisor.base import (
     Domain,
     HostFull,
@@ -227,6 +227,57 @@ def test_a_mode_whose_time_is_up_ends_whatever_its_host_says() -> None:
         for seen in sights():
             answer = plan(instance, seen, Context(ended=True))
             assert (answer == End()) == (instance.goal is not Goal.DELETED)
+
+
+def test_what_somebody_did_by_hand_is_taken_over_only_by_the_policy_that_says_so() -> None:
+    adopted = set()
+    for row in TABLE:
+        instance, seen = row.instance, row.seen
+        keeps = row.answer
+        takes = plan(instance, seen, replace(row.context, adopt_drift=True))
+        if takes == keeps:
+            continue
+        assert is_settled(instance)
+        assert isinstance(seen, Domain)
+        assert isinstance(takes, Adopt)
+        assert takes.state is STATE_OF[seen.power]
+        assert "not by Treadle" in takes.reason
+        assert not isinstance(keeps, Settle)
+        assert (seen.power, seen.cause) != (Power.OFF, StopCause.UNKNOWN), "a power cut"
+        adopted.add((instance.goal, seen.power))
+    running, off = (Goal.RUNNING, Power.OFF), (Goal.STOPPED, Power.RUNNING)
+    assert {running, off, (Goal.RUNNING, Power.PAUSED), (Goal.PAUSED, Power.RUNNING)} <= adopted
+
+
+def test_what_is_as_wanted_is_told_to_start_with_its_host_or_not() -> None:
+    for goal, power in POWER_OF.items():
+        one = replace(
+            BASE, goal=goal, state=STATE_OF[power], phase=Phase.DEFINED, host_id=7,
+            settled_generation=1,
+        )
+        for autostart in (None, True, False):
+            answer = plan(one, Domain(UUID, power, 1, autostart=autostart), Context())
+            right = autostart in (None, goal is Goal.RUNNING)
+            assert answer == (Settle(STATE_OF[power]) if right else Call("autostart"))
+
+
+def test_a_guest_runs_on_until_the_image_for_its_new_disk_is_there() -> None:
+    seen = Domain(UUID, Power.RUNNING, 1)
+    base = replace(
+        BASE, state=State.RUNNING, phase=Phase.DEFINED, host_id=7, generation=2,
+        settled_generation=1,
+    )
+    for one in (replace(base, disks=(5,)), replace(base, rescue_image_id=2)):
+        assert plan(one, seen, Context(ImageOnHost.PENDING)) == AwaitImage()
+        for image in (ImageOnHost.BROKEN, ImageOnHost.REFUSED):
+            answer = plan(one, seen, Context(image, last_error="it is no image"))
+            assert answer == Adopt(State.RUNNING, "it is no image")
+        late = plan(one, seen, Context(ImageOnHost.PENDING, late=True))
+        assert isinstance(late, Adopt)
+        assert plan(one, seen, Context()) == Call("power_off")
+        assert plan(one, Domain(UUID, Power.OFF, 1), Context()) == Call("define")
+    plain = replace(base, disks=(3, 1))
+    assert plan(plain, seen, Context(ImageOnHost.PENDING)) == Call("power_off")
 
 
 def test_a_failure_has_a_reason() -> None:

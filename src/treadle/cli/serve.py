@@ -175,6 +175,7 @@ def assemble(
         reclaim_s=settings.instances.reclaim_s,
         confirm_s=settings.instances.confirm_resize_s,
         offload_s=settings.instances.shelve_offload_s,
+        adopt_drift=settings.instances.drift == "adopt",
     )
     tokens, rules = Tokens(database), load_rules(settings.server.rules_file)
     bootstrap(

@@ -238,7 +238,7 @@ def drifted(rows: dict[str, Instance], domains: Sequence[Domain]) -> list[str]:
         domain = seen.get(uuid)
         if (
             domain is None or domain.power is not expected or domain.generation < row.generation
-            or lifecycle.autostart_differs(row.goal, domain)
+            or not domain.defined or lifecycle.autostart_differs(row.goal, domain)
         ):
             found.append(uuid)
     return found

@@ -119,6 +119,12 @@ GONE = {
     Goal.OFFLOADED: State.OFFLOADED,
 }
 """The goals for which nothing of it may be left on a host, and what it is then."""
+DRIFT = {
+    Power.RUNNING: "it was started on its host, not by Treadle",
+    Power.OFF: "it was stopped on its host, not by Treadle",
+    Power.PAUSED: "it was paused on its host, not by Treadle",
+    Power.SAVED: "it was suspended on its host, not by Treadle",
+}
 LOST_TRIES = 4
 """How many passes in a row may find the host silent before a build on it is given up."""
 
@@ -129,7 +135,8 @@ class Context:
 
     `late`: the deadline has passed. `tries`: how many passes in a row have failed.
     `max_attempts`: how many hosts may be tried. `last_error`: what the last failure said.
-    `ended`: the time of its mode is up.
+    `ended`: the time of its mode is up. `adopt_drift`: what somebody else did with the domain, not
+    through us, is wanted from now on; else it is undone.
     """
 
     image: ImageOnHost = ImageOnHost.READY
@@ -138,6 +145,7 @@ class Context:
     max_attempts: int = 3
     last_error: str = ""
     ended: bool = False
+    adopt_drift: bool = False
 
 
 def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Action:
@@ -155,6 +163,8 @@ def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Ac
         return Release(again=True) if seen is None else Call("undefine")
     if seen is None or seen.power is Power.REMNANT:
         return _define(instance, seen, context)
+    if not seen.defined:
+        return Call("define")  # it runs on; what is stored again is for its next start
     old = seen.generation < instance.generation
     if seen.power is POWER_OF[instance.goal] and not old:
         if autostart_differs(instance.goal, seen):
@@ -167,6 +177,8 @@ def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Ac
     # What was as wanted before has drifted, and no deadline of old counts.
     if context.late and instance.goal is not Goal.STOPPED and not is_settled(instance):
         return Adopt(STATE_OF[seen.power], _too_late(f"not {instance.goal}", context))
+    if context.adopt_drift and is_settled(instance) and _somebody_did(seen):
+        return Adopt(STATE_OF[seen.power], DRIFT[seen.power])
     return _move(instance, seen, context)
 
 
@@ -288,6 +300,11 @@ def autostart_differs(goal: Goal, seen: Domain) -> bool:
     """Whether its host, when it reboots, would do other than is wanted: what shall run is started
     by the host alone, though no controller may be there."""
     return seen.autostart is not None and seen.autostart is not (goal is Goal.RUNNING)
+
+
+def _somebody_did(seen: Domain) -> bool:
+    """Whether what is seen was done by hand: a host that lost its power did not mean it."""
+    return seen.power is not Power.OFF or seen.cause is StopCause.FORCED
 
 
 def _stopped_itself(instance: Instance, seen: Domain) -> bool:

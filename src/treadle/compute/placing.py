@@ -32,6 +32,9 @@ def request_of(
     rule = None if row.group_id is None else groups.get(conn, row.group_id)
     there = {} if rule is None else groups.members(conn, row.group_id, instance.id)
     only = _only(conn, row.project_id, hints)
+    if instance.only_host_id is not None:
+        asked = frozenset({instance.only_host_id})
+        only = asked if only is None else only & asked
     apart = _hosts_of(conn, row.project_id, hints.get("different_host"))
     flavors: Iterable[Any] = conn.execute(_FLAVORS) if with_flavors else ()
     return PlacementRequest(

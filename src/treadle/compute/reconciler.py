@@ -75,6 +75,7 @@ class Timing:
 
     `reclaim_s`: how long a soft-deleted instance is kept. `confirm_s`: after how long a resize is
     confirmed (0: never), `offload_s`: a shelved instance is taken off its host (-1: never).
+    `adopt_drift`: what somebody else did with a domain is taken as what is wanted.
     """
 
     lease_s: float = 30.0
@@ -83,6 +84,7 @@ class Timing:
     reclaim_s: float = 0.0
     confirm_s: float = 0.0
     offload_s: float = 0.0
+    adopt_drift: bool = False
 
     def lasts(self, mode: Mode) -> float | None:
         """After how many seconds the mode ends by itself; None: never."""
@@ -176,6 +178,7 @@ class InstanceHandler:
             max_attempts=self._timing.max_attempts,
             last_error=trouble or loaded.instance.fault or "",
             ended=loaded.instance.ends_at is not None and loaded.now >= loaded.instance.ends_at,
+            adopt_drift=self._timing.adopt_drift,
         )
 
     def _observe(self, loaded: Loaded) -> tuple[Domain | Lost | None, str]:
@@ -537,6 +540,8 @@ class InstanceHandler:
             return values  # there is more to do
         if instance.task is not None:
             values["task"] = None
+        if instance.only_host_id is not None:
+            values["only_host_id"] = None
         if instance.before and instance.mode is not Mode.RESIZED:
             values["before"] = ""
         if instance.mode is not instance.settled_mode:

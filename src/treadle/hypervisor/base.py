@@ -75,7 +75,7 @@ class Domain:
     `generation` is the one that the running guest was started with; of a domain that is not
     running, the one of its definition. 0 where it is not known. `autostart`: whether it is started
     with its host; None where that is not known. `copied`: a copy of its disk is there; only
-    `observe_all` tells.
+    `observe_all` tells. `defined`: False where it runs and its definition is gone.
     """
 
     uuid: str
@@ -85,6 +85,7 @@ class Domain:
     addresses: tuple[str, ...] = ()
     autostart: bool | None = None
     copied: bool = False
+    defined: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,7 +174,7 @@ class FakeHost:
         """UUIDs of the guests that have a live process."""
         with self.lock:
             live = (Power.RUNNING, Power.PAUSED)
-            return {u for u, g in self.guests.items() if g.defined and g.power in live}
+            return {u for u, g in self.guests.items() if g.power in live}
 
     def tell(self, uuid: str) -> None:
         """Let the watchers know that a domain has changed; what is off has no console."""
@@ -329,7 +329,7 @@ class FakeHypervisor:
         guest = self.host.guests.get(uuid)
         if guest is None:
             return None
-        if not guest.defined:
+        if not guest.defined and guest.power not in (Power.RUNNING, Power.PAUSED):
             return Domain(uuid, Power.REMNANT)
         live = guest.power in (Power.RUNNING, Power.PAUSED, Power.SAVED)
         addresses: tuple[str, ...] = ()
@@ -342,7 +342,7 @@ class FakeHypervisor:
             uuid, guest.power,
             generation=guest.running_generation if live else guest.spec.generation,
             cause=guest.cause if guest.power is Power.OFF else StopCause.NONE,
-            addresses=addresses, autostart=guest.autostart,
+            addresses=addresses, autostart=guest.autostart, defined=guest.defined,
         )
 
     # -- images
@@ -403,7 +403,10 @@ class FakeHypervisor:
 
     def autostart(self, uuid: str, on: bool) -> None:
         def act() -> None:
-            self._guest(uuid).autostart = on
+            guest = self._guest(uuid)
+            if not guest.defined:
+                raise HostRefused("its definition is gone")
+            guest.autostart = on
 
         self._changing("autostart", uuid, act)
 
@@ -461,7 +464,8 @@ class FakeHypervisor:
 
     def _guest(self, uuid: str) -> _Guest:
         guest = self.host.guests.get(uuid)
-        if guest is None or not guest.defined:
+        live = (Power.RUNNING, Power.PAUSED)
+        if guest is None or not (guest.defined or guest.power in live):
             raise HostRefused("there is no such domain on the host")
         return guest
 

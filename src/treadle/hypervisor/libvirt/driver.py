@@ -204,8 +204,10 @@ class LibvirtDriver:
             addresses: tuple[str, ...] = ()
             if power_of(state) is Power.RUNNING:
                 addresses = self._addresses(link, attempt, domain, mark, None)
-            auto = self._autostart(attempt, domain)
-            return domain_of(uuid, state, reason, saved, mark, addresses, auto)
+            found = domain_of(
+                uuid, state, reason, saved, mark, addresses, self._autostart(attempt, domain)
+            )
+            return replace(found, defined=bool(attempt(domain.isPersistent)))
 
         return self._run("observe", self._options.deadlines.look, act, gone=uuid)
 
@@ -241,8 +243,11 @@ class LibvirtDriver:
                 )
             for uuid in left:
                 found[uuid] = Domain(uuid, Power.REMNANT)
+            flag = libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT
+            undefined = {d.UUIDString() for d in attempt(link.conn.listAllDomains, flag)}
             return [
-                replace(found[uuid], copied=uuid in copied) for uuid in sorted(found)
+                replace(found[uuid], copied=uuid in copied, defined=uuid not in undefined)
+                for uuid in sorted(found)
             ]
 
         return self._run("observe_all", self._options.deadlines.look, act)
@@ -396,7 +401,9 @@ class LibvirtDriver:
             domain = self._lookup(link, attempt, uuid)
             has_seed, in_use = "", False
             if domain is not None:
-                before = self._mark(attempt, domain, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+                stored = bool(attempt(domain.isPersistent))
+                flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG if stored else LIVE
+                before = self._mark(attempt, domain, flags)
                 if before is None:
                     raise HostRefused("a domain with this UUID is there and is not Treadle's")
                 has_seed = before.seed
@@ -421,8 +428,14 @@ class LibvirtDriver:
         self._run("define", self._options.deadlines.change, act)
 
     def autostart(self, uuid: str, on: bool) -> None:
-        """Errors: `HostRefused` where there is no such domain."""
-        self._change("autostart", uuid, lambda it: self._set_autostart(it, on))
+        """Errors: `HostRefused` where there is no such domain, or its definition is gone."""
+
+        def act(it: _Subject) -> None:
+            if not it.attempt(it.domain.isPersistent):
+                raise HostRefused("its definition is gone")
+            self._set_autostart(it, on)
+
+        self._change("autostart", uuid, act)
 
     def start(self, uuid: str) -> None:
         """A paused one is left as it is."""
@@ -491,7 +504,8 @@ class LibvirtDriver:
             attempt, domain = it.attempt, it.domain
             self._set_autostart(it, False)
             self._destroy(attempt, domain)
-            if attempt(domain.hasManagedSaveImage, 0):
+            # One without a definition is gone with its process.
+            if as_value(attempt, domain.hasManagedSaveImage, 0, missing=NO_DOMAIN):
                 attempt(domain.managedSaveRemove, 0)
 
         self._change("power_off", uuid, act, absent_is_success=True)
@@ -632,7 +646,9 @@ class LibvirtDriver:
             attempt(domain.undefineFlags, UNDEFINE_LEAST)
 
     def _set_autostart(self, it: _Subject, on: bool) -> None:
-        if self._autostart(it.attempt, it.domain) not in (None, on):
+        if self._autostart(it.attempt, it.domain) in (None, on):
+            return
+        if it.attempt(it.domain.isPersistent):
             it.attempt(it.domain.setAutostart, int(on))
 
     def _autostart(self, attempt: Attempt, domain: Any) -> bool | None:
