@@ -338,3 +338,84 @@ def test_several_at_once_are_no_more_than_the_quota_lets(api: Api, image_id: str
         api.ok("DELETE", f"/servers/{one['id']}", status=204, by="other")
     for one in found:
         gone(api, one["id"], by="other")
+
+
+def test_rescue_and_rebuild(api: Api, image_id: str) -> None:
+    id = ask(api, image_id)["id"]
+    become(api, id, "ACTIVE")
+    path = f"/servers/{id}/action"
+    judge = schema(ServersClient, 1)
+    told = api.ok("POST", path, {"rescue": {"adminPass": "secret"}}, by="member",
+                  judge=judge.rescue_server_with_admin_pass)
+    assert told == {"adminPass": "secret"}
+    become(api, id, "RESCUE")
+    api.fails("POST", path, {"pause": None}, status=409, by="member",
+              says=f"Cannot 'pause' instance {id} while it is in vm_state rescued")
+    api.ok("POST", path, {"unrescue": None}, status=202, by="member")
+    become(api, id, "ACTIVE")
+    for minor in (1, 54, 57, 75, 96):
+        body = {"rebuild": {"imageRef": image_id, "name": f"new-{minor}", "metadata": {"a": "b"}}}
+        made = api.ok("POST", path, body, status=202, by="member", minor=minor,
+                      judge=schema(ServersClient, minor).rebuild_server_with_admin_pass)["server"]
+        assert (made["name"], made["metadata"]) == (f"new-{minor}", {"a": "b"})
+        assert made["status"] == "REBUILD"
+        become(api, id, "ACTIVE")
+    api.fails("POST", path, {"rebuild": {"imageRef": id}}, status=400, by="member")
+    api.ok("DELETE", f"/servers/{id}", status=204, by="member")
+    gone(api, id)
+
+
+def test_resize(api: Api, image_id: str) -> None:
+    id = ask(api, image_id)["id"]
+    become(api, id, "ACTIVE")
+    path = f"/servers/{id}/action"
+    api.fails("POST", path, {"resize": {"flavorRef": "1"}}, status=400, by="member")
+    api.fails("POST", path, {"resize": {"flavorRef": "none"}}, status=400, by="member")
+    api.fails("POST", path, {"confirmResize": None}, status=409, by="member")
+    for flavor, end, after in (("2", "revertResize", 512), ("3", "confirmResize", 2048)):
+        api.ok("POST", path, {"resize": {"flavorRef": flavor}}, status=202, by="member")
+        become(api, id, "VERIFY_RESIZE")
+        api.ok("POST", path, {end: None}, status=204 if end == "confirmResize" else 202,
+               by="member")
+        become(api, id, "ACTIVE")
+        shown = api.get(f"/servers/{id}", by="member", minor=47)["server"]
+        assert shown["flavor"]["ram"] == after
+    api.ok("DELETE", f"/servers/{id}", status=204, by="member")
+    gone(api, id)
+
+
+def test_an_image_of_it_and_shelving(api: Api, image_id: str) -> None:
+    id = ask(api, image_id)["id"]
+    become(api, id, "ACTIVE")
+    path = f"/servers/{id}/action"
+    made = api.ok("POST", path, {"createImage": {"name": "snap", "metadata": {"k": "v"}}},
+                  status=202, by="member", minor=45)
+    old = api.call("POST", path, {"createImage": {"name": "snap2"}}, by="member")
+    if old.status_code == 409:
+        become(api, id, "ACTIVE")
+        old = api.call("POST", path, {"createImage": {"name": "snap2"}}, by="member")
+    assert old.content == b""
+    assert "/images/" in old.headers["Location"]
+    become(api, id, "ACTIVE")
+    images = api.get("/images/detail", by="member")["images"]
+    snap = next(one for one in images if one["id"] == made["image_id"])
+    assert (snap["name"], snap["status"]) == ("snap", "ACTIVE")
+    api.ok("POST", path, {"shelve": None}, status=202, by="member")
+    become(api, id, "SHELVED_OFFLOADED")
+    api.ok("POST", path, {"unshelve": None}, status=202, by="member")
+    become(api, id, "ACTIVE")
+    api.ok("DELETE", f"/servers/{id}", status=204, by="member")
+    gone(api, id)
+
+
+def test_a_password_by_the_guests_agent(api: Api, image_id: str) -> None:
+    id = ask(api, image_id)["id"]
+    become(api, id, "ACTIVE")
+    path = f"/servers/{id}/action"
+    answer = api.call("POST", path, {"changePassword": {"adminPass": "new"}}, by="member")
+    assert (answer.status_code, answer.content) == (202, b"")
+    api.ok("POST", path, {"os-stop": None}, status=202, by="member")
+    become(api, id, "SHUTOFF")
+    api.fails("POST", path, {"changePassword": {"adminPass": "x"}}, status=409, by="member")
+    api.ok("DELETE", f"/servers/{id}", status=204, by="member")
+    gone(api, id)

@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.api.openstack.compute import server_consoles
+from treadle.api.openstack.compute import server_changes, server_consoles
+from treadle.api.openstack.compute.action_base import NULL, Action, changing
 from treadle.api.openstack.compute.common import inside, one_of
-from treadle.api.openstack.compute.servers import asker, find, find_row
+from treadle.api.openstack.compute.servers import asker, find
 from treadle.api.openstack.wire import Ask, Call, Reply, Schema
 from treadle.compute import actions
 from treadle.compute.listing import Row
-from treadle.errors import InvalidInput, InvalidState, NotFound
-
-Use = Callable[[Ask, Any], Awaitable[Reply | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """One action: what its value must be, the rule, and what it does."""
-
-    run: Use
-    rule: str
-    body: Schema
-    status: int = 202
-    since: int = 1
-    until: int = 999
-
-
-NULL = Schema((1, {}))
-"""Most clients send null; some an empty object, or anything."""
-
-
-def changing(name: str) -> Callable[[Callable[[sa.Connection, Ask, Row, Any], Any]], Use]:
-    """Make a use of a function that works on the server's row in one transaction.
-
-    `name` is what OpenStack calls the action where it says that the state does not allow it.
-    """
-
-    def wrap(work: Callable[[sa.Connection, Ask, Row, Any], Any]) -> Use:
-        async def run(ask: Ask, value: Any) -> Reply | None:
-            def change(conn: sa.Connection) -> Any:
-                row = find_row(conn, ask)
-                try:
-                    return work(conn, ask, row, value)
-                except InvalidState as error:
-                    raise InvalidState(
-                        f"Cannot '{name}' instance {row.instance.uuid} while it is in "
-                        f"{error.attribute} {error.state}", name, error.attribute, error.state,
-                    ) from error
-
-            made = await ask.write(change)
-            return made if isinstance(made, Reply) else None
-
-        return run
-
-    return wrap
+from treadle.errors import InvalidInput, NotFound
 
 
 def _act(action: str, patience: str) -> Callable[[sa.Connection, Ask, Row, Any], None]:
@@ -159,6 +115,7 @@ ACTIONS: dict[str, Action] = {
         server_consoles.getter("serial"), "compute:servers:remote_consoles",
         server_consoles.SERIAL, 200, until=5,
     ),
+    **server_changes.ACTIONS,
     "addSecurityGroup": Action(no_group, "compute:servers:update", GROUP),
     "removeSecurityGroup": Action(no_group, "compute:servers:update", GROUP),
 }

@@ -120,7 +120,7 @@ def server(looks: Looks, row: Row, on: HostWords | None) -> dict[str, Any]:
         "flavor": _flavor(looks, row, flavor),
         "created": moment(columns.created_at),
         "updated": moment(columns.updated_at),
-        "addresses": addresses(row, full=True),
+        "addresses": addresses(row, full=full),
         "accessIPv4": columns.access_ipv4,
         "accessIPv6": columns.access_ipv6,
         "OS-DCF:diskConfig": columns.disk_config,

@@ -355,7 +355,7 @@ def _wish(conn: sa.Connection, ask: Ask, given: Mapping[str, Any]) -> actions.Wi
         name=given["name"], flavor=flavor_of(conn, ask, given["flavorRef"]),
         image=image_of(conn, ask, _image_ref(given)),
         count=high, or_fewer=low, user_data=user_data_of(given),
-        ssh_keys=() if key is None else (_public_key(conn, caller.user_id, key),),
+        ssh_keys=() if key is None else (public_key(conn, caller.user_id, key),),
         project_id=caller.project_id or "", user_id=caller.user_id,
         hostname=given.get("hostname") or hostname_from(given["name"]),
         description=given.get("description", given["name"] if ask.minor < 19 else None),
@@ -492,7 +492,7 @@ def _group(conn: sa.Connection, ask: Ask, uuid: str | None) -> int | None:
     return int(found.id)
 
 
-def _public_key(conn: sa.Connection, user_id: str, name: str) -> str:
+def public_key(conn: sa.Connection, user_id: str, name: str) -> str:
     found = conn.execute(
         sa.select(keypair.c.public_key, keypair.c.type)
         .where(keypair.c.user_id == user_id, keypair.c.name == name)
@@ -532,7 +532,14 @@ async def delete(ask: Ask) -> None:
 
     def work(conn: sa.Connection) -> None:
         row = find_row(conn, ask)
-        actions.delete(conn, row.instance.id, request_id=ask.request_id, by=asker(ask))
+        settings = ask.context.settings
+        if settings.instances.reclaim_s > 0:
+            actions.soft_delete(
+                conn, row.instance.id, request_id=ask.request_id, by=asker(ask),
+                deadline_s=settings.controller.stop_deadline_s,
+            )
+        else:
+            actions.delete(conn, row.instance.id, request_id=ask.request_id, by=asker(ask))
 
     await ask.write(work)
 
