@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from cloudkit import ROOMY, Cloud, start_cloud, until
+from obstore.store import MemoryStore
 
 from treadle.compute.actions import Wish, create
 from treadle.db.clock import now as clock
@@ -19,6 +21,7 @@ from treadle.db.schema import work
 from treadle.errors import Conflict, Unauthorized
 from treadle.identity.model import Caller
 from treadle.image import store as images
+from treadle.image.blobs import ObjectBlobs
 
 CALLERS = {
     "admin": Caller(user_id="u0", project_id="p0", roles=frozenset({"admin", "member"})),
@@ -271,6 +274,17 @@ def test_a_patch_that_cannot_be_is_refused_whole(
     assert ok(cloud, "GET", f"/v2/images/{one['id']}") == one
 
 
+def test_clients_may_take_away_what_they_do_not_know(cloud: Cloud) -> None:
+    one = full(cloud, b"x" * 50)
+    assert one["stores"] == "file"
+    changed = patch(
+        cloud, one["id"], {"op": "remove", "path": "/stores"},
+        {"op": "remove", "path": "/os_glance_failed_import"},
+        {"op": "add", "path": "/speed", "value": "fast"},
+    ).json()
+    assert (changed["stores"], changed["speed"]) == ("file", "fast")
+
+
 def test_a_patch_of_another_type_is_refused(cloud: Cloud) -> None:
     one = make(cloud)
     path = f"/v2/images/{one['id']}"
@@ -504,8 +518,8 @@ def test_content_comes_back_as_it_was(cloud: Cloud) -> None:
 
     assert put(cloud, one["id"], blocks()).status_code == 204
     shown = ok(cloud, "GET", f"/v2/images/{one['id']}")
-    assert (shown["status"], shown["size"], shown["os_hash_algo"]) == (
-        "active", len(content), "sha512"
+    assert (shown["status"], shown["size"], shown["os_hash_algo"], shown["stores"]) == (
+        "active", len(content), "sha512", "file"
     )
     assert shown["os_hash_value"] == hashlib.sha512(content).hexdigest()
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
@@ -652,6 +666,54 @@ def test_content_goes_with_its_image(cloud: Cloud) -> None:
 def test_no_upload_leaves_anything_beside_its_image(cloud: Cloud) -> None:
     folder = cloud.treadle.context.contents.folder
     assert [one.name for one in folder.iterdir() if one.suffix == ".part"] == []
+
+
+def test_a_client_that_goes_away_leaves_the_image_as_it_was(cloud: Cloud) -> None:
+    one = make(cloud, **RAW)
+    head = (
+        f"PUT /image/v2/images/{one['id']}/file HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        "X-Auth-Token: one\r\nContent-Type: application/octet-stream\r\n"
+        "Content-Length: 9000000\r\n\r\n"
+    ).encode()
+    path = f"/v2/images/{one['id']}"
+    with socket.create_connection(("127.0.0.1", cloud.port), timeout=20) as gone:
+        gone.sendall(head + bytes(3_000_000))
+        until(lambda: ok(cloud, "GET", path)["status"] == "saving", "the upload")
+    until(lambda: ok(cloud, "GET", path)["status"] == "queued", "the end of the upload")
+    assert put(cloud, one["id"], b"whole").status_code == 204
+    test_no_upload_leaves_anything_beside_its_image(cloud)
+
+
+def test_content_in_an_object_store_is_given_in_ranges_and_booted(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = cloud.treadle.context.contents
+    monkeypatch.setattr(contents, "blobs", ObjectBlobs(MemoryStore()))
+    for kind, named in (("qcow2", "qcow2"), ("vmdk", "vmdk")):
+        content = qemu_image(tmp_path, kind)
+        before = set(contents.folder.iterdir())
+        one = full(cloud, content, disk_format=named)
+        path = f"/v2/images/{one['id']}/file"
+        whole = ask(cloud, "GET", path)
+        assert (whole.status_code, whole.content, one["stores"]) == (200, content, "s3")
+        for asked, part in (
+            ("bytes=10-19", content[10:20]), ("bytes=-5", content[-5:]),
+            (f"bytes={len(content) - 3}-", content[-3:]),
+        ):
+            answer = ask(cloud, "GET", path, headers={"Range": asked})
+            assert (answer.status_code, answer.content) == (206, part)
+        for wrong in ("", "5-2", f"{len(content)}-", "1-2,4-5", "x-y"):
+            refused(ask(cloud, "GET", path, headers={"Range": f"bytes={wrong}"}), 400)
+        row = cloud.treadle.database.read(lambda conn, id=one["id"]: images.by_uuid(conn, id))
+        assert row is not None
+        [made] = cloud.treadle.database.write(lambda conn, row=row: create(
+            conn, Wish("remote", 1, row), request_id="r", build_deadline_s=20.0
+        ))
+        until(lambda made=made: made.uuid in cloud.guests(), "the guest")
+        until(
+            lambda before=before: set(contents.folder.iterdir()) == before,
+            "the end of the copy that the host was given",
+        )
 
 
 # -- hostile content

@@ -131,6 +131,8 @@ def test_content_is_imported_from_a_stage_and_from_the_web(
         await_active(openstack, id)
         shown = openstack.json("image show", id)
         assert shown["properties"]["os_hash_value"] == hashlib.sha512(content).hexdigest()
+        openstack("image set --property speed=fast", id)
+        assert openstack.json("image show", id)["properties"]["speed"] == "fast"
         [task] = openstack.json("image task list")[:1]
         assert task["Status"] == "success"
         openstack("image delete", id)

@@ -101,8 +101,9 @@ class ObjectBlobs:
         """Send it, in parts where it is large, and delete the file."""
         import obstore
 
+        name = self._name(key)
         try:
-            obstore.put(self._store, self._name(key), content)
+            obstore.put(self._store, name, content)
         except Exception as error:
             raise _trouble(error) from error
         content.unlink(missing_ok=True)
@@ -116,12 +117,11 @@ class ObjectBlobs:
         """Blocks as they arrive."""
         import obstore
 
+        name = self._name(key)
         if start >= stop:
             return
         try:
-            found = obstore.get(
-                self._store, self._name(key), options={"range": (start, stop)}
-            )
+            found = obstore.get(self._store, name, options={"range": (start, stop)})
             for block in found.stream(min_chunk_size=BLOCK):
                 yield bytes(block)
         except Exception as error:
@@ -131,8 +131,9 @@ class ObjectBlobs:
         """Delete the object."""
         import obstore
 
+        name = self._name(key)
         try:
-            obstore.delete(self._store, self._name(key))
+            obstore.delete(self._store, name)
         except FileNotFoundError:
             return
         except Exception as error:

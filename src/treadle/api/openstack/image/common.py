@@ -59,10 +59,11 @@ def view(ask: Ask, image: Image, tags: list[str]) -> dict[str, Any]:
         "file": f"{path}/file",
         "schema": "/v2/schemas/image",
     }
-    # No "stores": clients that set a property take away what they do not know, that too.
+    kind = ask.context.contents.blobs.kind
+    if usable:
+        body["stores"] = kind
     if image.task is not None:
         failed = image.task["status"] == "failure"
-        kind = ask.context.contents.blobs.kind
         body["os_glance_importing_to_stores"] = "" if failed or usable else kind
         body["os_glance_failed_import"] = kind if failed else ""
     return body

@@ -123,13 +123,17 @@ async def _receive(ask: Ask, image: Image, part: Part) -> None:
     end = loop.time() + ask.context.contents.limits.seconds
     beat = loop.time() + BEAT_S
     block = bytearray()
+    written: asyncio.Future[None] | None = None
     try:
         async with asyncio.timeout(SILENCE_S) as patience:
             async for chunk in ask.request.stream():
                 block += chunk
                 if len(block) < BLOCK:
                     continue
-                await _off_loop(part.write, block)
+                # One block is written and hashed while the next one arrives.
+                if written is not None:
+                    await written
+                written = loop.run_in_executor(_threads, part.write, block)
                 block = bytearray()
                 now = loop.time()
                 if now > beat:
@@ -138,6 +142,11 @@ async def _receive(ask: Ask, image: Image, part: Part) -> None:
                 patience.reschedule(min(now + SILENCE_S, max(now, end)))
     except TimeoutError as error:
         raise InvalidInput("body", part.size, "the content came too slowly") from error
+    finally:
+        if written is not None:
+            await asyncio.wait([written])
+    if written is not None:
+        written.result()
     if block:
         await _off_loop(part.write, block)
     wanted = _size(ask)

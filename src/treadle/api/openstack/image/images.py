@@ -172,11 +172,6 @@ async def delete(ask: Ask) -> None:
     ))
 
 
-async def delete_nothing(_ask: Ask) -> None:
-    """What clients send that have lost the id."""
-    raise NotFound("No image has an empty ID")
-
-
 async def deactivate(ask: Ask) -> None:
     """Take an image out of use."""
     await ask.write(lambda conn: actions.set_usable(
@@ -287,7 +282,6 @@ _ONE = "/v2/images/{image_id}"
 CALLS = [
     Call("POST", "/v2/images", create, "image:add_image", status=201, body=CREATE),
     Call("GET", "/v2/images", list_images, "image:get_images"),
-    Call("DELETE", "/v2/images", delete_nothing, "image:delete_image"),
     Call("GET", _ONE, show, "image:get_image"),
     Call("PATCH", _ONE, update, "image:modify_image", body=PATCH),
     Call("DELETE", _ONE, delete, "image:delete_image", status=204),
