@@ -259,13 +259,12 @@ class Service:
         known = node.calls.get(method)
         if known is None and method == "HEAD":
             known = node.calls.get("GET")
-        if known is None:
-            if len(path) > 1 and path.endswith("/"):
-                # A client that has lost the id of what it would change.
-                raise NoSuchPath("The resource could not be found.")
+        # A slash at the end: the client has lost the id of what it means. Not so of versions.
+        lost = len(path) > 1 and path.endswith("/")
+        if known is None and not lost:
             raise BadMethod(sorted(node.calls))
-        for call, names in known:
-            if call.since <= minor <= call.until:
+        for call, names in known or ():
+            if call.since <= minor <= call.until and not (lost and call.rule):
                 return call, dict(zip(names, map(unquote, values), strict=True))
         raise NoSuchPath("The resource could not be found.")
 

@@ -281,6 +281,20 @@ def _event(
     return shown
 
 
+# -- what guests tell of their password
+
+
+async def password_show(ask: Ask) -> dict[str, Any]:
+    """The password that a guest has told, sealed: none does, as nothing asks it to."""
+    await ask.read(lambda conn: find_row(conn, ask))
+    return {"password": ""}
+
+
+async def password_clear(ask: Ask) -> None:
+    """Forget it."""
+    await ask.read(lambda conn: _mine(conn, ask))
+
+
 SERVER = "/v2.1/servers/{server_id}"
 CALLS = [
     Call("GET", f"{SERVER}/metadata", metadata_list, "compute:metadata:show"),
@@ -303,6 +317,8 @@ CALLS = [
     Call("GET", f"{SERVER}/ips/{{network}}", ips_show, "compute:servers:show"),
     Call("GET", f"{SERVER}/os-security-groups", security_groups, "compute:servers:show"),
     Call("GET", f"{SERVER}/os-volume_attachments", volume_attachments, "compute:servers:show"),
+    Call("GET", f"{SERVER}/os-server-password", password_show, "compute:servers:show"),
+    Call("DELETE", f"{SERVER}/os-server-password", password_clear, "compute:servers:password", 204),
     Call("GET", f"{SERVER}/os-instance-actions", actions_list, "compute:servers:show"),
     Call("GET", f"{SERVER}/os-instance-actions/{{request_id}}", actions_show,
          "compute:servers:show"),
