@@ -31,6 +31,7 @@ from treadle.scheduler.simulate_trace import (
     record_lines,
     trace_of_record,
 )
+from treadle.scheduler.table import HostTable
 
 HEAD = "vm_id,arrival_s,batch,vcpus,mem_mib,lifetime_s,censored,life_bin\n"
 FILTERS = ("state", "capacity")
@@ -401,3 +402,44 @@ def test_balanced_fit_keeps_memory_for_the_cores_that_are_left() -> None:
         for name in ("best-fit", "balanced-fit")
     }
     assert refused == {"best-fit": 4, "balanced-fit": 0}
+
+
+def test_a_table_knows_when_empty_hosts_are_scarce() -> None:
+    table = HostTable(parse_hosts("20x4c8g"))
+    for host in range(1, 19):
+        assert not table.scarce
+        assert table.scarce == table.columns().scarce
+        table.use(host, 1, 1, 0)
+    assert not table.scarce
+    table.use(19, 1, 1, 0)
+    assert table.scarce
+    assert table.columns().scarce
+    table.use(5, -1, -1, 0, -1)
+    assert not table.scarce
+    view = table.view(5)
+    assert view is not None
+    table.put(replace(view, state="down"))
+    assert table.scarce
+    assert table.columns().scarce
+    table.put(view)
+    table.drop(20)
+    assert table.scarce == table.columns().scarce
+
+
+@given(st.lists(st.tuples(st.integers(1, 8), st.booleans()), max_size=60))
+@settings(max_examples=30, deadline=None)
+def test_balanced_fit_picks_as_it_ranks(changes: list[tuple[int, bool]]) -> None:
+    table = HostTable(parse_hosts("8x8c14g"))
+    scheduler = Scheduler("balanced-fit", FILTERS, {})
+    assert scheduler.keeps_scores
+    for number, (host, comes) in enumerate(changes):
+        row = table.rows[table.row_of(host) or 0]
+        if comes and row.free_vcpus:
+            table.use(host, 1, 1024, 0)
+        elif not comes and row.instances:
+            table.use(host, -1, -1024, 0, -1)
+        for vcpus, mib in ((1, 1024), (1, 6144)):
+            request = PlacementRequest(f"r{number}", vcpus, mib, 0)
+            ranking, _ = scheduler.rank(table.columns(), request)
+            first = int(ranking.ids[0]) if len(ranking) else None
+            assert scheduler.pick(table, request) == first

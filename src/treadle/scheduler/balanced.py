@@ -5,12 +5,13 @@ How it was found, what else was tried, and the figures: docs/placement-study.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from treadle.scheduler.columns import FloatArray, HostColumns
-from treadle.scheduler.model import PlacementRequest
-from treadle.scheduler.plugin import Ranking
-from treadle.scheduler.policies import left_after
+from treadle.scheduler.model import HostRow, PlacementRequest
+from treadle.scheduler.policies import ByScore, left_after, row_left_after
 
 MEMORY_FOR_CORES = 1.5
 """How many parts of its cores a host can give out with one part of its memory, to lean VMs."""
@@ -18,11 +19,9 @@ STRANDING = 10.0
 """What a host's whole cores weigh when they are stranded; `left` has 1 for them."""
 OPENING = 100.0
 """What it weighs that a host was empty: more than all else together."""
-SCARCE = 10
-"""Empty hosts are scarce where fewer than one in so many is empty."""
 
 
-class BalancedFit:
+class BalancedFit(ByScore):
     """Packs as best fit does, but keeps the memory that a host's free cores will need.
 
     score = -left - 10 * (stranded after - stranded before) - opening, with
@@ -36,10 +35,10 @@ class BalancedFit:
     is not needed. Once empty hosts are scarce, it is.
     """
 
-    def rank(
-        self, request: PlacementRequest, hosts: HostColumns, _rng: np.random.Generator, /
-    ) -> Ranking:
-        """Order by the score, highest first."""
+    reads = ("scarce",)
+
+    def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
+        """Give the scores, float64 of shape (N,)."""
         parts = hosts.parts
         cores, memory = hosts.free_vcpus, hosts.free_memory_mib
         before = np.maximum(0.0, cores * parts[0] - MEMORY_FOR_CORES * (memory * parts[1]))
@@ -49,12 +48,24 @@ class BalancedFit:
             - MEMORY_FOR_CORES * ((memory - request.memory_mib) * parts[1]),
         )
         scores: FloatArray = -left_after(hosts, request) - STRANDING * (after - before)
-        if not _scarce(hosts.whole):
+        if not request.scarce:
             scores -= np.where(hosts.instances == 0, OPENING, 0.0)
-        return Ranking.by_score(hosts, scores)
+        return scores
 
+    def row_score(self, request: PlacementRequest, /) -> Callable[[HostRow], float]:
+        """As `score`, of one."""
+        left = row_left_after(request)
+        vcpus, mib = request.vcpus, request.memory_mib
+        opens = 0.0 if request.scarce else OPENING
 
-def _scarce(hosts: HostColumns) -> bool:
-    up = int(np.count_nonzero(hosts.up))
-    empty = int(np.count_nonzero(hosts.up & (hosts.instances == 0)))
-    return empty * SCARCE < up
+        def score(host: HostRow) -> float:
+            of_cores, of_memory = host.part_of_vcpus, host.part_of_memory
+            cores, memory = host.free_vcpus, host.free_memory_mib
+            before = max(0.0, cores * of_cores - MEMORY_FOR_CORES * (memory * of_memory))
+            after = max(
+                0.0, (cores - vcpus) * of_cores - MEMORY_FOR_CORES * ((memory - mib) * of_memory)
+            )
+            opening = 0.0 if host.instances else opens
+            return -left(host) - STRANDING * (after - before) - opening
+
+        return score

@@ -25,6 +25,8 @@ _T = TypeVar("_T")
 
 ID, LIMIT, USED, INSTANCES, UP, ROWS = 0, 1, 4, 7, 8, 9
 """Where which numbers are in the table of numbers: limits and used amounts are three rows each."""
+SCARCE = 10
+"""Empty hosts are scarce where fewer than one in so many is empty."""
 _MOST_ANSWERS = 256
 _NUMBERS = attrgetter(
     "id",
@@ -134,6 +136,13 @@ class HostColumns:
     def take(self, rows: IntArray) -> HostColumns:
         """Give the hosts at `rows` (row numbers in ascending order), with the same version."""
         return HostColumns(self._table[:, rows], (), self.version, (self, rows))
+
+    @property
+    def scarce(self) -> bool:
+        """Whether empty hosts are scarce: under a tenth of all those that are up is empty."""
+        every = self.whole
+        empty = int(np.count_nonzero(every.up & (every.instances == 0)))
+        return empty * SCARCE < int(np.count_nonzero(every.up))
 
     @property
     def whole(self) -> HostColumns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
@@ -108,6 +108,7 @@ class Scheduler:
         self._policy: Policy = chosen
         asking = [chosen, *(weigher for _, weigher, _ in loaded)]
         self._wants_flavors = any("flavors" in getattr(one, "reads", ()) for one in asking)
+        self._wants_scarce = "scarce" in getattr(chosen, "reads", ())
         self._remembers = chosen if isinstance(chosen, Remembers) else None
         self._on_fault = on_fault
         self._fallback = registry.policy(on_fault.policy) if on_fault.policy else None
@@ -144,6 +145,8 @@ class Scheduler:
         Raises `PluginError` when a filter or the policy is broken and the settings name nothing to
         fall back to.
         """
+        if self._wants_scarce:
+            request = replace(request, scarce=hosts.scarce)
         masks: list[BoolArray] = []
         refused: dict[str, int] = {}
         faults: list[str] = []
@@ -206,6 +209,8 @@ class Scheduler:
         Only the table's writer may ask. Raises `PluginError` as `rank` does.
         """
         if self._cache is not None:
+            if self._wants_scarce:
+                request = replace(request, scarce=table.scarce)
             try:
                 host = self._cache.pick(table, request)
             except (PluginError, RowFault) as error:

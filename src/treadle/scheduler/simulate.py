@@ -311,7 +311,8 @@ def replay(
             heapq.heappush(run.leaving, (one.until, order - len(running), one.host, one))
     took = np.zeros(len(trace.arrivals))
     mixed = seed * 0x9E3779B97F4A7C15
-    pick, table, clock, sizes = scheduler.pick, run.table, time.perf_counter, trace.sizes()
+    pick, table, clock = scheduler.pick, run.table, time.perf_counter
+    sizes = trace.sizes() if scheduler.wants_flavors else ()
     for order, one in enumerate(trace.arrivals):
         run.move_to(one.at)
         request = one.request((mixed + order) & 0xFFFFFFFFFFFF, sizes)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from treadle.scheduler.columns import (
     INSTANCES,
     LIMIT,
+    SCARCE,
     UP,
     USED,
     Coding,
@@ -78,6 +79,9 @@ class HostTable:
         self._snapshot = snapshot
         self._begin_epoch()
 
+        up = [view for view in views if view.state == "up"]
+        self._up_hosts, self._empty_hosts = len(up), sum(1 for one in up if not one.instances)
+
     def _begin_epoch(self) -> None:
         self.epoch += 1
         self.changed = []
@@ -104,6 +108,8 @@ class HostTable:
             others = [one.view for one in self.rows]
             self._build(sorted([*others, view], key=attrgetter("id")))
             return
+        self._tally(self.rows[row].view, -1)
+        self._tally(view, 1)
         numbers = self._numbers
         numbers[:, row] = number_row(view)
         self._free[:, row] = numbers[LIMIT:USED, row] - numbers[USED:INSTANCES, row]
@@ -121,6 +127,16 @@ class HostTable:
         self.changed.append(~row)
         if len(self.changed) > self._most_changes:
             self._begin_epoch()
+
+    def _tally(self, view: HostView, sign: int) -> None:
+        if view.state == "up":
+            self._up_hosts += sign
+            self._empty_hosts += 0 if view.instances else sign
+
+    @property
+    def scarce(self) -> bool:
+        """As `HostColumns.scarce`."""
+        return self._empty_hosts * SCARCE < self._up_hosts
 
     def drop(self, host: int) -> None:
         """Forget the host; nothing where it is not there."""
@@ -149,6 +165,9 @@ class HostTable:
         row.free_vcpus -= vcpus
         row.free_memory_mib -= memory_mib
         row.free_disk_mib -= disk_mib
+        before = row.instances
+        if (before == 0) != (before + instances == 0) and row.static.state == "up":
+            self._empty_hosts += 1 if before else -1
         row.instances += instances
         self._stale.add(number)
         self.changed.append(number)
