@@ -15,7 +15,7 @@ from computekit import Api
 from treadle.identity import passwords
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def quick_passwords() -> Iterator[None]:
     """Real hashes that take less: what they cost by default is tested in tests/unit."""
     with pytest.MonkeyPatch.context() as patch:

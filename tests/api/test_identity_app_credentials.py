@@ -94,7 +94,8 @@ def test_it_ends_when_it_was_said_to(root: Keystone) -> None:
     user, _, me = member(root)
     made = make(me, user, expires_at="2999-01-01T00:00:00.000000")
     assert made["expires_at"] == "2999-01-01T00:00:00.000000"
-    for text in ("2001-01-01T00:00:00Z", "tomorrow", "", "9999999-01-01"):
+    for text in ("2001-01-01T00:00:00Z", "tomorrow", "", "9999999-01-01",
+                 "9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00"):
         make(me, user, 400, expires_at=text)
     it = program(me, made)
 

@@ -183,6 +183,14 @@ def test_tags(root: Keystone) -> None:
     root.get("/projects/nowhere/tags", 404)
 
 
+def test_a_tag_is_named_in_a_header_without_becoming_one(root: Keystone) -> None:
+    project = root.project()["id"]
+    made = root.call("PUT", f"/projects/{project}/tags/a%0D%0AX-Evil:%20é", 201)
+    assert made.headers["location"].endswith(f"/{project}/tags/a%0D%0AX-Evil%3A%20%C3%A9")
+    assert "x-evil" not in made.headers
+    assert root.get(f"/projects/{project}/tags")["tags"] == ["a\r\nX-Evil: é"]
+
+
 def test_lists_come_in_pages_and_end(root: Keystone) -> None:
     domain = root.domain()
     wanted = {root.project(domain_id=domain["id"])["id"] for _ in range(5)}

@@ -97,7 +97,7 @@ def test_scopes_are_read(scope: object, kind: Scope | None, id: str | None) -> N
 
 
 @pytest.mark.parametrize("scope", [
-    "all", {}, {"project": {"name": "n"}}, {"domain": {}}, {"system": {"all": 1}},
+    "all", "not unscoped", {}, {"project": {"name": "n"}}, {"domain": {}}, {"system": {"all": 1}},
     {"project": {"id": "p"}, "domain": {"id": "d"}}, {"OS-TRUST:trust": {"id": "t"}},
 ])
 def test_other_scopes_are_refused(scope: object) -> None:

@@ -12,7 +12,6 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from treadle.db.clock import now
 from treadle.db.schema import (
     access_rule,
     app_credential,
@@ -104,7 +103,7 @@ def create_domain(conn: sa.Connection, values: Mapping[str, Any], tags: list[str
         raise Conflict(f"Conflict occurred attempting to store domain - {id} is in use.")
     store.insert(conn, project, {
         **values, "id": id, "name_key": values["name"].casefold(), "domain_id": "",
-        "parent_id": "", "is_domain": True, "created_at": now(),
+        "parent_id": "", "is_domain": True,
     })
     store.put_tags(conn, id, tags)
     return get_domain(conn, id)
@@ -131,7 +130,7 @@ def create_project(conn: sa.Connection, values: Mapping[str, Any], tags: list[st
     id = uuid4().hex
     store.insert(conn, project, {
         **values, "id": id, "name_key": values["name"].casefold(), "domain_id": domain_id,
-        "parent_id": parent_id or domain_id, "is_domain": False, "created_at": now(),
+        "parent_id": parent_id or domain_id, "is_domain": False,
     })
     store.put_tags(conn, id, tags)
     return get_project(conn, id)
@@ -178,12 +177,10 @@ def delete_project(conn: sa.Connection, id: str) -> None:
 def _drop_projects(conn: sa.Connection, ids: list[str]) -> None:
     grants.forget(conn, ids)
     store.kill(conn, token.c.scope_id.in_(ids))
-    conn.execute(sa.delete(app_credential).where(app_credential.c.project_id.in_(ids)))
-    conn.execute(sa.delete(project_tag).where(project_tag.c.project_id.in_(ids)))
-    conn.execute(sa.update(user_account).where(
-        user_account.c.default_project_id.in_(ids)
-    ).values(default_project_id=None))
-    conn.execute(sa.delete(project).where(project.c.id.in_(ids)))
+    store.remove(conn, app_credential, app_credential.c.project_id.in_(ids))
+    store.remove(conn, project_tag, project_tag.c.project_id.in_(ids))
+    store.forget_default_projects(conn, ids)
+    store.remove(conn, project, project.c.id.in_(ids))
 
 
 def delete_domain(conn: sa.Connection, id: str) -> None:
@@ -197,11 +194,11 @@ def delete_domain(conn: sa.Connection, id: str) -> None:
     for one in store.select(conn, user_group, user_group.c.domain_id == id):
         _drop_group(conn, one["id"])
     own = sa.select(role.c.id).where(role.c.domain_id == id)
-    conn.execute(sa.delete(role_implied).where(
-        sa.or_(role_implied.c.prior_id.in_(own), role_implied.c.implied_id.in_(own))
+    store.remove(conn, role_implied, sa.or_(
+        role_implied.c.prior_id.in_(own), role_implied.c.implied_id.in_(own)
     ))
-    conn.execute(sa.delete(role_assignment).where(role_assignment.c.role_id.in_(own)))
-    conn.execute(sa.delete(role).where(role.c.domain_id == id))
+    store.remove(conn, role_assignment, role_assignment.c.role_id.in_(own))
+    store.remove(conn, role, role.c.domain_id == id)
     inside = [one["id"] for one in grants.projects_below(conn, "domain", id)]
     _drop_projects(conn, [*inside, id])
 
@@ -241,7 +238,7 @@ def create_user(conn: sa.Connection, values: Mapping[str, Any]) -> Row:
     _check_default_project(conn, values.get("default_project_id"))
     id = uuid4().hex
     store.insert(conn, user_account, {
-        **values, "id": id, "name_key": values["name"].casefold(), "created_at": now()
+        **values, "id": id, "name_key": values["name"].casefold(),
     })
     return get_user(conn, id)
 
@@ -278,8 +275,8 @@ def _drop_user(conn: sa.Connection, id: str) -> None:
     grants.forget(conn, [id])
     store.kill(conn, token.c.user_id == id)
     for table in (app_credential, access_rule, group_member, user_password):
-        conn.execute(sa.delete(table).where(table.c.user_id == id))
-    conn.execute(sa.delete(user_account).where(user_account.c.id == id))
+        store.remove(conn, table, table.c.user_id == id)
+    store.remove(conn, user_account, user_account.c.id == id)
 
 
 # -- groups
@@ -299,7 +296,7 @@ def create_group(conn: sa.Connection, values: Mapping[str, Any]) -> Row:
     _free(conn, user_group, "group", values["name"], values["domain_id"])
     id = uuid4().hex
     store.insert(conn, user_group, {
-        **values, "id": id, "name_key": values["name"].casefold(), "created_at": now()
+        **values, "id": id, "name_key": values["name"].casefold(),
     })
     return get_group(conn, id)
 
@@ -319,16 +316,16 @@ def delete_group(conn: sa.Connection, id: str) -> None:
 
 def _drop_group(conn: sa.Connection, id: str) -> None:
     grants.forget(conn, [id])
-    conn.execute(sa.delete(group_member).where(group_member.c.group_id == id))
-    conn.execute(sa.delete(user_group).where(user_group.c.id == id))
+    store.remove(conn, group_member, group_member.c.group_id == id)
+    store.remove(conn, user_group, user_group.c.id == id)
     store.changed(conn)
 
 
 def is_member(conn: sa.Connection, group_id: str, user_id: str) -> bool:
     """Whether a user is in a group."""
-    return conn.execute(sa.select(group_member).where(
-        group_member.c.group_id == group_id, group_member.c.user_id == user_id
-    )).first() is not None
+    return store.exists(
+        conn, group_member, group_member.c.group_id == group_id, group_member.c.user_id == user_id
+    )
 
 
 def join(conn: sa.Connection, group_id: str, user_id: str) -> None:
@@ -336,7 +333,7 @@ def join(conn: sa.Connection, group_id: str, user_id: str) -> None:
     get_group(conn, group_id)
     get_user(conn, user_id)
     if not is_member(conn, group_id, user_id):
-        conn.execute(sa.insert(group_member).values(group_id=group_id, user_id=user_id))
+        store.insert(conn, group_member, {"group_id": group_id, "user_id": user_id})
         store.changed(conn)
 
 
@@ -344,9 +341,10 @@ def leave(conn: sa.Connection, group_id: str, user_id: str) -> None:
     """Take a user out of a group. Errors: `NotFound`."""
     get_group(conn, group_id)
     get_user(conn, user_id)
-    gone = conn.execute(sa.delete(group_member).where(
-        group_member.c.group_id == group_id, group_member.c.user_id == user_id
-    ))
-    if gone.rowcount == 0:
+    gone = store.remove(
+        conn, group_member,
+        group_member.c.group_id == group_id, group_member.c.user_id == user_id,
+    )
+    if not gone:
         raise NotFound(f"Could not find user {user_id[:64]} in group {group_id[:64]}.")
     store.changed(conn)

@@ -9,7 +9,6 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from treadle.db.clock import now
 from treadle.db.engine import Database
 from treadle.db.schema import (
     project,
@@ -98,33 +97,31 @@ def _make(conn: sa.Connection, hashed: str, region_name: str) -> bool:
     """False where another controller has been quicker."""
     if store.get_meta(conn, ADMIN_PROJECT) is not None:
         return False
-    common = {"created_at": now()}
     store.insert(conn, project, {
         "id": DOMAIN_ID, "name": DOMAIN, "name_key": DOMAIN.casefold(), "domain_id": "",
-        "parent_id": "", "is_domain": True, "description": "The default domain", **common,
+        "parent_id": "", "is_domain": True, "description": "The default domain",
     })
     home, user = uuid4().hex, uuid4().hex
     store.insert(conn, project, {
         "id": home, "name": ADMIN, "name_key": ADMIN, "domain_id": DOMAIN_ID,
         "parent_id": DOMAIN_ID, "description": "The project of the cloud's administrators",
-        **common,
     })
     store.insert(conn, user_account, {
-        "id": user, "name": ADMIN, "name_key": ADMIN, "domain_id": DOMAIN_ID, **common,
+        "id": user, "name": ADMIN, "name_key": ADMIN, "domain_id": DOMAIN_ID,
     })
     store.put_password(conn, user, hashed, None, 0)
     roles = {name: uuid4().hex for name in ROLES}
     for name, id in roles.items():
-        store.insert(conn, role, {"id": id, "name": name, "name_key": name, **common})
+        store.insert(conn, role, {"id": id, "name": name, "name_key": name})
     for prior, implied in IMPLIED:
-        conn.execute(sa.insert(role_implied).values(
-            prior_id=roles[prior], implied_id=roles[implied]
-        ))
+        store.insert(
+            conn, role_implied, {"prior_id": roles[prior], "implied_id": roles[implied]}
+        )
     for target, target_id in (("project", home), ("domain", DOMAIN_ID), ("system", "system")):
-        conn.execute(sa.insert(role_assignment).values(
-            actor="user", actor_id=user, target=target, target_id=target_id,
-            role_id=roles[ADMIN], inherited=False,
-        ))
+        store.insert(conn, role_assignment, {
+            "actor": "user", "actor_id": user, "target": target, "target_id": target_id,
+            "role_id": roles[ADMIN], "inherited": False,
+        })
     store.insert(conn, region, {"id": region_name})
     store.put_meta(conn, ADMIN_PROJECT, home)
     store.put_meta(conn, ADMIN_USER, user)

@@ -7,16 +7,14 @@ from tokens too: those are worked out anew (`store.changed`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
 
-from treadle.db.clock import now
 from treadle.db.schema import (
     app_credential,
-    group_member,
     project,
     role,
     role_assignment,
@@ -75,7 +73,7 @@ def create_role(conn: sa.Connection, values: Mapping[str, Any]) -> Row:
         )
     id = uuid4().hex
     store.insert(conn, role, {
-        **values, "id": id, "name_key": values["name"].casefold(), "created_at": now()
+        **values, "id": id, "name_key": values["name"].casefold()
     })
     return get_role(conn, id)
 
@@ -113,11 +111,12 @@ def delete_role(conn: sa.Connection, id: str) -> None:
     known = get_role(conn, id)
     if known["options"].get("immutable"):
         raise Forbidden(f"Cannot delete the role {id}: it is immutable.")
-    conn.execute(sa.delete(role_assignment).where(_a.role_id == id))
-    conn.execute(sa.delete(role_implied).where(
-        sa.or_(role_implied.c.prior_id == id, role_implied.c.implied_id == id)
-    ))
-    conn.execute(sa.delete(role).where(role.c.id == id))
+    store.remove(conn, role_assignment, _a.role_id == id)
+    store.remove(
+        conn, role_implied,
+        sa.or_(role_implied.c.prior_id == id, role_implied.c.implied_id == id),
+    )
+    store.remove(conn, role, role.c.id == id)
     store.changed(conn)
 
 
@@ -131,23 +130,25 @@ def imply(conn: sa.Connection, prior_id: str, implied_id: str) -> None:
     if prior_id in store.implied_by(conn, [implied_id]):
         raise InvalidInput("implied role", implied_id, "it implies the other already")
     if not implies(conn, prior_id, implied_id):
-        conn.execute(sa.insert(role_implied).values(prior_id=prior_id, implied_id=implied_id))
+        store.insert(conn, role_implied, {"prior_id": prior_id, "implied_id": implied_id})
         store.changed(conn)
 
 
 def implies(conn: sa.Connection, prior_id: str, implied_id: str) -> bool:
     """Whether one role gives another by itself."""
-    return conn.execute(sa.select(role_implied).where(
-        role_implied.c.prior_id == prior_id, role_implied.c.implied_id == implied_id
-    )).first() is not None
+    return store.exists(
+        conn, role_implied,
+        role_implied.c.prior_id == prior_id, role_implied.c.implied_id == implied_id,
+    )
 
 
 def imply_no_more(conn: sa.Connection, prior_id: str, implied_id: str) -> None:
     """End that one role gives another. Errors: `NotFound`."""
-    gone = conn.execute(sa.delete(role_implied).where(
-        role_implied.c.prior_id == prior_id, role_implied.c.implied_id == implied_id
-    ))
-    if gone.rowcount == 0:
+    gone = store.remove(
+        conn, role_implied,
+        role_implied.c.prior_id == prior_id, role_implied.c.implied_id == implied_id,
+    )
+    if not gone:
         raise NotFound(f"Could not find the implication of {implied_id[:64]} by {prior_id[:64]}.")
     store.changed(conn)
 
@@ -155,8 +156,8 @@ def imply_no_more(conn: sa.Connection, prior_id: str, implied_id: str) -> None:
 def inferences(conn: sa.Connection) -> dict[str, list[str]]:
     """Ids of roles, and of those that each gives by itself."""
     made: dict[str, list[str]] = {}
-    for one in conn.execute(sa.select(role_implied).order_by(role_implied.c.implied_id)):
-        made.setdefault(one.prior_id, []).append(one.implied_id)
+    for prior_id, implied_id in store.implications(conn):
+        made.setdefault(prior_id, []).append(implied_id)
     return made
 
 
@@ -190,28 +191,25 @@ def give(conn: sa.Connection, grant: Grant) -> None:
     if domain_id and domain_id != _domain_of(conn, grant):
         raise Forbidden("A role of a domain can be given within that domain alone.")
     if not has(conn, grant):
-        conn.execute(sa.insert(role_assignment).values(
-            actor=grant.actor, actor_id=grant.actor_id, target=grant.target,
-            target_id=grant.target_id, role_id=grant.role_id, inherited=grant.inherited,
-        ))
+        store.insert(conn, role_assignment, asdict(grant))
         store.changed(conn)
 
 
 def has(conn: sa.Connection, grant: Grant) -> bool:
     """Whether it has been given."""
-    return conn.execute(sa.select(role_assignment).where(*_is(grant))).first() is not None
+    return store.exists(conn, role_assignment, *_is(grant))
 
 
 def take(conn: sa.Connection, grant: Grant) -> None:
     """Take a role back. Errors: `NotFound` where it is not there."""
-    if conn.execute(sa.delete(role_assignment).where(*_is(grant))).rowcount == 0:
+    if not store.remove(conn, role_assignment, *_is(grant)):
         raise NotFound("Could not find role assignment.")
     store.changed(conn)
 
 
 def roles_given(conn: sa.Connection, grant: Grant) -> list[Row]:
     """The roles of an actor on a target; the grant's own role does not count."""
-    ids = list(conn.execute(sa.select(_a.role_id).where(*_is(grant))).scalars())
+    ids = [one.role_id for one in assignments(conn, *_is(grant))]
     return sorted(store.rows_of(conn, role, ids).values(), key=lambda one: str(one["name"]))
 
 
@@ -225,20 +223,12 @@ def _domain_of(conn: sa.Connection, grant: Grant) -> str:
 def forget(conn: sa.Connection, ids: Iterable[str]) -> None:
     """Remove every assignment of, or on, these."""
     gone = list(ids)
-    conn.execute(sa.delete(role_assignment).where(
-        sa.or_(_a.actor_id.in_(gone), _a.target_id.in_(gone))
-    ))
+    store.remove(conn, role_assignment, sa.or_(_a.actor_id.in_(gone), _a.target_id.in_(gone)))
 
 
 def assignments(conn: sa.Connection, *where: sa.ColumnElement[bool]) -> list[Grant]:
     """What has been given, in a fixed order."""
-    statement = sa.select(role_assignment).where(*where).order_by(
-        _a.target_id, _a.actor_id, _a.role_id, _a.inherited
-    )
-    return [
-        Grant(one.actor, one.actor_id, one.target, one.target_id, one.role_id, one.inherited)
-        for one in conn.execute(statement)
-    ]
+    return [Grant(**one) for one in store.assigned(conn, *where)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +245,7 @@ def effects(conn: sa.Connection, given: Iterable[Grant]) -> list[Effect]:
     """What assignments come to: groups become users, inherited ones the projects below, roles
     what they imply. A domain's own role shows in what it implies alone."""
     implied = inferences(conn)
-    domains_own = set(conn.execute(sa.select(role.c.id).where(role.c.domain_id != "")).scalars())
+    domains_own = {one["id"] for one in store.select(conn, role, role.c.domain_id != "")}
     made: dict[tuple[str, str, str, str], Effect] = {}
     members: dict[str, list[str]] = {}
     below: dict[tuple[str, str], list[str]] = {}
@@ -263,7 +253,7 @@ def effects(conn: sa.Connection, given: Iterable[Grant]) -> list[Effect]:
         users = [one.actor_id]
         if one.actor == "group":
             if one.actor_id not in members:
-                members[one.actor_id] = members_of(conn, one.actor_id)
+                members[one.actor_id] = store.members_of(conn, one.actor_id)
             users = members[one.actor_id]
         targets = [(one.target, one.target_id)]
         if one.inherited:
@@ -284,12 +274,6 @@ def effects(conn: sa.Connection, given: Iterable[Grant]) -> list[Effect]:
                     effect = Effect(grant, one, prior)
                     made.setdefault((user_id, target, target_id, role_id), effect)
     return list(made.values())
-
-
-def members_of(conn: sa.Connection, group_id: str) -> list[str]:
-    """Ids of the users in a group."""
-    inside = sa.select(group_member.c.user_id).where(group_member.c.group_id == group_id)
-    return sorted(conn.execute(inside).scalars())
 
 
 def projects_below(conn: sa.Connection, target: str, id: str) -> list[Row]:
@@ -363,7 +347,7 @@ def create_credential(conn: sa.Connection, values: Mapping[str, Any]) -> Row:
             f"with name {values['name']}."
         )
     id = uuid4().hex
-    store.insert(conn, app_credential, {**values, "id": id, "created_at": now()})
+    store.insert(conn, app_credential, {**values, "id": id})
     made = store.get(conn, app_credential, id)
     assert made is not None
     return made

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address, ip_network
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -68,6 +69,7 @@ class Attempts:
 
     def __init__(self, settings: Identity) -> None:
         self._settings = settings
+        self._first = Lock()
         self._limiter: RateLimiter | None = None
         self._items: dict[str, RateLimitItem] = {}
 
@@ -84,18 +86,22 @@ class Attempts:
 
     def failed(self, user: str, address: str) -> None:
         """Count a failure; the first one loads what counts, so call it off the event loop."""
-        if self._limiter is None:
-            from limits import RateLimitItemPerMinute
-            from limits.storage import MemoryStorage
-            from limits.strategies import MovingWindowRateLimiter
-
-            self._items = {
-                "user": RateLimitItemPerMinute(self._settings.failures_per_user),
-                "address": RateLimitItemPerMinute(self._settings.failures_per_address),
-            }
-            self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        with self._first:
+            if self._limiter is None:
+                self._items, self._limiter = self._load()
         self._limiter.hit(self._items["user"], "user", user)
         self._limiter.hit(self._items["address"], "address", address)
+
+    def _load(self) -> tuple[dict[str, RateLimitItem], RateLimiter]:
+        from limits import RateLimitItemPerMinute
+        from limits.storage import MemoryStorage
+        from limits.strategies import MovingWindowRateLimiter
+
+        items: dict[str, RateLimitItem] = {
+            "user": RateLimitItemPerMinute(self._settings.failures_per_user),
+            "address": RateLimitItemPerMinute(self._settings.failures_per_address),
+        }
+        return items, MovingWindowRateLimiter(MemoryStorage())
 
 
 def network_of(address: str) -> str:
@@ -346,7 +352,7 @@ def wanted_of(scope: Any) -> Wanted:
     """The scope of a request, None where it names none. Errors: `InvalidInput`."""
     if scope is None:
         return Wanted()
-    if scope == "unscoped" or "unscoped" in scope:
+    if scope == "unscoped" or (isinstance(scope, dict) and "unscoped" in scope):
         return Wanted(Scope.NONE, "")
     if not isinstance(scope, dict) or len(scope) != 1:
         raise InvalidInput("scope", scope, "it names one of project, domain, system")

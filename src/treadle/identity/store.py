@@ -87,7 +87,9 @@ def named(conn: sa.Connection, table: sa.Table, name: str, domain_id: str) -> Ro
 
 
 def insert(conn: sa.Connection, table: sa.Table, values: Mapping[str, Any]) -> None:
-    """A new row."""
+    """A new row; `created_at`, where there is one, is now."""
+    if "created_at" in table.c:
+        values = {"created_at": now(), **values}
     conn.execute(sa.insert(table).values(_written(values)))
 
 
@@ -106,6 +108,17 @@ def select(
     if marker is not None:
         statement = statement.where(table.c.id > marker)
     return [row_of(one) for one in conn.execute(statement.limit(limit))]
+
+
+def exists(conn: sa.Connection, table: sa.Table, *where: sa.ColumnElement[bool]) -> bool:
+    """Whether there is a row of which `where` holds."""
+    found = sa.select(sa.literal(1)).select_from(table).where(*where).limit(1)
+    return conn.execute(found).first() is not None
+
+
+def remove(conn: sa.Connection, table: sa.Table, *where: sa.ColumnElement[bool]) -> int:
+    """Remove the rows of which `where` holds; how many there were."""
+    return conn.execute(sa.delete(table).where(*where)).rowcount
 
 
 def rows_of(conn: sa.Connection, table: sa.Table, ids: Iterable[str]) -> dict[str, Row]:
@@ -272,12 +285,26 @@ def effective(
 def implied_by(conn: sa.Connection, roles: Iterable[str]) -> list[str]:
     """The roles themselves, and all that they imply."""
     known = set(roles)
-    pairs = conn.execute(sa.select(role_implied)).all()
+    pairs = implications(conn)
     while True:
-        more = {one.implied_id for one in pairs if one.prior_id in known} - known
+        more = {implied for prior, implied in pairs if prior in known} - known
         if not more:
             return sorted(known)
         known |= more
+
+
+def implications(conn: sa.Connection) -> list[tuple[str, str]]:
+    """Pairs of roles, of which the first gives the second by itself."""
+    found = conn.execute(sa.select(role_implied).order_by(role_implied.c.implied_id))
+    return [(one.prior_id, one.implied_id) for one in found]
+
+
+def assigned(conn: sa.Connection, *where: sa.ColumnElement[bool]) -> list[Row]:
+    """The assignments of which `where` holds, in a fixed order."""
+    a = role_assignment.c
+    statement = sa.select(role_assignment).where(*where)
+    ordered = statement.order_by(a.target_id, a.actor_id, a.role_id, a.inherited)
+    return [row_of(one) for one in conn.execute(ordered)]
 
 
 # -- passwords
@@ -338,6 +365,12 @@ def groups_of(conn: sa.Connection, user_id: str) -> list[str]:
     return list(conn.execute(mine).scalars())
 
 
+def members_of(conn: sa.Connection, group_id: str) -> list[str]:
+    """Ids of the users in a group."""
+    inside = sa.select(group_member.c.user_id).where(group_member.c.group_id == group_id)
+    return sorted(conn.execute(inside).scalars())
+
+
 def tags_of(conn: sa.Connection, ids: Sequence[str]) -> dict[str, list[str]]:
     """The tags of projects."""
     made: dict[str, list[str]] = {id: [] for id in ids}
@@ -354,6 +387,13 @@ def put_tags(conn: sa.Connection, project_id: str, tags: Iterable[str]) -> None:
     rows = [{"project_id": project_id, "tag": tag} for tag in dict.fromkeys(tags)]
     if rows:
         conn.execute(sa.insert(project_tag), rows)
+
+
+def forget_default_projects(conn: sa.Connection, ids: Sequence[str]) -> None:
+    """No user prefers these projects any more."""
+    conn.execute(sa.update(user_account).where(
+        user_account.c.default_project_id.in_(ids)
+    ).values(default_project_id=None))
 
 
 def adopt(conn: sa.Connection, project_id: str, user_id: str) -> None:

@@ -28,7 +28,7 @@ from treadle.identity import store
 from treadle.identity.model import Caller
 
 REFUSAL = "The request you have made requires authentication."
-MOST = 50_000
+MOST = 10_000
 TRUST_S = 0.1
 MARGIN = 1.25
 

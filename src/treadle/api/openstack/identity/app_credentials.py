@@ -58,7 +58,7 @@ def moment(text: str | None) -> float | None:
         return None
     try:
         found = datetime.fromisoformat(text)
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).timestamp()
     except (ValueError, OverflowError) as error:
         raise InvalidInput("expires_at", text, "write it as 2030-01-31T00:00:00.000000") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 
@@ -363,8 +364,9 @@ async def add_tag(ask: Ask) -> Reply:
         store.put_tags(conn, row["id"], tags)
 
     await ask.write(work)
-    here = f"{ask.root}/v3/projects/{ask.path['project_id']}/tags/{ask.path['tag']}"
-    return Reply(None, 201, {"Location": here.encode("ascii", "ignore").decode()})
+    tag = quote(ask.path["tag"], safe="")
+    here = f"{ask.root}/v3/projects/{quote(ask.path['project_id'], safe='')}/tags/{tag}"
+    return Reply(None, 201, {"Location": here})
 
 
 async def delete_tag(ask: Ask) -> None:
