@@ -187,8 +187,9 @@ _SHOWN = {ImageStatus.STAGED: "uploading", ImageStatus.QUEUED: "queued"}
 
 def check_room(
     conn: sa.Connection, project_id: str, limits: Limits, size: int, *, but: int = 0
-) -> None:
-    """Whether the project may have `size` bytes more; `but` is the image they are for.
+) -> int:
+    """Whether the project may have `size` bytes more; `but` is the image they are for. Returns how
+    many it may have.
 
     The project's rows are locked first, so that two at once cannot both have the last room.
     Errors: `TooLarge`.
@@ -206,6 +207,7 @@ def check_room(
             f"the project's images may have {limits.bytes} bytes in all: {used} are taken and "
             f"{size} more were asked for"
         )
+    return limits.bytes - int(used)
 
 
 def _must_be_named(one: Image) -> None:

@@ -51,10 +51,10 @@ class ImageFile(FileResponse):
 
 async def upload(ask: Ask) -> None:
     """Take the content; when this is answered the image can be used."""
-    image, key = await _begin(ask, "image:upload_image")
+    image, key, room = await _begin(ask, "image:upload_image")
     part = None
     try:
-        part = await _off_loop(ask.context.contents.part)
+        part = await _off_loop(ask.context.contents.part, room)
         await _receive(ask, image, part)
         if formats.STRUCTURED.get(image.disk_format or "") in (None, "qcow2"):
             await _finish(ask, image, key, part)
@@ -73,10 +73,10 @@ async def upload(ask: Ask) -> None:
 
 async def stage(ask: Ask) -> None:
     """Take the content and leave it as it is until it is imported."""
-    image, key = await _begin(ask, "image:stage_image")
+    image, key, room = await _begin(ask, "image:stage_image")
     part = None
     try:
-        part = await _off_loop(ask.context.contents.part)
+        part = await _off_loop(ask.context.contents.part, room)
         await _receive(ask, image, part)
         await _store(ask, image, key, part, ImageStatus.STAGED)
     except Exception as error:
@@ -87,7 +87,8 @@ async def stage(ask: Ask) -> None:
             await _off_loop(part.close)
 
 
-async def _begin(ask: Ask, rule: str) -> tuple[Image, str]:
+async def _begin(ask: Ask, rule: str) -> tuple[Image, str, int]:
+    """The image, the key of what is about to come, and how many bytes there is room for."""
     kind = ask.request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != OCTETS:
         raise BadMediaType(f"Unsupported Content-Type: use {OCTETS}")
@@ -96,9 +97,10 @@ async def _begin(ask: Ask, rule: str) -> tuple[Image, str]:
     if size is not None and size > largest:
         raise TooLarge(f"an image may have {largest} bytes: this one has {size}")
 
-    def write(conn: Any) -> tuple[Image, str]:
-        found = seek_own(ask, conn, rule)
-        return found, actions.begin_upload(conn, found, ask.context.image_limits, size)
+    def write(conn: Any) -> tuple[Image, str, int]:
+        found, limits = seek_own(ask, conn, rule), ask.context.image_limits
+        key = actions.begin_upload(conn, found, limits, size)
+        return found, key, actions.check_room(conn, found.project_id, limits, 0)
 
     return await ask.write(write)
 
