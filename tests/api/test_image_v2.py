@@ -21,6 +21,7 @@ from treadle.db.schema import work
 from treadle.errors import Conflict, Unauthorized
 from treadle.identity.model import Caller
 from treadle.image import store as images
+from treadle.image.actions import Limits
 from treadle.image.blobs import ObjectBlobs
 
 CALLERS = {
@@ -29,6 +30,7 @@ CALLERS = {
     "looker": Caller(user_id="u1r", project_id="p1", roles=frozenset({"reader"})),
     "two": Caller(user_id="u2", project_id="p2", roles=frozenset({"member"})),
     "three": Caller(user_id="u3", project_id="p3", roles=frozenset({"member"})),
+    "four": Caller(user_id="u5", project_id="p4", roles=frozenset({"member"})),
     "nobody": Caller(user_id="u4"),
 }
 OCTETS = {"Content-Type": "application/octet-stream"}
@@ -633,6 +635,23 @@ def test_what_is_too_large_is_refused_before_it_is_sent(cloud: Cloud) -> None:
     )
     refused(answer, 413)
     assert ok(cloud, "GET", f"/v2/images/{one['id']}")["status"] == "queued"
+
+
+@pytest.mark.parametrize("verb", ["file", "stage"])
+def test_an_upload_of_unknown_length_ends_where_the_projects_room_does(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    context = cloud.treadle.context
+    monkeypatch.setitem(context.__dict__, "image_limits", Limits(1000, 3 << 20))
+    one = make(cloud, "four", **RAW)
+    sent = iter([bytes(1 << 20)] * 4)
+    refused(put(cloud, one["id"], sent, "four", verb), 413)
+    assert ok(cloud, "GET", f"/v2/images/{one['id']}", "four")["status"] == "queued"
+    assert put(cloud, one["id"], iter([bytes(1 << 20)] * 3), "four", verb).status_code == 204
+    other = make(cloud, "four", **RAW)
+    refused(put(cloud, other["id"], b"x", "four"), 413, "3145728 bytes in all")
+    for made in (one, other):
+        ok(cloud, "DELETE", f"/v2/images/{made['id']}", "four")
 
 
 def test_an_image_without_formats_takes_no_content(cloud: Cloud) -> None:
