@@ -16,8 +16,6 @@ import sqlalchemy as sa
 from treadle.compute import store
 from treadle.compute.model import Instance
 from treadle.db.schema import (
-    aggregate,
-    aggregate_host,
     host,
     image,
     instance_tag,
@@ -25,6 +23,8 @@ from treadle.db.schema import (
 )
 from treadle.db.schema import instance as table
 from treadle.errors import InvalidInput
+from treadle.placement import aggregates
+from treadle.placement.ledger import DEFAULT_ZONE
 
 LIVE = sa.text("instance.state != 'deleted'")
 """As the partial indexes have it, to the letter: SQLite uses them for nothing else."""
@@ -94,9 +94,6 @@ class HostWords:
     zone: str
 
 
-DEFAULT_ZONE = "nova"
-
-
 def keys(
     conn: sa.Connection, wanted: Wanted, sort: Sequence[tuple[str, bool]], limit: int,
     marker: str | None,
@@ -148,13 +145,7 @@ def rows(conn: sa.Connection, ids: Collection[int]) -> dict[int, Row]:
 
 def host_words(conn: sa.Connection) -> dict[int, HostWords]:
     """What is shown of every host, by id."""
-    zones: dict[int, str] = {
-        row.host_id: row.availability_zone for row in conn.execute(
-            sa.select(aggregate_host.c.host_id, aggregate.c.availability_zone)
-            .join(aggregate, aggregate.c.id == aggregate_host.c.aggregate_id)
-            .where(aggregate.c.availability_zone.is_not(None))
-        )
-    }
+    zones = aggregates.zones(conn)
     found = {}
     for row in conn.execute(
         sa.select(host.c.id, host.c.name, host.c.status, host.c.enabled, host.c.forced_down)

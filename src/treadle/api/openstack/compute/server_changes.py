@@ -27,6 +27,7 @@ from treadle.compute import actions, consoles, listing, quota, store
 from treadle.compute.actions import Rebuild
 from treadle.compute.listing import Row
 from treadle.errors import CannotPlace, Conflict, InvalidInput, QuotaExceeded
+from treadle.placement.ledger import DEFAULT_ZONE
 
 
 def _patience(ask: Ask) -> float:
@@ -153,7 +154,7 @@ def _unshelve(conn: sa.Connection, ask: Ask, row: Row, value: Any) -> None:
     given: Mapping[str, Any] = value or {}
     zone, on = given.get("availability_zone"), given.get("host")
     words = listing.host_words(conn)
-    zones = {one.zone for one in words.values()} | {listing.DEFAULT_ZONE}
+    zones = {one.zone for one in words.values()} | {DEFAULT_ZONE}
     if zone is not None and zone not in zones:
         raise InvalidInput("availability_zone", zone,
                            "The requested availability zone is not available")

@@ -34,6 +34,7 @@ from treadle.errors import Forbidden, InvalidInput, NotFound
 from treadle.image import store as images
 from treadle.image.store import Image
 from treadle.network.model import network_id
+from treadle.placement.ledger import DEFAULT_ZONE
 
 PASSWORD_LETTERS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 NO_SERVER = "Instance {} could not be found."
@@ -473,7 +474,7 @@ def _zone(
             raise InvalidInput("availability_zone", forced, f"Compute host {forced} could not be "
                                "found.")
         hints["host"] = forced
-    zones = {words.zone for words in known.values()} | {listing.DEFAULT_ZONE}
+    zones = {words.zone for words in known.values()} | {DEFAULT_ZONE}
     if zone and zone not in zones:
         raise InvalidInput("availability_zone", zone,
                            "The requested availability zone is not available")

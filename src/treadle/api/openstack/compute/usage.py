@@ -13,6 +13,7 @@ from treadle.api.openstack.compute.common import (
     COUNT,
     LONGEST,
     TEXT,
+    TRUE,
     UUID_TEXT,
     Body,
     closed,
@@ -135,7 +136,8 @@ async def listed(ask: Ask) -> Body:
     if ask.request.scope["path"].endswith("/"):
         raise NotFound("A project without an id has no usage.")
     stays, period, next_page = await _stays(ask, path, None)
-    detailed = ask.query.get("detailed", ("0",))[0] == "1"
+    # OpenStack's own clients say True, and nova knows only 1.
+    detailed = ask.query.get("detailed", ("0",))[0].lower() in TRUE
     body: Body = {"tenant_usages": _sums(stays, period, detailed=detailed)}
     return body | ({"tenant_usages_links": next_page} if next_page else {})
 
