@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -325,3 +326,37 @@ def test_a_restarted_libvirtd_keeps_guests_and_is_found_again(
     assert wait_for(observed, 20, "the host to answer again").power is Power.RUNNING
     driver.undefine(uuid)
     driver.close()
+
+
+@pytest.mark.lab
+def test_a_host_that_reboots_starts_what_shall_run_by_itself(
+    lab_host: Any, guest_image: tuple[ImageSpec, Path], tmp_path: Path
+) -> None:
+    """Nobody but libvirt is there to do it: the driver is gone by then."""
+    lab, host = lab_host
+    options = LibvirtOptions(
+        state_dir=tmp_path / "state", identity_file=lab.key, anti_spoofing=False
+    )
+    driver = LibvirtDriver(host.uri, options)
+    driver.prepare(HostSetup(subnet="10.77.3.0/24", virt_type="qemu"))
+    driver.ensure_image(*guest_image)
+    runs, stopped, paused = (str(uuid4()) for _ in range(3))
+    for uuid, mac in ((runs, "01"), (stopped, "02"), (paused, "03")):
+        one = spec(uuid, guest_image[0])
+        driver.define(replace(one, mac=f"52:54:00:00:0f:{mac}"))
+        driver.start(uuid)
+    driver.power_off(stopped)
+    driver.pause(paused)
+    driver.close()
+    lab.kill_host(host.name)
+    lab.boot_host(host.name)
+
+    def running() -> set[str]:
+        return set(lab.exec(host.name, "virsh", "-q", "list", "--uuid").stdout.split())
+
+    wait_for(lambda: runs in running(), 60, "the guest to run")
+    assert not running() & {stopped, paused}
+    again = LibvirtDriver(host.uri, options)
+    for uuid in (runs, stopped, paused):
+        again.undefine(uuid)
+    again.close()

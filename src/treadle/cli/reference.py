@@ -17,8 +17,8 @@ from treadle.api.classic import CALLS
 from treadle.api.faults import STATUS
 from treadle.api.native import PREFIX, ROUTES
 from treadle.cli.main import main as command_line
-from treadle.compute.actions import ACTIONS
-from treadle.compute.model import Goal, Phase, State
+from treadle.compute.actions import ACTIONS, ALLOWED, HARD_REBOOT
+from treadle.compute.model import Goal, Mode, Phase, State, Task
 from treadle.config import describe
 from treadle.hypervisor import base
 from treadle.identity.rules import PREDICATES, RULES
@@ -72,15 +72,18 @@ def error_types() -> str:
 def states() -> str:
     """The states of an instance and what may be asked for in each."""
     parts = ["# States of an instance\n\n", NOTE]
-    for title, kind in (("State", State), ("Goal", Goal), ("Phase", Phase)):
+    for kind in (State, Goal, Phase, Mode, Task):
         meaning = " ".join((kind.__doc__ or "").split())
-        parts += [f"## {title}\n\n{meaning}\n\n", "".join(f"- `{one}`\n" for one in kind), "\n"]
+        words = "".join(f"- `{one or 'none'}`\n" for one in kind)
+        parts += [f"## {kind.__name__}\n\n{meaning}\n\n", words, "\n"]
     rows = [
         (f"`{name}`", ", ".join(sorted(rule.allowed)), str(rule.goal))
-        for name, rule in ACTIONS.items()
+        for name, rule in {**ACTIONS, "reboot (hard)": HARD_REBOOT}.items()
     ]
+    rows += [(f"`{name}`", ", ".join(sorted(states)), "") for name, states in ALLOWED.items()]
     rows.append(("`delete`", "any, also while something is under way", "deleted"))
-    parts += ["## Actions\n\n", table(("action", "may be asked for while", "leads to"), rows)]
+    parts += ["## Actions\n\nBy vm_state, a function of state and mode; none while a task is under "
+              "way.\n\n", table(("action", "may be asked for while", "leads to"), rows)]
     return "".join(parts)
 
 

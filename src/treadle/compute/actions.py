@@ -219,7 +219,20 @@ ACTIONS = {
         Goal.SUSPENDED, frozenset({"active"}), Task.SUSPENDING, loosely=frozenset({"paused"})
     ),
 }
-IMAGEABLE = frozenset({"active", "stopped", "paused", "suspended"})
+ALLOWED = {
+    "rescue": frozenset({"active", "stopped", "error"}),
+    "unrescue": frozenset({"rescued"}),
+    "rebuild": frozenset({"active", "stopped", "error"}),
+    "resize": frozenset({"active", "stopped"}),
+    "confirmResize": frozenset({"resized"}),
+    "revertResize": frozenset({"resized"}),
+    "createImage": frozenset({"active", "stopped", "paused", "suspended"}),
+    "shelve": frozenset({"active", "stopped", "paused", "suspended"}),
+    "shelveOffload": frozenset({"shelved"}),
+    "unshelve": frozenset({"shelved", "shelved_offloaded"}),
+    "restore": frozenset({"soft-delete"}),
+}
+"""In which of `model.vm_state` the other actions may be asked for."""
 HARD_REBOOT = Rule(
     Goal.RUNNING, frozenset({"active", "stopped", "paused", "suspended", "error"}),
     Task.REBOOTING_HARD,
@@ -276,6 +289,16 @@ def wish(
     queue.enqueue(conn, KIND, instance.uuid)
 
 
+def _asked(
+    conn: sa.Connection, id: int, action: str, by: Caller, *, on_host: bool = True
+) -> Instance:
+    """The instance, where this may be asked of it by this caller now."""
+    instance = require(conn, id)
+    unlocked(instance, action, by)
+    expect(instance, action, ALLOWED[action], on_host=on_host)
+    return instance
+
+
 def unlocked(instance: Instance, action: str, by: Caller) -> None:
     """Errors: `Locked` where the instance is and the caller is no administrator."""
     if instance.locked_by and not by.is_admin:
@@ -305,9 +328,7 @@ def rescue(
 ) -> Instance:
     """Boot it from a disk of the image (None: of its own image), its own disk beside that. Errors:
     `NotFound`, `Locked`, `InvalidState`, `Conflict` for an image that cannot be used."""
-    instance = require(conn, id)
-    unlocked(instance, "rescue", by)
-    expect(instance, "rescue", frozenset({"active", "stopped", "error"}))
+    instance = _asked(conn, id, "rescue", by)
     found = _image(conn, instance.image_id if image is None else image)
     wish(
         conn, instance, "rescue", changes.rescued(instance, found.id), request_id, by, deadline_s
@@ -319,9 +340,7 @@ def unrescue(
     conn: sa.Connection, id: int, *, request_id: str, deadline_s: float, by: Caller = OPERATOR
 ) -> Instance:
     """Boot it from its own disk again. Errors: `NotFound`, `Locked`, `InvalidState`."""
-    instance = require(conn, id)
-    unlocked(instance, "unrescue", by)
-    expect(instance, "unrescue", frozenset({"rescued"}))
+    instance = _asked(conn, id, "unrescue", by)
     wish(conn, instance, "unrescue", changes.unrescued(instance), request_id, by, deadline_s)
     return instance
 
@@ -344,9 +363,7 @@ def rebuild(
 ) -> Instance:
     """Give it a new disk: same id, host and address. One that was given up is placed anew. It runs
     then, unless it was stopped. Errors: `NotFound`, `Locked`, `InvalidState`, `Conflict`."""
-    instance = require(conn, id)
-    unlocked(instance, "rebuild", by)
-    expect(instance, "rebuild", frozenset({"active", "stopped", "error"}), on_host=False)
+    instance = _asked(conn, id, "rebuild", by, on_host=False)
     if instance.goal is Goal.FAILED and instance.host_id is not None:
         message = f"VM {id} is still being removed from its machine: ask again later"
         raise InvalidState(message, "rebuild", "task_state", Task.DELETING)
@@ -374,9 +391,7 @@ def resize(
     larger of both is taken of the host at once. Errors: `NotFound`, `Locked`, `InvalidState`,
     `InvalidInput` for a size that it has already or whose disk is smaller, `CannotPlace` where its
     host has no room for it."""
-    instance = require(conn, id)
-    unlocked(instance, "resize", by)
-    expect(instance, "resize", frozenset({"active", "stopped"}))
+    instance = _asked(conn, id, "resize", by)
     flavor = _flavor(conn, wanted)
     now_is = store.columns(conn, id, ("flavor",))["flavor"]
     if flavor.id == instance.flavor_id and snapshot(flavor) == now_is:
@@ -401,9 +416,7 @@ def confirm_resize(
     conn: sa.Connection, id: int, *, request_id: str, by: Caller = OPERATOR
 ) -> Instance:
     """The new size is there to stay, from this on. Errors: `NotFound`, `Locked`, `InvalidState`."""
-    instance = require(conn, id)
-    unlocked(instance, "confirmResize", by)
-    expect(instance, "confirmResize", frozenset({"resized"}))
+    instance = _asked(conn, id, "confirmResize", by)
     store.update(conn, id, **changes.confirmed())
     store.hold(conn, id)
     _noted(conn, instance, "confirmResize", request_id, by)
@@ -415,9 +428,7 @@ def revert_resize(
 ) -> Instance:
     """Of the old size again, on the disk as it was then. Errors: `NotFound`, `Locked`,
     `InvalidState`."""
-    instance = require(conn, id)
-    unlocked(instance, "revertResize", by)
-    expect(instance, "revertResize", frozenset({"resized"}))
+    instance = _asked(conn, id, "revertResize", by)
     wish(
         conn, instance, "revertResize", changes.reverted(instance), request_id, by, deadline_s
     )
@@ -430,9 +441,7 @@ def create_image(
 ) -> Image:
     """Have an image made of its disk as it is at a moment soon; the image is `saving` until then.
     Errors: `NotFound`, `Locked`, `InvalidState`."""
-    instance = require(conn, id)
-    unlocked(instance, "createImage", by)
-    expect(instance, "createImage", IMAGEABLE)
+    instance = _asked(conn, id, "createImage", by)
     image = _begin_image(conn, instance, name, properties or {}, by)
     wish(conn, instance, "createImage", changes.imaged(image.id), request_id, by)
     return image
@@ -443,9 +452,7 @@ def shelve(
 ) -> Instance:
     """Stop it and keep it as an image; after a while (a setting) its host lets it go. Errors:
     `NotFound`, `Locked`, `InvalidState`."""
-    instance = require(conn, id)
-    unlocked(instance, "shelve", by)
-    expect(instance, "shelve", IMAGEABLE)
+    instance = _asked(conn, id, "shelve", by)
     image = _begin_image(conn, instance, f"{instance.name}-shelved", {}, by)
     wish(conn, instance, "shelve", changes.shelved(image.id), request_id, by, deadline_s)
     return instance
@@ -455,9 +462,7 @@ def shelve_offload(
     conn: sa.Connection, id: int, *, request_id: str, by: Caller = OPERATOR
 ) -> Instance:
     """Take a shelved one off its host now. Errors: `NotFound`, `Locked`, `InvalidState`."""
-    instance = require(conn, id)
-    unlocked(instance, "shelveOffload", by)
-    expect(instance, "shelveOffload", frozenset({"shelved"}))
+    instance = _asked(conn, id, "shelveOffload", by)
     wish(conn, instance, "shelveOffload", changes.offloaded(), request_id, by)
     return instance
 
@@ -468,9 +473,7 @@ def unshelve(
 ) -> Instance:
     """Have it run again. One that no host has is placed anew: in the zone, or on the host, where
     one is given, which the face has checked. Errors: `NotFound`, `Locked`, `InvalidState`."""
-    instance = require(conn, id)
-    unlocked(instance, "unshelve", by)
-    expect(instance, "unshelve", frozenset({"shelved", "shelved_offloaded"}))
+    instance = _asked(conn, id, "unshelve", by)
     if instance.host_id is not None and (zone is not None or host_id is not None):
         message = f"VM {id} is still on its host: it can go elsewhere once that has let it go"
         raise InvalidState(message, "unshelve", "vm_state", vm_state(instance))
@@ -613,9 +616,7 @@ def restore(
     conn: sa.Connection, id: int, *, request_id: str, deadline_s: float, by: Caller = OPERATOR
 ) -> Instance:
     """Take a soft delete back: it runs again. Errors: `NotFound`, `Locked`, `InvalidState`."""
-    instance = require(conn, id)
-    unlocked(instance, "restore", by)
-    expect(instance, "restore", frozenset({"soft-delete"}))
+    instance = _asked(conn, id, "restore", by)
     wish(conn, instance, "restore", changes.restored(instance), request_id, by, deadline_s)
     return instance
 
