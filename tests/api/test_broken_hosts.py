@@ -212,3 +212,18 @@ def test_a_hung_host_holds_up_only_its_own(start: Start) -> None:
     gate.set()
     for thread in threads:
         thread.join(20)
+
+
+def test_a_machine_that_is_added_twice_is_used_once(start: Start) -> None:
+    cloud = start(f"fake://h1{ROOMY}")
+    vmid = cloud.create()
+    added = cloud.native("POST", "/hosts", json={"uri": "fake://h1", "name": "again"}).json()
+
+    def refused() -> str:
+        shown = cloud.native("GET", f"/hosts/{added['id']}").json()
+        return str(shown["error"] or "") if shown["state"] == "down" else ""
+
+    assert "the same machine as host h1" in until(refused, "the refusal")
+    cloud.look_again()
+    assert cloud.query(vmid)["state"] == "running"
+    assert len(cloud.guests()) == 1

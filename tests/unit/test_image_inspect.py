@@ -432,3 +432,15 @@ def test_no_qemu_img(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InspectFailed, match="install util-linux"):
         inspect(path)
+
+
+def test_a_root_file_system_is_known_and_a_disk_is_none(tmp_path: Path) -> None:
+    bare = tmp_path / "bare.raw"
+    make = ["/usr/sbin/mke2fs", "-q", "-t", "ext4", str(bare), "2M"]
+    subprocess.run(make, check=True, timeout=30)
+    assert inspect(bare).root_file_system
+    data = bytearray(bare.read_bytes())
+    data[510:512] = b"\x55\xaa"
+    bootable = tmp_path / "bootable.raw"
+    bootable.write_bytes(data)
+    assert not inspect(bootable).root_file_system

@@ -25,9 +25,14 @@ def examples(*lines: str) -> str:
 
 
 def asks_controller(command: F) -> F:
-    """The options of every command that talks to a running controller."""
+    """The options of every command that asks a running controller and shows a table."""
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+    return as_json(asks_where(command))
+
+
+def asks_where(command: F) -> F:
+    """The options that say where the controller is, and by which right it is asked."""
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
         click.option("--token", envvar="TREADLE_TOKEN", help="Admin token; else read from the "
                      "state folder."),
         click.option("--config", type=click.Path(path_type=Path, dir_okay=False),

@@ -16,7 +16,7 @@ class Client:
     def __init__(self, url: str, token: str) -> None:
         import urllib3
 
-        self._url = url.rstrip("/")
+        self.url = url.rstrip("/")
         self._token = token
         self._pool = urllib3.PoolManager(
             retries=False, timeout=urllib3.Timeout(connect=5.0, read=60.0)
@@ -28,7 +28,7 @@ class Client:
 
         try:
             response = self._pool.request(
-                method, f"{self._url}/treadle/v1{path}",
+                method, f"{self.url}/treadle/v1{path}",
                 body=None if body is None else json.dumps(body),
                 headers={
                     "Authorization": f"Bearer {self._token}", "Content-Type": "application/json",
@@ -36,13 +36,13 @@ class Client:
             )
         except urllib3.exceptions.HTTPError as error:
             raise click.ClickException(
-                f"no controller answers at {self._url}: start one with 'treadle serve', "
+                f"no controller answers at {self.url}: start one with 'treadle serve', "
                 "or name another with --url"
             ) from error
         try:
             answer = json.loads(response.data)
         except ValueError as error:
-            raise click.ClickException(f"{self._url} is not a Treadle controller") from error
+            raise click.ClickException(f"{self.url} is not a Treadle controller") from error
         if response.status >= 400:
             problem = answer.get("error", {})
             message = problem.get("message") if isinstance(problem, dict) else str(problem)

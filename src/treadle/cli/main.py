@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from treadle.cli.base import asks_controller, client, examples, guarded, show
+from treadle.cli.console import console
 from treadle.cli.placing import explain, place
 from treadle.cli.rebalance import rebalance
 from treadle.cli.simulate import simulate
@@ -33,6 +34,7 @@ def main() -> None:
 
 
 main.add_command(simulate)
+main.add_command(console)
 main.add_command(place)
 main.add_command(explain)
 main.add_command(rebalance)

@@ -46,6 +46,7 @@ from treadle.errors import (
 from treadle.image import actions as image_actions
 from treadle.image import store as images
 from treadle.image.store import Image, ImageStatus, NewImage
+from treadle.placement import ledger
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 NAME_RULE = "1 to 63 letters, digits, '-', '_' or '.', beginning and ending with a letter or digit"
@@ -268,11 +269,35 @@ def act(
     return instance
 
 
+NEEDED = {
+    "pause": "pause", "suspend": "suspend", "createImage": "snapshot", "shelve": "snapshot",
+    "rescue": "images", "rebuild": "images",
+}
+"""What a host must be able to do for an action: not every hypervisor can."""
+
+
+def able(conn: sa.Connection, instance: Instance, action: str) -> None:
+    """Errors: `Conflict` where the hypervisor of the instance's host has no such thing."""
+    needed = NEEDED.get(action)
+    if needed is None or instance.host_id is None:
+        return
+    host = ledger.get_host(conn, instance.host_id)
+    if host is not None and host.facts is not None and needed not in host.facts.capabilities:
+        raise Conflict(
+            f"instance {instance.uuid} cannot be told to {action}: the hypervisor of its host "
+            f"({host.facts.hypervisor}) has no {needed}"
+        )
+
+
 def wish(
     conn: sa.Connection, instance: Instance, name: str, values: Mapping[str, Any],
     request_id: str, by: Caller, deadline_s: float = 0.0,
 ) -> None:
-    """Write what a user wants: the columns, the entry of the action log, the work."""
+    """Write what a user wants: the columns, the entry of the action log, the work.
+
+    Errors: `Conflict` where the hypervisor cannot do it.
+    """
+    able(conn, instance, name)
     revision = instance.revision + 1
     changed = {"fault": None, **values, "revision": revision}
     names = changed.pop(changes.KEEP, None)

@@ -106,6 +106,7 @@ class HostHandler:
             driver = self._fleet.driver(host.id, host.uri)
             virt_type = self._prepare(host, driver)
             facts: HostFacts = call(driver, "facts")
+            self._alone(host, facts)
             domains: Sequence[Domain] = call(driver, "observe_all")
         except TreadleError as error:
             self._down(ticket, host, error)
@@ -133,6 +134,18 @@ class HostHandler:
             call(driver, "prepare", replace(setup, virt_type=virt_type))
         self._prepared[host.id] = host.uri
         return virt_type
+
+    def _alone(self, host: Host, facts: HostFacts) -> None:
+        """Errors: `HostRefused` where another row is this machine: each would take the other's
+        guests for leftovers."""
+        if host.status is HostStatus.UP:
+            return
+        twin = self._db.read(lambda conn: ledger.twin_of(conn, host.id, facts.host_uuid))
+        if twin is not None:
+            raise HostRefused(
+                f"it is the same machine as host {twin} (host UUID {facts.host_uuid}): remove one "
+                "of them, or give each machine a host_uuid of its own in libvirtd.conf"
+            )
 
     @staticmethod
     def _probe(driver: Hypervisor, host: Host) -> str:

@@ -16,6 +16,10 @@ from treadle.placement.ledger import Room
 from treadle.scheduler.model import Pairs, PlacementRequest
 
 TRAIT = "trait:"
+MACHINE = frozenset({"images"})
+CONTAINER = frozenset({"root_filesystems"})
+IMAGE_KEYS = ("img_hv_type", "hypervisor_type")
+FLAVOR_KEYS = ("hypervisor_type", "capabilities:hypervisor_type")
 
 
 def request_of(
@@ -29,6 +33,7 @@ def request_of(
     row = conn.execute(_ASKED, {"i": instance.id}).one()
     hints = _object(row.scheduler_hints)
     specs = _pairs(_object(row.flavor).get("extra_specs"))
+    properties = _pairs(_object(row.properties))
     rule = None if row.group_id is None else groups.get(conn, row.group_id)
     there = {} if rule is None else groups.members(conn, row.group_id, instance.id)
     only = _only(conn, row.project_id, hints)
@@ -40,13 +45,13 @@ def request_of(
     return PlacementRequest(
         instance_id=instance.uuid, vcpus=room.vcpus, memory_mib=room.memory_mib,
         disk_mib=room.disk_mib, image=room.sha256, image_mib=room.image_mib,
-        capabilities=frozenset(
+        capabilities=kind_of(properties, specs) | frozenset(
             key.removeprefix(TRAIT) for key, value in specs
             if key.startswith(TRAIT) and value == "required"
         ),
         excluded_hosts=instance.excluded | apart, tried_hosts=instance.excluded, only_hosts=only,
         seed=int(instance.uuid[:8], 16), zone=row.availability_zone, extra_specs=specs,
-        image_properties=_pairs(_object(row.properties)),
+        image_properties=properties,
         group=None if rule is None else rule.policy, group_hosts=tuple(there.items()),
         max_per_host=1 if rule is None else rule.max_per_host,
         numa_nodes=_whole(dict(specs).get("hw:numa_nodes")),
@@ -54,6 +59,14 @@ def request_of(
         tenant=row.project_id or None, batch=instance.batch, asked_at=instance.created_at,
         flavors=tuple((size.vcpus, size.memory_mib, size.disk_gib * 1024) for size in flavors),
     )
+
+
+def kind_of(properties: Pairs, specs: Pairs) -> frozenset[str]:
+    """What a host must be able to do with the image: boot a machine from it, or run a container in
+    it, where the image's properties or the flavor's extra specs name the hypervisor type "lxc"."""
+    named = {value.lower() for key, value in properties if key in IMAGE_KEYS}
+    named |= {value.lower() for key, value in specs if key in FLAVOR_KEYS}
+    return CONTAINER if "lxc" in named else MACHINE
 
 
 def _only(

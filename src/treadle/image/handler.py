@@ -82,6 +82,8 @@ class ImageHandler:
                 size_bytes=found.size_bytes, virtual_bytes=facts.virtual_bytes,
                 checksum=digests.md5, sha512=digests.sha512,
             )
+            if taken and facts.root_file_system:
+                store.set_property(conn, image.id, "hypervisor_type", "lxc")
             if not taken:
                 store.set_error(
                     conn, image.id, "its content has changed while instances of it are there: "

@@ -89,11 +89,16 @@ class InspectFailed(RetryLater):
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """`format` is "qcow2" or "raw"; `virtual_bytes` is what a guest sees, `size_bytes` the file."""
+    """`format` is "qcow2" or "raw"; `virtual_bytes` is what a guest sees, `size_bytes` the file.
+
+    `root_file_system`: a raw ext2, ext3 or ext4 file system without a boot sector, so no machine
+    boots from it and a container can run in it.
+    """
 
     format: str
     virtual_bytes: int
     size_bytes: int
+    root_file_system: bool = False
 
 
 def inspect(path: Path, deadline_s: float = 30) -> ImageInfo:
@@ -116,7 +121,13 @@ def inspect(path: Path, deadline_s: float = 30) -> ImageInfo:
         except OSError as error:
             raise InspectFailed(f"{path} cannot be read: {error.strerror}") from error
         _confirm(path, file, ImageInfo(image_format, virtual, size), end)
-    return ImageInfo(image_format, virtual, size)
+    bare = image_format == "raw" and _is_file_system(head)
+    return ImageInfo(image_format, virtual, size, bare)
+
+
+def _is_file_system(head: bytes) -> bool:
+    """The magic number of ext4's superblock, and no signature of a boot sector."""
+    return head[0x438:0x43A] == b"\x53\xef" and head[510:512] != b"\x55\xaa"
 
 
 def open_regular(path: Path) -> BinaryIO:

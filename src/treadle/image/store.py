@@ -272,6 +272,13 @@ def update(conn: sa.Connection, id: int, **values: Any) -> None:
     conn.execute(sa.update(image).where(image.c.id == id).values(updated_at=now(), **values))
 
 
+def set_property(conn: sa.Connection, id: int, key: str, value: str) -> None:
+    """Give it a property, unless it has one of that name."""
+    found = get(conn, id)
+    if found is not None and key not in found.properties:
+        update(conn, id, properties=written({**found.properties, key: value}))
+
+
 def written(properties: Mapping[str, str]) -> str:
     """Properties as the column holds them."""
     return json.dumps(dict(properties), separators=(",", ":"), ensure_ascii=False)

@@ -29,7 +29,9 @@ from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_MOVE = 2, 4, 8, 4096, 8192
+MS_REC, MS_PRIVATE = 16384, 1 << 18
+MNT_DETACH = 2
 
 LINK_SECONDS = 20.0
 RESPAWN_SECONDS = 1.0
@@ -136,18 +138,48 @@ def build_root(config: dict[str, Any]) -> None:
         Path(target).touch()
         mount(str(HERE / name), target, None, MS_BIND)
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    # The machine's sysfs would show the machine's network cards. Where a fresh one is forbidden,
-    # the host works with the machine's.
-    for source, target, kind, data in (
-        ("sysfs", "/sys", "sysfs", None),
-        ("tmpfs", "/dev/shm", "tmpfs", "mode=1777"),
-    ):
+    # Where one of these is forbidden, the host works with the machine's.
+    for make in (mount_shm, mount_sys, mount_cgroups):
         try:
-            mount(source, target, kind, MS_NOSUID | MS_NODEV | MS_NOEXEC, data)
+            make()
         except OSError as error:
             log_line(f"{error}: left as it is")
     for path in ("/run/sshd", "/run/lock", "/run/libvirt"):
         Path(path).mkdir(mode=0o755)
+
+
+def mount_shm() -> None:
+    """Shared memory of the host's own."""
+    mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=1777")
+
+
+def mount_sys() -> None:
+    """The machine's sysfs would show the machine's network cards. It is taken away with all that
+    is mounted in it: libvirt would believe in control groups that are covered."""
+    fresh = Path("/run/sys")
+    fresh.mkdir()
+    mount("sysfs", str(fresh), "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    _check(libc.umount2(b"/sys", MNT_DETACH), "umount /sys")
+    mount(str(fresh), "/sys", None, MS_MOVE)
+    fresh.rmdir()
+
+
+def mount_cgroups() -> None:
+    """Control groups, which containers need: version 1 where the machine has controllers there,
+    else version 2. libvirt 9.0 starts no container where it sees both."""
+    hierarchies = [
+        line.split(":")[1] for line in Path("/proc/self/cgroup").read_text().splitlines()
+    ]
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    if not any(name and not name.startswith("name=") for name in hierarchies):
+        mount("cgroup2", "/sys/fs/cgroup", "cgroup2", flags)
+        return
+    mount("tmpfs", "/sys/fs/cgroup", "tmpfs", flags, "mode=755")
+    for controllers in filter(None, hierarchies):
+        folder = Path("/sys/fs/cgroup", controllers.removeprefix("name="))
+        folder.mkdir()
+        options = f"none,{controllers}" if controllers.startswith("name=") else controllers
+        mount("cgroup", str(folder), "cgroup", flags, options)
 
 
 def build_network(config: dict[str, Any]) -> None:

@@ -183,6 +183,17 @@ def list_hosts(conn: sa.Connection) -> list[Host]:
     return [_host(row) for row in conn.execute(sa.select(host).order_by(host.c.id))]
 
 
+def twin_of(conn: sa.Connection, host_id: int, host_uuid: str) -> str | None:
+    """The name of another host that is this very machine: an earlier one, or one that is up."""
+    if not host_uuid:
+        return None
+    rows = conn.execute(sa.select(host.c.name, host.c.facts).where(
+        host.c.id != host_id, host.c.facts.contains(host_uuid, autoescape=True),
+        sa.or_(host.c.id < host_id, host.c.status == HostStatus.UP),
+    ).order_by(host.c.id))
+    return next((row.name for row in rows if read_facts(row.facts).host_uuid == host_uuid), None)
+
+
 def set_up(conn: sa.Connection, host_id: int, facts: HostFacts, virt_type: str) -> None:
     """The host answered: take its facts. A limit never falls below what is in use."""
     body = json.dumps(

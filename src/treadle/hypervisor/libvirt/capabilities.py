@@ -11,6 +11,8 @@ import libvirt
 from treadle.hypervisor.libvirt import errors
 from treadle.hypervisor.libvirt.connection import Attempt, Link
 
+#: Kinds whose guests run, and are on the host's network.
+GUESTS = ("QEMU", "LXC")
 #: Best first; what is not named here comes after, as libvirt lists it.
 PREFERENCE = ("kvm", "qemu")
 
@@ -19,6 +21,8 @@ BY_KIND = {
     "QEMU": LIFECYCLE | {"images", "console", "probe", "serial_console", "diagnostics", "agent",
                          "snapshot"},
     "TEST": LIFECYCLE | {"images", "network"},
+    "LXC": frozenset({"pause", "graceful_stop", "root_filesystems", "serial_console",
+                      "diagnostics"}),
 }
 
 
@@ -35,11 +39,12 @@ class Shape:
 def of_kind(kind: str, session: bool, filtered: bool, screen: bool = False) -> frozenset[str]:
     """The optional things that work on this kind of connection.
 
+    "images": guests boot from disk images; "root_filesystems": containers from raw file systems.
     "forward": a guest's SSH is a port of the host. "nwfilter": guests cannot speak for others.
     `screen`: guests' screens can be reached over the connection's way.
     """
     found = set(BY_KIND.get(kind, frozenset()))
-    if kind == "QEMU":
+    if kind in GUESTS:
         found.add("forward" if session else "network")
     if screen:
         found.add("vnc_console")

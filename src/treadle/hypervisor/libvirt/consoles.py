@@ -18,6 +18,7 @@ import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,9 @@ def _is_local(uri: str) -> bool:
 def open_serial(uri: str, options: LibvirtOptions, find: Find) -> ConsoleLine:
     """The first serial port (of a container, its console). A thread carries the bytes, and ends
     with either side."""
-    lane = Connection(uri, options)
+    bell = _Bell()
+    # A stream says nothing of a connection that breaks under it: the connection does.
+    lane = Connection(uri, options, lambda _uuid, _event, _reason: None, bell.broken)
 
     def act(link: Link, attempt: Attempt) -> Any:
         domain = find(link, attempt)
@@ -88,9 +91,10 @@ def open_serial(uri: str, options: LibvirtOptions, find: Find) -> ConsoleLine:
         stream = lane.run("open_console", options.deadlines.look, act)
     except BaseException:
         lane.close()
+        bell.close()
         raise
     outer, inner = socket.socketpair()
-    pump = _Pump(stream, inner, lane)
+    pump = _Pump(stream, inner, lane, bell)
     pump.start()
 
     def close() -> None:
@@ -101,6 +105,39 @@ def open_serial(uri: str, options: LibvirtOptions, find: Find) -> ConsoleLine:
     return ConsoleLine(outer, close)
 
 
+class _Bell:
+    """Wakes a thread that polls, from any other; `over` once there is no more to come."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open = True
+        self.over = False
+        self.fd, self._ring = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def ring(self) -> None:
+        """Wake it."""
+        with self._lock:
+            if self._open:
+                with suppress(BlockingIOError):
+                    os.write(self._ring, b"x")
+
+    def broken(self) -> None:
+        """Wake it for the last time."""
+        self.over = True
+        self.ring()
+
+    def hush(self) -> None:
+        """It is awake."""
+        os.read(self.fd, 4096)
+
+    def close(self) -> None:
+        """Let the pipe go; who rings from now on is not heard."""
+        with self._lock:
+            self._open = False
+            os.close(self.fd)
+            os.close(self._ring)
+
+
 class _Pump(threading.Thread):
     """Carries bytes between a stream and a socket until either ends.
 
@@ -109,13 +146,12 @@ class _Pump(threading.Thread):
     of it in this process's memory.
     """
 
-    def __init__(self, stream: Any, inner: socket.socket, lane: Connection) -> None:
+    def __init__(self, stream: Any, inner: socket.socket, lane: Connection, bell: _Bell) -> None:
         super().__init__(name="serial-console", daemon=True)
         self._stream = stream
         self._inner = inner
         self._lane = lane
-        self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._broken = False
+        self._bell = bell
         self._backlog = bytearray()
         self._typed = b""
 
@@ -133,23 +169,23 @@ class _Pump(threading.Thread):
     def _woken(self, _stream: Any, events: int, _opaque: object) -> None:
         """On the event loop's thread: only hand over, and be asked no more until it was read."""
         if events & (libvirt.VIR_STREAM_EVENT_ERROR | libvirt.VIR_STREAM_EVENT_HANGUP):
-            self._broken = True
+            self._bell.over = True
         try:
             self._stream.eventUpdateCallback(0)
-            os.write(self._wake_w, b"x")
-        except (libvirt.libvirtError, OSError):
-            self._broken = True
+        except libvirt.libvirtError:
+            self._bell.over = True
+        self._bell.ring()
 
     def _turn(self) -> bool:
         """Wait for something and carry it; whether to go on."""
         poll = select.poll()
-        poll.register(self._wake_r, select.POLLIN)
+        poll.register(self._bell.fd, select.POLLIN)
         wanted = 0 if self._typed else select.POLLIN
         poll.register(self._inner, wanted | (select.POLLOUT if self._backlog else 0))
         ready = dict(poll.poll())
-        if self._wake_r in ready:
-            os.read(self._wake_r, 4096)
-            if not self._drain() or self._broken:
+        if self._bell.fd in ready:
+            self._bell.hush()
+            if not self._drain() or self._bell.over:
                 self._flush()
                 return False
             self._stream.eventUpdateCallback(_EVENTS | (_WRITABLE if self._typed else 0))
@@ -204,8 +240,7 @@ class _Pump(threading.Thread):
         except TreadleError as error:
             log.debug("console_not_closed", reason=str(error))
         self._lane.close()
-        os.close(self._wake_r)
-        os.close(self._wake_w)
+        self._bell.close()
 
 
 _WRITABLE = libvirt.VIR_STREAM_EVENT_WRITABLE
@@ -227,6 +262,8 @@ def open_screen(
         return _local_screen(uri, options, lane, find)
 
     def where(link: Link, attempt: Attempt) -> str:
+        if not has_screen(link.kind, uri):
+            raise Unsupported(f"{link.kind} guests have no screen")
         return _socket_path(attempt(find(link, attempt).XMLDesc, 0))
 
     path = lane.run("open_console", options.deadlines.look, where)

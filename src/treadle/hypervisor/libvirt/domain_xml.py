@@ -143,15 +143,7 @@ def image_volume(sha256: str) -> str:
 
 def domain_xml(spec: DomainSpec, place: Place, mark: Mark) -> str:
     """The definition of an instance. Errors: `InvalidInput` for text that XML cannot carry."""
-    root = ET.Element("domain", {"type": place.virt_type})
-    _leaf(root, "name", domain_name(spec.uuid))
-    _leaf(root, "uuid", spec.uuid)
-    title = _LINE_BREAKS.sub(" ", _text("name", spec.name)).strip()
-    if title:
-        _leaf(root, "title", title)
-    ET.SubElement(root, "metadata").append(mark.xml())
-    _leaf(root, "memory", str(spec.memory_mib), unit="MiB")
-    _leaf(root, "vcpu", str(spec.vcpus))
+    root = opened(spec, place, mark)
     features = _machine(root, place)
     if place.arch in ("x86_64", "i686", ""):
         ET.SubElement(features, "apic")
@@ -164,7 +156,7 @@ def domain_xml(spec: DomainSpec, place: Place, mark: Mark) -> str:
     _disks(devices, spec, place)
     if place.virt_type != "test":
         ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
-    _nic(devices, spec, place)
+    add_nic(devices, spec, place)
     _serial(devices, spec, place)
     if place.virt_type != "test":
         _agent(devices)
@@ -173,6 +165,20 @@ def domain_xml(spec: DomainSpec, place: Place, mark: Mark) -> str:
         _leaf(rng, "backend", "/dev/urandom", model="random")
     ET.SubElement(devices, "memballoon", {"model": "virtio"})
     return ET.tostring(root, encoding="unicode")
+
+
+def opened(spec: DomainSpec, place: Place, mark: Mark) -> ET.Element:
+    """What every definition begins with: names, the mark, the size."""
+    root = ET.Element("domain", {"type": place.virt_type})
+    _leaf(root, "name", domain_name(spec.uuid))
+    _leaf(root, "uuid", spec.uuid)
+    title = _LINE_BREAKS.sub(" ", _text("name", spec.name)).strip()
+    if title:
+        _leaf(root, "title", title)
+    ET.SubElement(root, "metadata").append(mark.xml())
+    _leaf(root, "memory", str(spec.memory_mib), unit="MiB")
+    _leaf(root, "vcpu", str(spec.vcpus))
+    return root
 
 
 def probe_xml(name: str, uuid: str, place: Place, disk: str, memory_mib: int = 16) -> str:
@@ -265,7 +271,8 @@ def _seed_disk(devices: ET.Element, spec: DomainSpec, place: Place) -> None:
     ET.SubElement(disk, "readonly")
 
 
-def _nic(devices: ET.Element, spec: DomainSpec, place: Place) -> None:
+def add_nic(devices: ET.Element, spec: DomainSpec, place: Place) -> None:
+    """The network card."""
     if place.bridge:
         kind, source = "bridge", {"bridge": place.bridge}
     elif place.network:

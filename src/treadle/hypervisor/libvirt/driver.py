@@ -34,6 +34,7 @@ from treadle.hypervisor.base import (
 from treadle.hypervisor.libvirt import (
     capabilities,
     consoles,
+    containers,
     copies,
     errors,
     guest,
@@ -57,6 +58,7 @@ from treadle.hypervisor.libvirt.domain_xml import (
     canonical_uuid,
     domain_xml,
     read_mark,
+    seed_volume,
 )
 from treadle.hypervisor.libvirt.states import SHUTS_DOWN_WHEN_ASKED, domain_of, power_of
 
@@ -119,6 +121,7 @@ class LibvirtDriver:
             if not bridge and not link.session:
                 network.prepare_network(link, attempt, setup.network, setup.subnet)
                 bridge = network.bridge_of(link, attempt, setup.network)
+            # libvirt 9.0 refuses to start a container with a filter.
             wanted = self._options.anti_spoofing and link.kind == "QEMU" and not link.session
             return wanted and bool(bridge) and network.prepare_filter(link, attempt, bridge)
 
@@ -219,12 +222,12 @@ class LibvirtDriver:
             # Disks before domains: one that is defined meanwhile is no remnant.
             left, copied = storage.remnants(attempt, pool)
             saved_flag = libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE
-            rows = attempt(link.conn.getAllDomainStats, libvirt.VIR_DOMAIN_STATS_STATE, 0)
+            rows = self._all_states(link, attempt)
             saved = {d.UUIDString() for d in attempt(link.conn.listAllDomains, saved_flag)}
             auto = self._all_autostarted(link, attempt)
             leases = self._all_leases(link, attempt)
             found: dict[str, Domain] = {}
-            for domain, stats in rows:
+            for domain, state, reason in rows:
                 uuid = domain.UUIDString()
                 left.discard(uuid)
                 mark = as_value(
@@ -233,7 +236,6 @@ class LibvirtDriver:
                 )
                 if mark is None:
                     continue
-                state, reason = stats["state.state"], stats["state.reason"]
                 addresses: tuple[str, ...] = ()
                 if power_of(state) is Power.RUNNING:
                     addresses = self._addresses(link, attempt, domain, mark, leases)
@@ -251,6 +253,22 @@ class LibvirtDriver:
             ]
 
         return self._run("observe_all", self._options.deadlines.look, act)
+
+    def _all_states(self, link: Link, attempt: Attempt) -> list[tuple[Any, int, int]]:
+        """Each domain with its state and the reason of it; in one call where there is one."""
+        if link.kind == "LXC":
+            rows = []
+            for domain in attempt(link.conn.listAllDomains, 0):
+                found = as_value(attempt, domain.state, 0, missing=NO_DOMAIN)
+                if found is not None:
+                    rows.append((domain, int(found[0]), int(found[1])))
+            return rows
+        return [
+            (domain, stats["state.state"], stats["state.reason"])
+            for domain, stats in attempt(
+                link.conn.getAllDomainStats, libvirt.VIR_DOMAIN_STATS_STATE, 0
+            )
+        ]
 
     def console_log(self, uuid: str, limit: int) -> bytes:
         """The end of what the guest printed since it was last started anew."""
@@ -306,7 +324,7 @@ class LibvirtDriver:
         uuid = canonical_uuid(uuid)
 
         def find(link: Link, attempt: Attempt) -> Any:
-            if link.kind not in ("QEMU", "LXC"):
+            if link.kind not in capabilities.GUESTS:
                 raise Unsupported(f"guests of {link.kind} hosts have no console")
             domain = self._ours(link, attempt, uuid)
             if self._power(attempt, domain) is None:
@@ -412,17 +430,23 @@ class LibvirtDriver:
                     has_seed = has_seed or told
                 elif has_seed != told:
                     has_seed = ""
-            path = place.pool_path
-            storage.make_disks(attempt, pool, path, spec)
+            contained = link.kind == "LXC"
+            if contained:
+                copy_mib_s = self._options.deadlines.copy_mib_s
+                containers.make_root(attempt, pool, spec, copy_mib_s)
+            else:
+                storage.make_disks(attempt, pool, place.pool_path, spec)
             if not has_seed:
-                storage.write_seed(link, attempt, pool, uuid, seed.iso(uuid, spec.seed))
+                make = containers.seed_image if contained else seed.iso
+                name = (containers.seed_volume if contained else seed_volume)(uuid)
+                storage.write_seed(link, attempt, pool, name, make(uuid, spec.seed))
                 has_seed = told
-            if domain is None:
+            if domain is None and not contained:
                 storage.fresh_console(attempt, pool, uuid)
             mark = Mark(spec.generation, spec.mac.lower(), has_seed, values=spec.metadata)
-            text = domain_xml(spec, place, mark)
+            text = (containers.container_xml if contained else domain_xml)(spec, place, mark)
             attempt(link.conn.defineXMLFlags, text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
-            if spec.generation > 1 and not in_use:
+            if spec.generation > 1 and not in_use and not contained:
                 storage.drop_disks(attempt, pool, spec)
 
         self._run("define", self._options.deadlines.change, act)
@@ -488,7 +512,10 @@ class LibvirtDriver:
             if self._state(attempt, domain)[0] not in SHUTS_DOWN_WHEN_ASKED:
                 return
             try:
-                attempt(domain.shutdown)
+                if it.link.kind == "LXC":
+                    attempt(containers.ask_to_stop, domain)
+                else:
+                    attempt(domain.shutdown)
             except libvirt.libvirtError as error:
                 if errors.is_broken(error):
                     raise
@@ -617,7 +644,7 @@ class LibvirtDriver:
         attempt, domain = it.attempt, it.domain
         if attempt(domain.hasManagedSaveImage, 0):
             attempt.extend(self._memory_seconds(attempt, domain))
-        elif it.link.kind != "TEST":
+        elif it.link.kind == "QEMU":
             pool = storage.pool_of(it.link, attempt, self._setup.pool)
             storage.fresh_console(attempt, pool, domain.UUIDString())
         try:
@@ -643,7 +670,8 @@ class LibvirtDriver:
                 libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
             ):
                 raise
-            attempt(domain.undefineFlags, UNDEFINE_LEAST)
+            least = UNDEFINE_LEAST if domain.connect().getType() != "LXC" else 0
+            attempt(domain.undefineFlags, least)
 
     def _set_autostart(self, it: _Subject, on: bool) -> None:
         if self._autostart(it.attempt, it.domain) in (None, on):
@@ -677,6 +705,8 @@ class LibvirtDriver:
     # -- the host's shape
 
     def _virt_type(self, link: Link, attempt: Attempt) -> str:
+        if link.kind == "LXC":
+            return "lxc"
         if self._setup.virt_type != "auto":
             return self._setup.virt_type
         types = capabilities.shape_of(link, attempt).virt_types
@@ -684,12 +714,12 @@ class LibvirtDriver:
 
     def _place(self, link: Link, attempt: Attempt, virt_type: str) -> Place:
         shape = capabilities.shape_of(link, attempt)
-        if link.kind not in ("QEMU", "TEST"):
+        if link.kind not in (*capabilities.GUESTS, "TEST"):
             raise Unsupported(f"no guests are made on {link.kind} hosts")
         return Place(
             virt_type=virt_type,
             pool_path=storage.pool_path(link, attempt, self._setup.pool),
-            arch=shape.arch if link.kind == "QEMU" else "",
+            arch=shape.arch if link.kind in capabilities.GUESTS else "",
             machine=shape.machine if link.kind == "QEMU" else "",
             network="" if self._setup.bridge or link.session else self._setup.network,
             bridge=self._setup.bridge,
@@ -706,7 +736,7 @@ class LibvirtDriver:
     # -- addresses
 
     def _all_leases(self, link: Link, attempt: Attempt) -> Mapping[str, list[str]]:
-        if link.session or self._setup.bridge or link.kind != "QEMU":
+        if link.session or self._setup.bridge or link.kind not in capabilities.GUESTS:
             return {}
         return network.leases(link, attempt, self._setup.network, None)
 
@@ -722,7 +752,7 @@ class LibvirtDriver:
             return (f"127.0.0.1:{mark.forward}",) if mark.forward else ()
         if self._setup.bridge:
             return network.neighbours(attempt, domain)
-        if link.kind != "QEMU" or not mark.mac:
+        if link.kind not in capabilities.GUESTS or not mark.mac:
             return ()
         if leases is None:
             leases = network.leases(link, attempt, self._setup.network, mark.mac)

@@ -42,7 +42,7 @@ FORMATS = ("raw", "qcow2")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 #: The volumes with a guest's data; and all that are built on images.
-_OURS = re.compile(rf"({_UUID})(?:\.([1-9][0-9]*))?\.qcow2")
+_OURS = re.compile(rf"({_UUID})(?:(?:\.([1-9][0-9]*))?\.qcow2|\.r)")
 _COPY = re.compile(rf"({_UUID})\.copy\.qcow2")
 _BUILT = re.compile(rf"{_UUID}(?:\.[a-z0-9-]+)?\.qcow2")
 
@@ -139,13 +139,18 @@ def remove(attempt: Attempt, pool: Any, name: str) -> None:
 
 def create_raw(attempt: Attempt, pool: Any, name: str, size: int) -> Any:
     """A raw volume of `size` bytes that takes room only as it is written."""
+    return attempt(pool.createXML, raw_xml(name, size), 0)
+
+
+def raw_xml(name: str, size: int) -> str:
+    """A raw volume's XML; `size` in bytes."""
     root = ET.Element("volume")
     ET.SubElement(root, "name").text = name
     ET.SubElement(root, "capacity", {"unit": "bytes"}).text = str(size)
     ET.SubElement(root, "allocation").text = "0"
     target = ET.SubElement(root, "target")
     ET.SubElement(target, "format", {"type": "raw"})
-    return attempt(pool.createXML, ET.tostring(root, encoding="unicode"), 0)
+    return ET.tostring(root, encoding="unicode")
 
 
 # -- images
@@ -390,10 +395,14 @@ def _overlay(
     try:
         return attempt(pool.createXML, text, 0)
     except libvirt.libvirtError as error:
-        # A tool on the host makes it, so there is no errno: see whether the pool is full.
-        if not errors.is_broken(error) and _is_full(attempt, pool):
-            raise HostFull(f"the host's pool is full: {errors.detail(error)}") from error
+        refuse_if_full(attempt, pool, error)
         raise
+
+
+def refuse_if_full(attempt: Attempt, pool: Any, error: libvirt.libvirtError) -> None:
+    """Errors: `HostFull` where the pool is full: what a tool on the host made has no errno."""
+    if not errors.is_broken(error) and _is_full(attempt, pool):
+        raise HostFull(f"the host's pool is full: {errors.detail(error)}") from error
 
 
 def qcow2_xml(name: str, size: int, below: str = "", below_format: str = "") -> str:
@@ -419,9 +428,8 @@ def _is_full(attempt: Attempt, pool: Any) -> bool:
         return False
 
 
-def write_seed(link: Link, attempt: Attempt, pool: Any, uuid: str, data: bytes) -> None:
+def write_seed(link: Link, attempt: Attempt, pool: Any, name: str, data: bytes) -> None:
     """The seed's volume, written anew."""
-    name = domain_xml.seed_volume(uuid)
     remove(attempt, pool, name)
     volume = create_raw(attempt, pool, name, len(data))
     if link.kind != "TEST":
@@ -437,8 +445,8 @@ def fresh_console(attempt: Attempt, pool: Any, uuid: str) -> None:
 
 def read_console(link: Link, attempt: Attempt, pool: Any, uuid: str, limit: int) -> bytes:
     """The end of the log; the file that it was rotated from goes before it."""
-    if link.kind == "TEST":
-        raise Unsupported("libvirt's test driver has no serial port")
+    if link.kind != "QEMU":
+        raise Unsupported(f"{link.kind} hosts keep no log of a guest's console")
     name = domain_xml.console_volume(uuid)
     tail = _tail(link, attempt, find(attempt, pool, name), limit)
     if len(tail) < limit:
