@@ -31,7 +31,9 @@ def main() -> int:
             figures |= PARTS[name](Path(folder))
     for key, (unit, target) in TARGETS.items():
         if key in figures:
-            print(f"{key:<20}{figures[key]:>12,.2f} {unit:<3} {target}")
+            print(f"{key:<24}{figures[key]:>12,.2f} {unit:<3} {target}")
+    for key in sorted(figures.keys() - TARGETS.keys()):
+        print(f"{key:<32}{figures[key]:>12,.3f}")
     if options.json:
         print(json.dumps({key: round(value, 3) for key, value in figures.items()}))
     return 0

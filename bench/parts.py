@@ -13,6 +13,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from bench.scheduler import scheduler
 from bench.server import controller, median_ms, requests_per_second
 from treadle.db.schema import flavor, image, instance, work
 
@@ -179,6 +180,7 @@ def spawn(folder: Path) -> Figures:
 
 PARTS: dict[str, Callable[[Path], Figures]] = {
     "creates": creates, "queries": queries, "idle": idle, "lab": lab, "spawn": spawn,
+    "scheduler": scheduler,
 }
 TARGETS: dict[str, tuple[str, str]] = {
     "spawn_ms": ("ms", ""),
@@ -202,5 +204,9 @@ TARGETS: dict[str, tuple[str, str]] = {
     "spawn_over_classic_ms": ("ms", "at most 10"),
     "token_ms": ("ms", "under 2"),
     "rss_mb": ("MB", "at most 150"),
+    "best_fit_per_s_1k": ("/s", "at least 60,000"),
+    "best_fit_per_s_100k": ("/s", "at least 20,000"),
+    "best_fit_p99_ms_100k": ("ms", "under 0.3"),
+    "best_fit_cold_ms_100k": ("ms", "under 2"),
 }
 

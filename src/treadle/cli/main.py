@@ -15,6 +15,7 @@ from treadle.cli.base import asks_controller, client, examples, guarded, show
 from treadle.cli.console import console
 from treadle.cli.placing import explain, place
 from treadle.cli.rebalance import rebalance
+from treadle.cli.scheduler import scheduler
 from treadle.cli.simulate import simulate
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -33,6 +34,7 @@ def main() -> None:
     """
 
 
+main.add_command(scheduler)
 main.add_command(simulate)
 main.add_command(console)
 main.add_command(place)

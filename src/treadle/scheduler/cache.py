@@ -45,9 +45,11 @@ MANY = 96
 
 _ASKED = (
     "vcpus", "memory_mib", "disk_mib", "image", "image_mib", "arch", "capabilities", "zone",
-    "extra_specs", "image_properties", "group", "max_per_host", "numa_nodes", "pci",
+    "extra_specs", "image_properties", "numa_nodes", "pci",
 )
-_NAMED = ("excluded_hosts", "only_hosts", "tried_hosts", "group_hosts")
+_NAMED = (
+    "excluded_hosts", "only_hosts", "tried_hosts", "group", "group_hosts", "max_per_host",
+)
 
 Test = Callable[[HostRow], bool]
 Score = Callable[[HostRow], float]

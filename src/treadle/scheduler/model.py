@@ -74,10 +74,10 @@ class PlacementRequest:
             raise InvalidInput("seed", self.seed, "a whole number from 0 on is needed")
 
     def unnamed(self) -> PlacementRequest:
-        """The same request, naming no hosts."""
+        """The same request, naming no hosts and no group."""
         return replace(
             self, only_hosts=None, excluded_hosts=frozenset(), tried_hosts=frozenset(),
-            group_hosts=(),
+            group=None, group_hosts=(), max_per_host=1,
         )
 
     def to_dict(self) -> dict[str, Any]:

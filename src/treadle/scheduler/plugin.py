@@ -240,8 +240,8 @@ class Concerns(Protocol):
 def is_blind(plugin: object) -> bool:
     """Whether a plug-in has `blind = True`: it never looks at the hosts that a request names.
 
-    These are the sets `only_hosts`, `excluded_hosts`, `tried_hosts` and `group_hosts`. Requests
-    that differ in nothing else share their scores then.
+    These are the sets `only_hosts`, `excluded_hosts`, `tried_hosts` and `group_hosts`, with `group`
+    and `max_per_host`. Requests that differ in nothing else share their scores then.
     """
     return getattr(plugin, "blind", False) is True
 
