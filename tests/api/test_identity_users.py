@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from cloudkit import Cloud, Start
 from identitykit import Keystone, administrator, member, unique
 
 from treadle.db.schema import token, user_account, user_password
+from treadle.errors import InvalidInput
 
 
 @pytest.fixture
@@ -373,6 +375,22 @@ def test_nobody_gets_a_token_for_what_he_has_no_role_in(root: Keystone) -> None:
     project = root.project()
     for scope in ({"project": project["id"]}, {"domain": "default"}, {"system": {"all": True}}):
         assert root.try_token(user, **scope).status_code == 401
+
+
+# -- an operator's own rules
+
+
+def test_an_operators_file_decides_who_may(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text('"identity:list_users" = "token"\n"identity:create_group" = "nobody"\n')
+    root = administrator(start(settings={"server.rules_file": str(path)}))
+    _, _, me = member(root)
+    assert "admin" in me.names("/users")
+    root.make("group", status=403, name="x")
+    me.make("user", status=403, name="x")
+    path.write_text('"identity:list_user" = "token"\n')
+    with pytest.raises(InvalidInput, match="did you mean identity:list_users"):
+        start(settings={"server.rules_file": str(path)})
 
 
 # -- the administrator of a domain

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -25,6 +27,14 @@ def test_a_hash_costs_what_is_documented_and_is_never_the_same() -> None:
     assert verify_now("secret", made)
     assert not verify_now("Secret", made)
     assert not verify_now("secret", "not a hash")
+
+
+def test_a_start_loads_nothing_that_only_logging_in_needs() -> None:
+    code = "import sys, treadle.cli.serve; print({'argon2', 'limits'} & set(sys.modules))"
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert said.stdout == "set()\n"
 
 
 def test_the_password_of_nobody_takes_as_long_and_is_never_right() -> None:
