@@ -520,8 +520,8 @@ def _begin_image(
         name, instance.project_id or by.project_id, visibility="private",
         container_format="bare", disk_format="qcow2", min_disk_gib=instance.disk_gib,
         properties={
-            **(base.properties if base is not None else {}), **properties,
-            "image_type": "snapshot", "instance_uuid": instance.uuid,
+            **(base.properties if base is not None else {}), "image_type": "snapshot",
+            **properties, "instance_uuid": instance.uuid,
             "user_id": by.user_id or instance.user_id,
             "base_image_ref": base.uuid if base is not None else "",
         },
