@@ -35,11 +35,8 @@ LOCK_PROJECT, LOCK_USER, LOCK_GROUP = 7021, 7022, 7023
 
 def limits(conn: sa.Connection, project_id: str, user_id: str | None = None) -> dict[str, int]:
     """What the project may have; with `user_id`, what this user may have of it."""
-    found = class_limits(conn, DEFAULT_CLASS)
-    found |= _own(conn, project_id)
-    if user_id is not None:
-        found |= _own_of_user(conn, project_id, user_id)
-    return found
+    project, user = _limits(conn, project_id, user_id)
+    return {**project, **user}
 
 
 def class_limits(conn: sa.Connection, name: str) -> dict[str, int]:
@@ -127,12 +124,10 @@ def check(
     if not asked:
         return
     lock(conn, LOCK_PROJECT, project_id)
-    allowed = limits(conn, project_id)
+    allowed, own = _limits(conn, project_id, user_id)
     _compare(asked, allowed, lambda: _counted(conn, project_id))
-    if user_id is not None:
-        own = _own_of_user(conn, project_id, user_id)
-        if own:
-            _compare(asked, {**allowed, **own}, lambda: _counted(conn, project_id, user_id))
+    if own:
+        _compare(asked, {**allowed, **own}, lambda: _counted(conn, project_id, user_id))
 
 
 def check_key_pairs(conn: sa.Connection, project_id: str | None, user_id: str) -> None:
@@ -214,14 +209,15 @@ def _counted(
     return {name: int(value) for name, value in zip(COUNTED, row, strict=True)}
 
 
-def _own(conn: sa.Connection, project_id: str) -> dict[str, int]:
-    rows = conn.execute(_OWN, {"p": project_id})
-    return {row.resource: row.hard_limit for row in rows}
-
-
-def _own_of_user(conn: sa.Connection, project_id: str, user_id: str) -> dict[str, int]:
-    rows = conn.execute(_OWN_OF_USER, {"p": project_id, "u": user_id})
-    return {row.resource: row.hard_limit for row in rows}
+def _limits(
+    conn: sa.Connection, project_id: str, user_id: str | None
+) -> tuple[dict[str, int], dict[str, int]]:
+    """What the project may have, and what of it was said for the user alone."""
+    project = dict(DEFAULTS)
+    user: dict[str, int] = {}
+    for row in conn.execute(_SAID, {"p": project_id, "u": user_id or ""}):
+        (user if row.rank == _USER else project)[row.resource] = row.hard_limit
+    return project, user
 
 
 def _put(conn: sa.Connection, table: sa.Table, key: Mapping[str, str], limit: int) -> None:
@@ -241,10 +237,15 @@ _USED_BY = _USED.where(instance.c.user_id == sa.bindparam("u"))
 _CLASS = sa.select(quota_class.c.resource, quota_class.c.hard_limit).where(
     quota_class.c.name == sa.bindparam("n")
 )
-_OWN = sa.select(quota.c.resource, quota.c.hard_limit).where(
-    quota.c.project_id == sa.bindparam("p")
-)
-_OWN_OF_USER = sa.select(quota_user.c.resource, quota_user.c.hard_limit).where(
-    quota_user.c.project_id == sa.bindparam("p"), quota_user.c.user_id == sa.bindparam("u")
-)
+_USER = 2
+_SAID = sa.union_all(
+    sa.select(sa.literal(0).label("rank"), quota_class.c.resource, quota_class.c.hard_limit)
+    .where(quota_class.c.name == DEFAULT_CLASS),
+    sa.select(sa.literal(1), quota.c.resource, quota.c.hard_limit)
+    .where(quota.c.project_id == sa.bindparam("p")),
+    sa.select(sa.literal(_USER), quota_user.c.resource, quota_user.c.hard_limit)
+    .where(quota_user.c.project_id == sa.bindparam("p"),
+           quota_user.c.user_id == sa.bindparam("u")),
+).order_by("rank")
+"""All that was said of a project's limits; what comes later holds."""
 _LOCK = sa.text("SELECT pg_advisory_xact_lock(:k, :n)")
