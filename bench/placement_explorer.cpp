@@ -24,8 +24,8 @@
 #include <tuple>
 #include <vector>
 
-struct Vm { double at, until; int batch, cores; double gib; int size; };
-struct Host { int cores; double gib; int vms; int batch; };
+struct Vm { double at, until; int batch, cores; double gib; int size; double expected = 3600; };
+struct Host { int cores; double gib; int vms; int batch; double busy_until = 0; int turn = 0; std::map<int, double> ends = {}; };
 constexpr int CORES = 48;
 constexpr double GIB = 128;
 
@@ -77,6 +77,10 @@ static std::vector<Named> formulas() {
          return (a * p + b * q) / std::sqrt((a * a + b * b) * (p * p + q * q)); }},
       {"fragmentation-aware", [](const Host& h, const Vm& v, double) {
          return fragments(h.cores, h.gib) - fragments(h.cores - v.cores, h.gib - v.gib) + best(h, v) / 1000; }},
+      {"lifetime-aware", [](const Host& h, const Vm& v, double) {
+         double over = std::max(v.at + v.expected - h.busy_until, 0.0);
+         return -std::floor(std::log2(1 + over / 3600)) + best(h, v) / 1000; }},
+      {"round-robin", [](const Host& h, const Vm&, double) { return -double(h.turn); }},
       {"largest of what is left", [](const Host& h, const Vm& v, double) {
          return -std::max(left_cores(h, v), left_gib(h, v)); }},
       {"cores half", [](const Host& h, const Vm& v, double) { return -.5 * left_cores(h, v) - left_gib(h, v); }},
@@ -96,7 +100,31 @@ static std::vector<Named> formulas() {
   return all;
 }
 
-static Result run(const std::vector<Vm>& vms, int count, const Formula& score) {
+// Lifetimes as the predictor size-means learns them: the geometric mean of those that have ended, of
+// the same size, else of all, else an hour.
+struct SizeMeans {
+  std::map<std::pair<int, double>, std::pair<double, int>> sums;
+  double expect(const Vm& v) const {
+    for (auto key : {std::pair(v.cores, v.gib), std::pair(0, 0.0)}) {
+      auto known = sums.find(key);
+      if (known != sums.end()) return std::exp(known->second.first / known->second.second);
+    }
+    return 3600;
+  }
+  void ended(const Vm& v) {
+    for (auto key : {std::pair(v.cores, v.gib), std::pair(0, 0.0)}) {
+      auto& [sum, count] = sums[key];
+      sum += std::log(std::max(v.until - v.at, 1.0));
+      count++;
+    }
+  }
+};
+
+static Result run(const std::vector<Vm>& vms, int count, const Named& tried) {
+  const Formula& score = tried.score;
+  bool expects = tried.name == "lifetime-aware", turns = tried.name == "round-robin";
+  SizeMeans means;
+  int last = -1;
   std::vector<Host> hosts(count, Host{CORES, GIB, 0, -1});
   using Leaving = std::tuple<double, int, int>;
   std::priority_queue<Leaving, std::vector<Leaving>, std::greater<Leaving>> leaving;
@@ -108,7 +136,7 @@ static Result run(const std::vector<Vm>& vms, int count, const Formula& score) {
     if (t > now) { out.host_hours += (t - now) * busy / 3600; now = t; }
   };
   for (size_t i = 0; i < vms.size(); i++) {
-    const Vm& v = vms[i];
+    Vm v = vms[i];
     while (!leaving.empty() && std::get<0>(leaving.top()) <= v.at) {
       auto [t, which, where] = leaving.top();
       leaving.pop();
@@ -116,8 +144,16 @@ static Result run(const std::vector<Vm>& vms, int count, const Formula& score) {
       Host& h = hosts[where];
       h.cores += vms[which].cores; h.gib += vms[which].gib;
       if (--h.vms == 0) { busy--; h.batch = -1; }
+      if (expects) {
+        means.ended(vms[which]);
+        h.ends.erase(which);
+        h.busy_until = 0;
+        for (auto& [_, end] : h.ends) h.busy_until = std::max(h.busy_until, end);
+      }
     }
     pass(v.at);
+    if (expects) v.expected = means.expect(v);
+    if (turns) for (int k = 0; k < count; k++) hosts[k].turn = (k - last - 1 + count) % count;
     double empty = 1 - double(busy) / count, most = 0;
     int chosen = -1;
     for (int k = 0; k < count; k++) {
@@ -135,6 +171,8 @@ static Result run(const std::vector<Vm>& vms, int count, const Formula& score) {
     Host& h = hosts[chosen];
     h.cores -= v.cores; h.gib -= v.gib; h.batch = v.batch;
     if (h.vms++ == 0) busy++;
+    last = chosen;
+    if (expects) { h.ends[i] = v.at + v.expected; h.busy_until = std::max(h.busy_until, h.ends[i]); }
     if (v.until < 1e15) leaving.emplace(v.until, int(i), chosen);
   }
   pass(end_s);
@@ -206,7 +244,7 @@ int main(int argc, char** argv) {
     double refused[3] = {};
     for (int seed = 0; seed < seeds; seed++) {
       auto order = shuffled(vms, seed);
-      Result small = run(order, few, tried[n].score), large = run(order, many, tried[n].score);
+      Result small = run(order, few, tried[n]), large = run(order, many, tried[n]);
       lost.push_back(small.lost);
       host_hours.push_back(large.host_hours);
       for (int k = 0; k < 3; k++) refused[k] += 100 * small.refused[k] / std::max(1.0, small.asked[k]) / seeds;
