@@ -31,7 +31,6 @@ from treadle.api.placement import (
     scheduler_show,
 )
 from treadle.compute import actions, consoles, store
-from treadle.compute.fleet import call
 from treadle.compute.inventory import register_host, register_image
 from treadle.compute.model import word
 from treadle.compute.reconciler import HOST_KIND
@@ -226,19 +225,22 @@ async def instances_show(context: Context, request: Request) -> Any:
 
 async def instances_console(context: Context, request: Request) -> Any:
     """The end of what the guest printed on its serial port, as it is."""
-    id = _id(request)
-
-    def read(conn: sa.Connection) -> tuple[str, Host | None]:
-        instance = actions.require(conn, id)
-        on = instance.host_id
-        return instance.uuid, None if on is None else ledger.get_host(conn, on)
-
-    uuid, host = await context.read(read)
-    if host is None:
-        raise Conflict(f"instance {id} is on no host yet")
-    driver = context.fleet.driver(host.id, host.uri)
-    text = await asyncio.to_thread(call, driver, "console_log", uuid, CONSOLE_BYTES)
+    place = await _place(context, _id(request))
+    text = await asyncio.to_thread(
+        consoles.console_bytes, context.fleet, place, CONSOLE_BYTES
+    )
     return Response(text, media_type="application/octet-stream")
+
+
+async def _place(context: Context, id: int) -> consoles.Place:
+    """Where an instance is. Errors: `NotFound`, `Conflict`."""
+    def read(conn: sa.Connection) -> consoles.Place:
+        found = consoles.place_of(conn, actions.require(conn, id).uuid)
+        if found is None:
+            raise Conflict(f"instance {id} is on no host yet")
+        return found
+
+    return await context.read(read)
 
 
 async def instances_open_console(context: Context, request: Request) -> Any:
@@ -257,15 +259,7 @@ async def instances_open_console(context: Context, request: Request) -> Any:
 
 async def instances_diagnostics(context: Context, request: Request) -> Any:
     """What the instance's guest uses now, as its host counts it."""
-    id = _id(request)
-
-    def read(conn: sa.Connection) -> consoles.Place:
-        found = consoles.place_of(conn, actions.require(conn, id).uuid)
-        if found is None:
-            raise Conflict(f"instance {id} is on no host")
-        return found
-
-    place = await context.read(read)
+    place = await _place(context, _id(request))
     return asdict(await asyncio.to_thread(consoles.diagnostics, context.fleet, place))
 
 

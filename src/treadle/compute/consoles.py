@@ -122,11 +122,22 @@ def connect(fleet: Fleet, place: Place, kind: ConsoleKind) -> ConsoleLine:
     return line
 
 
-def console_log(fleet: Fleet, place: Place, lines: int | None = None) -> str:
-    """The end of what the guest printed: at most so many lines, at most 100 KiB."""
+def console_bytes(fleet: Fleet, place: Place, limit: int) -> bytes:
+    """At most the last `limit` bytes that the guest printed. Errors: as of `console_log`."""
     driver = fleet.driver(place.host_id, place.host_uri)
-    data: bytes = call(driver, "console_log", place.uuid, LOG_BYTES)
-    text = data.decode("utf-8", "replace")
+    try:
+        data: bytes = call(driver, "console_log", place.uuid, limit)
+    except Unsupported as error:
+        raise Conflict(f"there is no log of the console: {error}") from error
+    return data
+
+
+def console_log(fleet: Fleet, place: Place, lines: int | None = None) -> str:
+    """The end of what the guest printed: at most so many lines, at most 100 KiB.
+
+    Errors: `Conflict` where its host keeps no log.
+    """
+    text = console_bytes(fleet, place, LOG_BYTES).decode("utf-8", "replace")
     if lines is None:
         return text
     return "\n".join(text.split("\n")[-lines:]) if lines > 0 else ""
