@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from treadle.api.openstack.compute.common import Body
 from treadle.api.openstack.wire import Ask, Call
-from treadle.errors import Conflict, NotFound, QuotaExceeded
+from treadle.errors import InvalidInput, NotFound, QuotaExceeded
 from treadle.network import store
 from treadle.network.model import Network, SecurityGroup, rule_id
 from treadle.network.store import Scene
@@ -118,8 +118,8 @@ async def no_more_groups(_ask: Ask) -> None:
 
 async def keep_group(ask: Ask) -> None:
     """The one group stays as it is."""
-    await _the_group(ask)
-    raise Conflict("The security group default can neither be changed nor deleted.")
+    one = await _the_group(ask)
+    raise InvalidInput("security group", one.name, "it can neither be changed nor deleted")
 
 
 async def no_more_rules(_ask: Ask) -> None:
@@ -132,7 +132,7 @@ async def keep_rule(ask: Ask) -> None:
     found = (await _scene(ask)).group(ask.caller.project_id or "")
     if ask.path["id"] not in [rule_id(found.id, "ingress", kind) for kind in ANYWHERE]:
         raise NotFound(f"Security group rule {ask.path['id'][:64]} not found.")
-    raise Conflict("The rules of the security group default cannot be deleted.")
+    raise InvalidInput("security group rule", ask.path["id"], "it cannot be deleted")
 
 
 # -- addresses that float
