@@ -26,7 +26,8 @@ from treadle.image import actions, store
 from treadle.image.actions import KIND, LANE, Limits
 from treadle.image.blobs import BlobGone, Blobs, FolderBlobs, ObjectBlobs, open_blobs
 from treadle.image.contents import Contents, digests_of
-from treadle.image.fetch import FetchLimits, Guard
+from treadle.image.fetch import FetchLimits
+from treadle.image.guard import Guard
 from treadle.image.handler import ImageHandler
 from treadle.image.store import Image, ImageStatus, NewImage
 

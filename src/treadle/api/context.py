@@ -31,7 +31,7 @@ from treadle.identity.rules import Rules
 from treadle.identity.tokens import Tokens
 from treadle.image.actions import Limits
 from treadle.image.contents import Contents
-from treadle.image.fetch import Guard
+from treadle.image.guard import Guard
 from treadle.scheduler.engine import Scheduler
 
 T = TypeVar("T")
