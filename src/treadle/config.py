@@ -195,7 +195,7 @@ class Scheduler(Struct, frozen=True):
         ),
     ] = (
         "state", "pinned", "retry", "excluded", "zone", "aggregate_specs", "image_properties",
-        "capabilities", "affinity", "anti_affinity", "instance_limit", "capacity",
+        "capabilities", "affinity", "anti_affinity", "capacity", "instance_limit",
     )
     weighers: Annotated[
         dict[Name, Weight],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -189,7 +190,9 @@ class InstanceLimit:
 
     def row_test(self, _request: PlacementRequest, /) -> Callable[[HostRow], bool]:
         """As `passes`, of one."""
-        return lambda host: host.instances < most_instances(host.static.properties)
+        return lambda host: (
+            not host.properties or host.instances < most_instances(host.properties)
+        )
 
     def reason(self, host: HostView, _request: PlacementRequest, /) -> str:
         """Say how many it has and may have."""
@@ -200,6 +203,7 @@ class InstanceLimit:
         return [Cause(self.name, len(refused), "has its full number", "have their full number")]
 
 
+@lru_cache(maxsize=1024)
 def most_instances(properties: Pairs) -> int:
     """The least number that a host's properties set; 2**62 where they set none."""
     numbers = [

@@ -191,7 +191,7 @@ class HostRow:
     __slots__ = (
         "_view", "disk_limit_mib", "free_disk_mib", "free_memory_mib", "free_vcpus", "id",
         "images", "instances", "memory_limit_mib", "part_of_disk", "part_of_memory",
-        "part_of_vcpus", "vcpus_limit",
+        "part_of_vcpus", "properties", "vcpus_limit",
     )
 
     def __init__(self, view: HostView) -> None:
@@ -208,6 +208,7 @@ class HostRow:
         self.free_disk_mib = view.free_disk_mib
         self.instances = view.instances
         self.images = view.images
+        self.properties = view.properties
 
     @property
     def static(self) -> HostView:
