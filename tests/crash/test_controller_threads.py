@@ -20,7 +20,7 @@ from treadle.compute import actions, store
 from treadle.compute.actions import Wish
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
-from treadle.compute.model import SETTLED, Goal, Instance, State
+from treadle.compute.model import Goal, Instance, State, is_settled
 from treadle.compute.reconciler import HOST_KIND, IMAGE_KIND, KIND, InstanceHandler, Timing
 from treadle.controller import queue
 from treadle.controller.queue import Ticket
@@ -128,7 +128,7 @@ class Cloud:
 
     def is_settled(self, *ids: int) -> bool:
         """Whether all of them are as wanted."""
-        return all(SETTLED.get(one.state) is one.goal for one in map(self.get, ids))
+        return all(map(is_settled, map(self.get, ids)))
 
     def hosts_up(self) -> bool:
         """Whether every host has been reached."""

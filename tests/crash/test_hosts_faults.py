@@ -157,7 +157,7 @@ def test_an_image_that_is_wanted_while_it_is_evicted_ends_on_the_host(world: Wor
         assert states[1, other] == states[1, world.sha256] == ImageState.READY
 
     count = at_each_seam(
-        world, lambda world: void(create_of(world, 2)), lambda world: void(world.create()), end
+        world, lambda world: void(create_of(world, 3)), lambda world: void(world.create()), end
     )
     assert count >= 25
 
@@ -169,7 +169,7 @@ def test_an_evicted_image_leaves_nothing_behind(world: World) -> None:
     settle(world)
     world.act(first, "delete")
     settle(world)
-    create_of(world, 2)
+    create_of(world, 3)
     settle(world)
     world._work_that_is_due(Brain(world, "evicts"))
     assert world.machines[1].images == {other}
@@ -189,7 +189,7 @@ def test_an_image_that_is_in_use_all_the_same_is_kept(world: World) -> None:
     stranger = "00000000-0000-4000-8000-00000000abcd"
     machine.guests[stranger] = replace(kept, spec=replace(kept.spec, uuid=stranger))
     other = second_image(world)
-    create_of(world, 2)
+    create_of(world, 3)
     settle(world)
     assert machine.images >= {world.sha256, other}
     assert image_states(world)[1, world.sha256] == ImageState.READY

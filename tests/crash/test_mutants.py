@@ -12,9 +12,10 @@ import sqlalchemy as sa
 from sweep import SCENARIOS, Case, Wrong, sweep
 from world import Clock, World, world_time
 
-from treadle.compute import lifecycle, reconciler
+from treadle.compute import changes, lifecycle, reconciler
 from treadle.compute.lifecycle import Action, Call, Context, Lost, Release
 from treadle.compute.model import Goal, Instance, Phase
+from treadle.compute.snapshots import SnapshotHandler
 from treadle.controller import queue
 from treadle.db.schema import work
 from treadle.hypervisor.base import Domain
@@ -181,3 +182,65 @@ def test_room_that_is_taken_twice_is_caught(
 
     monkeypatch.setattr(ledger, "claim", greedy)
     assert first_wrong(tmp_path, ["create"])
+
+
+def test_a_refused_wish_that_stays_in_the_row_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "undone", lambda one: {"mode": one.settled_mode})
+    wrong = first_wrong(tmp_path, ["rescue"], ["refused"])
+    assert wrong is not None
+    assert "rescued with" in str(wrong)
+
+
+def test_a_disk_whose_number_comes_back_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rebuild that goes by the number that is there already."""
+    real = changes.rebuilt
+
+    def same(instance: Instance, image_id: int, others: dict[str, Any]) -> dict[str, Any]:
+        changed = real(instance, image_id, others)
+        return {**changed, "generation": instance.generation}
+
+    monkeypatch.setattr(changes, "rebuilt", same)
+    wrong = first_wrong(tmp_path, ["rebuild"], ["crash"])
+    assert wrong is not None
+    assert "its disks are" in str(wrong)
+
+
+def test_room_that_a_revert_keeps_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ledger.resize
+
+    def hoards(conn: sa.Connection, id: int, *size: int) -> bool:
+        held = conn.execute(ledger._HELD, {"i": id}).one()
+        now = (held.vcpus, held.memory_mib, held.disk_mib)
+        return real(conn, id, *map(max, now, size))
+
+    monkeypatch.setattr(ledger, "resize", hoards)
+    wrong = first_wrong(tmp_path, ["revert a resize"], ["crash"])
+    assert wrong is not None
+    assert "it holds" in str(wrong)
+
+
+def test_a_copy_that_is_forgotten_on_the_host_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def untidy(self: SnapshotHandler, ticket: queue.Ticket, _loaded: Any) -> None:
+        self._db.write(lambda conn: queue.complete(conn, ticket))
+
+    monkeypatch.setattr(SnapshotHandler, "_tidy", untidy)
+    wrong = first_wrong(tmp_path, ["make an image"], ["crash"])
+    assert wrong is not None
+    assert "a copy of its disk is left" in str(wrong)
+
+
+def test_a_host_that_would_not_start_what_shall_run_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "autostart_differs", lambda _goal, _seen: False)
+    wrong = first_wrong(tmp_path, ["mend an undefined one"], ["crash"])
+    assert wrong is not None
+    assert "would not start it" in str(wrong)

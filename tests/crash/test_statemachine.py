@@ -20,8 +20,13 @@ from treadle.hypervisor.base import Power
 from treadle.hypervisor.fake import Fault, FaultKind
 
 VERBS = ("observe", "define", "start", "pause", "resume", "suspend", "shut_down", "power_off",
-         "undefine", "ensure_image")
+         "undefine", "ensure_image", "autostart", "begin_copy", "fetch_copy", "drop_copy", "freeze",
+         "thaw")
 MOST = 5
+WISHES = (
+    *sorted(ACTIONS), "hard reboot", "rescue", "unrescue", "rebuild", "resize", "confirm", "revert",
+    "image", "shelve", "offload", "unshelve", "soft delete", "restore", "mark", "unmark", "delete",
+)
 
 
 class Cloud(RuleBasedStateMachine):
@@ -41,7 +46,7 @@ class Cloud(RuleBasedStateMachine):
     def create(self, count: int) -> None:
         self.world.create(count, rollback=count > 1)
 
-    @rule(which=st.integers(0, MOST), what=st.sampled_from([*sorted(ACTIONS), "delete"]))
+    @rule(which=st.integers(0, MOST), what=st.sampled_from(WISHES))
     def ask(self, which: int, what: str) -> None:
         rows = self.world.rows()
         if rows:

@@ -17,6 +17,7 @@ AT_LEAST = {
     "delete a queued one": 50, "delete a placed one": 180, "delete a defined one": 180,
     "delete a started one": 180, "stop a deaf one": 350, "reboot": 350,
     "reboot a deaf one": 500, "delete a failed one": 50, "delete one on a dead host": 250,
+    "delete one on the shelf": 50, "delete one on the shelf softly": 40, "take a mark off": 100,
 }
 """A scenario of other names has at least `OTHERS`."""
 OTHERS = 150
@@ -49,7 +50,8 @@ def test_each_verb_and_each_fault_is_in_the_sweep(tmp_path: Path) -> None:
     assert set(faults) == {kind.name for kind in KINDS}
     assert set(verbs) >= {
         "read", "write", "observe", "observe_all", "facts", "ensure_image", "define", "start",
-        "pause", "resume", "suspend", "shut_down", "power_off", "undefine",
+        "pause", "resume", "suspend", "shut_down", "power_off", "undefine", "autostart",
+        "begin_copy", "fetch_copy", "drop_copy", "freeze", "thaw",
     }
 
 

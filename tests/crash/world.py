@@ -51,7 +51,7 @@ from treadle.db.schema import (
     orphan,
     work,
 )
-from treadle.errors import CallerError
+from treadle.errors import CallerError, CannotPlace
 from treadle.hypervisor.base import HostSetup, Power
 from treadle.hypervisor.fake import FakeHost, FakeHypervisor
 from treadle.image.blobs import FolderBlobs
@@ -302,7 +302,7 @@ class World:
         kept = self.folder / "kept"
         kept.mkdir(exist_ok=True)
         self.contents = Kept(FolderBlobs(kept), kept, FetchLimits(1 << 30, 60.0))
-        self.database.apply(lambda conn: self._rows(conn, self.folder / "images"))
+        self.database.apply(lambda conn: self._rows(conn, self.folder))
         brain = Brain(self, "first")
         brain.handlers[HOST_KIND]._prepared.clear()
         self.drive(brain)
@@ -313,8 +313,8 @@ class World:
             ratios = ledger.Ratios(1.0, 1.0, 1.0, 0)
             assert ledger.add_host(conn, uri_of(machine), machine.name, ratios) == id
             queue.enqueue(conn, HOST_KIND, str(id), lane=id)
-        for name, content in (("guest", CONTENT), ("other", OTHER)):
-            file = path.with_name(name)
+        for name, content in (("image", CONTENT), ("rescue", OTHER)):
+            file = path / f"{name}.qcow2"
             file.write_bytes(content)
             sha256 = hashlib.sha256(content).hexdigest()
             made = conn.execute(sa.insert(image).values(
@@ -437,7 +437,7 @@ class World:
         with self.acting(None):
             try:
                 answer = self.database.apply(wish)
-            except CallerError:
+            except (CallerError, CannotPlace):
                 return None
         return answer
 
