@@ -354,6 +354,57 @@ class Agent(Protocol):
         """Have the agent set a user's password."""
 
 
+@dataclass(frozen=True, slots=True)
+class MoveOptions:
+    """How a running guest is moved. `seconds` is when it is given up.
+
+    `bandwidth_mib_s` 0: as fast as it goes. `auto_converge`: slow the guest down where it writes
+    faster than is sent. `post_copy`: let it go on at the target before all its memory is there,
+    where it does not converge; a host or network that fails then takes the guest with it.
+    """
+
+    seconds: float = 600.0
+    bandwidth_mib_s: int = 0
+    auto_converge: bool = True
+    post_copy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MoveProgress:
+    """How far a move is, in bytes."""
+
+    memory_total: int = 0
+    memory_processed: int = 0
+    memory_remaining: int = 0
+    disk_total: int = 0
+    disk_processed: int = 0
+    disk_remaining: int = 0
+
+
+@runtime_checkable
+class Moves(Protocol):
+    """A hypervisor that can move a running guest, with its disk, to another of its kind."""
+
+    def expect(self, spec: DomainSpec) -> None:
+        """On the target: make the volumes for a guest that is about to come. Starts and defines
+        nothing. Of a spec without an image, the disk is whole."""
+
+    def move(self, uuid: str, target: Hypervisor, options: MoveOptions) -> None:
+        """On the source: move the running or paused guest to `target`, which expects it. When it
+        returns, the guest is at the target and no domain is here; volumes may be left. On an error
+        it may be at either: look at the target first. Errors: `HostRefused` where nothing was
+        moved; `VerbTimeout`, `HostUnreachable`."""
+
+    def move_progress(self, uuid: str) -> MoveProgress | None:
+        """How far the move of the guest away from here is; None where none is under way."""
+
+    def abort_move(self, uuid: str) -> None:
+        """End the move that is under way; none is success."""
+
+    def hurry_move(self, uuid: str) -> None:
+        """Pause the guest, so that the move comes to its end."""
+
+
 @runtime_checkable
 class Probes(Protocol):
     """A hypervisor on which a probe guest can be booted."""

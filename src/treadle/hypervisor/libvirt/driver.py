@@ -25,7 +25,10 @@ from treadle.hypervisor.base import (
     HostFacts,
     HostRefused,
     HostSetup,
+    Hypervisor,
     ImageSpec,
+    MoveOptions,
+    MoveProgress,
     Power,
     Unsupported,
     VerbTimeout,
@@ -38,6 +41,7 @@ from treadle.hypervisor.libvirt import (
     copies,
     errors,
     guest,
+    moves,
     network,
     probe,
     seed,
@@ -315,6 +319,77 @@ class LibvirtDriver:
             copies.drop(attempt, pool, self._lookup(link, attempt, uuid), uuid)
 
         self._run("drop_copy", self._options.deadlines.change, act)
+
+    # -- moves
+
+    def expect(self, spec: DomainSpec) -> None:
+        """Volumes only. What a broken move left behind is made anew."""
+        spec = replace(spec, uuid=canonical_uuid(spec.uuid))
+
+        def act(link: Link, attempt: Attempt) -> None:
+            if link.kind != "QEMU":
+                raise Unsupported("only QEMU guests can be moved while they run")
+            if self._lookup(link, attempt, spec.uuid) is not None:
+                raise HostRefused("a domain with this UUID is there")
+            pool = storage.pool_of(link, attempt, self._setup.pool)
+            storage.remove_volumes(attempt, pool, spec.uuid)
+            path = storage.pool_path(link, attempt, self._setup.pool)
+            storage.make_disks(attempt, pool, path, spec)
+            storage.write_seed(link, attempt, pool, spec.uuid, seed.iso(spec.uuid, spec.seed))
+            storage.fresh_console(attempt, pool, spec.uuid)
+
+        self._run("expect", self._options.deadlines.change, act)
+
+    def move(self, uuid: str, target: Hypervisor, options: MoveOptions) -> None:
+        """On connections of its own."""
+        uuid = canonical_uuid(uuid)
+        if not isinstance(target, LibvirtDriver):
+            raise Unsupported("the target is no libvirt host")
+        if target._pool_path() != self._pool_path():
+            raise HostRefused("the target keeps its volumes elsewhere: host_defaults.pool_path")
+        moves.move(
+            (self.uri, self._options, lambda link, attempt: self._ours(link, attempt, uuid)),
+            (target.uri, target._options), options, whole=not target._is_overlay(uuid),
+        )
+
+    def move_progress(self, uuid: str) -> MoveProgress | None:
+        """None too where it is not here any more."""
+        uuid = canonical_uuid(uuid)
+
+        def act(link: Link, attempt: Attempt) -> MoveProgress | None:
+            domain = self._lookup(link, attempt, uuid)
+            return None if domain is None else moves.progress(attempt, domain)
+
+        return self._run("move_progress", self._options.deadlines.look, act, gone=uuid)
+
+    def abort_move(self, uuid: str) -> None:
+        """Absent is success."""
+        self._change(
+            "abort_move", uuid, lambda it: moves.abort(it.attempt, it.domain),
+            absent_is_success=True,
+        )
+
+    def hurry_move(self, uuid: str) -> None:
+        """libvirt lets the guest go on at the target by itself."""
+
+        def act(it: _Subject) -> None:
+            if self._power(it.attempt, it.domain) is Power.RUNNING:
+                it.attempt(it.domain.suspend)
+
+        self._change("hurry_move", uuid, act, absent_is_success=True)
+
+    def _pool_path(self) -> str:
+        return self._run(
+            "look", self._options.deadlines.look,
+            lambda link, attempt: storage.pool_path(link, attempt, self._setup.pool),
+        )
+
+    def _is_overlay(self, uuid: str) -> bool:
+        def act(link: Link, attempt: Attempt) -> bool:
+            pool = storage.pool_of(link, attempt, self._setup.pool)
+            return storage.lies_over(attempt, pool, uuid)
+
+        return self._run("look", self._options.deadlines.look, act)
 
     # -- getting at guests
 

@@ -360,6 +360,17 @@ def make_disks(attempt: Attempt, pool: Any, path: str, spec: DomainSpec) -> None
             _over_image(attempt, pool, path, name, 0, spec.rescue)
 
 
+def lies_over(attempt: Attempt, pool: Any, uuid: str) -> bool:
+    """Whether a disk of the instance has another file under it."""
+    for name in names(attempt, pool):
+        if name.startswith(uuid) and is_disk(name):
+            volume = find(attempt, pool, name)
+            text = None if volume is None else attempt(volume.XMLDesc, 0)
+            if text and ET.fromstring(text).findtext("backingStore/path"):
+                return True
+    return False
+
+
 def drop_disks(attempt: Attempt, pool: Any, spec: DomainSpec) -> None:
     """Remove the disks of an instance that `spec` does not name."""
     kept = {domain_xml.disk_volume(spec.uuid, number) for number in spec.disks}
