@@ -180,6 +180,27 @@ class Instances(Struct, frozen=True):
     ] = "keep"
 
 
+class Moves(Struct, frozen=True):
+    """How running instances are moved from host to host."""
+
+    deadline_s: Annotated[
+        float, Meta(ge=10, le=86400, description="When a move is given up, in seconds.")
+    ] = 600.0
+    at_once: Annotated[
+        int, Meta(ge=1, le=32, description="Moves under way to or from one host.")
+    ] = 2
+    bandwidth_mib_s: Annotated[
+        int, Meta(ge=0, le=1 << 20, description="Most MiB a second of one move. 0: no bound.")
+    ] = 0
+    auto_converge: Annotated[
+        bool, Meta(description="Slow a guest down that writes faster than is sent.")
+    ] = True
+    post_copy: Annotated[
+        bool, Meta(description="Let a guest go on at the target before all its memory is there, if "
+                   "need be. A fault of the network then ends the guest.")
+    ] = False
+
+
 class Scheduler(Struct, frozen=True):
     """Which host takes an instance. The names are those of installed plug-ins."""
 
@@ -464,6 +485,7 @@ class Settings(Struct, frozen=True):
     database: Database = Database()
     controller: Controller = Controller()
     instances: Instances = Instances()
+    moves: Moves = Moves()
     scheduler: Scheduler = field(default_factory=Scheduler)
     host_defaults: HostDefaults = HostDefaults()
     guest: Guest = Guest()

@@ -26,10 +26,12 @@ from treadle.compute import store
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
 from treadle.compute.inventory import register_host, register_image
+from treadle.compute.moves.handler import MoveHandler, MovePolicy
 from treadle.compute.reconciler import (
     HOST_KIND,
     IMAGE_KIND,
     KIND,
+    MOVE_KIND,
     SNAPSHOT_KIND,
     InstanceHandler,
     Timing,
@@ -43,7 +45,7 @@ from treadle.db.engine import Database, open_database
 from treadle.db.migrate import upgrade
 from treadle.db.schema import meta
 from treadle.errors import Permanent
-from treadle.hypervisor.base import DriverFactory, HostSetup, Hypervisor
+from treadle.hypervisor.base import DriverFactory, HostSetup, Hypervisor, MoveOptions
 from treadle.hypervisor.fake import FakeFleet
 from treadle.identity.bootstrap import CLOUDS_FILE, bootstrap
 from treadle.identity.login import Login
@@ -191,6 +193,15 @@ def assemble(
     handlers: dict[str, Handler] = {
         KIND: InstanceHandler(database, fleet, scheduler, timing, cloud_id),
         HOST_KIND: watching,
+        MOVE_KIND: MoveHandler(
+            database, fleet, scheduler, MovePolicy(
+                MoveOptions(
+                    settings.moves.deadline_s, settings.moves.bandwidth_mib_s,
+                    settings.moves.auto_converge, settings.moves.post_copy,
+                ),
+                settings.moves.at_once, limits.lease_s,
+            ), cloud_id,
+        ),
         IMAGE_KIND: HostImageHandler(database, fleet, signals, policy, contents),
         SNAPSHOT_KIND: SnapshotHandler(database, fleet, signals, contents),
         FETCH_KIND: ImageHandler(

@@ -260,6 +260,8 @@ def drifted(rows: dict[str, Instance], domains: Sequence[Domain]) -> list[str]:
 def leftovers(conn: sa.Connection, host_id: int, domains: Sequence[Domain]) -> set[str]:
     """UUIDs of the domains on the host that nobody wants there any more."""
     known = store.by_uuids(conn, [domain.uuid for domain in domains])
+    for uuid in store.moving(conn):
+        known.pop(uuid, None)
     return {uuid for uuid, row in known.items() if row.host_id != host_id and is_leftover(row)}
 
 

@@ -86,6 +86,7 @@ class Task(StrEnum):
     IMAGE_SNAPSHOT = "image_snapshot"
     IMAGE_UPLOADING = "image_uploading"
     UPDATING_PASSWORD = "updating_password"
+    MIGRATING = "migrating"
     SOFT_DELETING = "soft-deleting"
     RESTORING = "restoring"
     DELETING = "deleting"

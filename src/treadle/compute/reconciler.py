@@ -56,7 +56,9 @@ KIND = "instance"
 SNAPSHOT_KIND = "snapshot"
 IMAGE_KIND = "host_image"
 HOST_KIND = "host"
+MOVE_KIND = "move"
 
+MOVE_POLL_S = 5.0
 MARGIN_S = 1.0
 """An act is begun only with this much of the lease left; the keeper lengthens it meanwhile."""
 SHUT_DOWN_POLL_S = 1.0
@@ -122,6 +124,22 @@ def room_of(loaded: Loaded) -> ledger.Room:
     )
 
 
+def spec_of(loaded: Loaded, cloud_id: str) -> DomainSpec:
+    """What its host needs to define the instance."""
+    instance = loaded.instance
+    return DomainSpec(
+        uuid=instance.uuid, name=instance.name, generation=instance.generation,
+        vcpus=instance.vcpus, memory_mib=instance.memory_mib, disk_gib=instance.disk_gib,
+        mac=instance.mac, image=loaded.image,
+        seed=Seed(
+            hostname_of(instance.hostname or instance.name), instance.user_data,
+            instance.ssh_keys,
+        ),
+        metadata={"cloud": cloud_id, "id": str(instance.id), "name": instance.name},
+        disks=instance.disks, rescue=loaded.rescue,
+    )
+
+
 class InstanceHandler:
     """Makes passes over instances."""
 
@@ -151,6 +169,11 @@ class InstanceHandler:
         """One pass. `done`: the verbs that this run has called; each is called once in it."""
         if loaded is None:
             self._db.write(lambda conn: queue.remove(conn, ticket))
+            return None
+        if loaded.moving is not None:
+            # It is the move's until that has ended, which wakes this row; here, wake the move.
+            move = str(loaded.moving)
+            self._commit(ticket, lambda conn: _wake_move(conn, move), delay=MOVE_POLL_S)
             return None
         context = self._context(loaded, ticket)
         # What was hinted at until now is about to be seen.
@@ -337,7 +360,7 @@ class InstanceHandler:
         try:
             driver = self._fleet.driver(instance.host_id, loaded.host_uri)
             if verb == "define":
-                call(driver, verb, self._spec(loaded))
+                call(driver, verb, spec_of(loaded, self._cloud_id))
             elif verb == "autostart":
                 call(driver, verb, instance.uuid, instance.goal is Goal.RUNNING)
             else:
@@ -399,20 +422,6 @@ class InstanceHandler:
         # What was woken since the row was read is not covered by what `after` does.
         again = replace(following[0], wake=ticket.wake)
         return self._carry_out(again, loaded, after, seen, context)
-
-    def _spec(self, loaded: Loaded) -> DomainSpec:
-        instance = loaded.instance
-        return DomainSpec(
-            uuid=instance.uuid, name=instance.name, generation=instance.generation,
-            vcpus=instance.vcpus, memory_mib=instance.memory_mib, disk_gib=instance.disk_gib,
-            mac=instance.mac, image=loaded.image,
-            seed=Seed(
-                hostname_of(instance.hostname or instance.name), instance.user_data,
-                instance.ssh_keys,
-            ),
-            metadata={"cloud": self._cloud_id, "id": str(instance.id), "name": instance.name},
-            disks=instance.disks, rescue=loaded.rescue,
-        )
 
     def _await_image(
         self, ticket: Ticket, loaded: Loaded, seen: Domain | Lost | None
@@ -696,6 +705,10 @@ def give_up_batch(conn: sa.Connection, failed: Instance, reason: str) -> None:
         )
         store.end_actions(conn, other.id, other.revision, "error", fault)
     queue.wake(conn, KIND, [other.uuid for other in others])
+
+
+def _wake_move(conn: sa.Connection, id: str) -> None:
+    queue.wake(conn, MOVE_KIND, [id])
 
 
 def expected_power(instance: Instance) -> Power | None:

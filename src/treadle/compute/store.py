@@ -75,6 +75,7 @@ class Loaded:
     rescue: ImageSpec | None = None
     rescue_on_host: ImageState | None = None
     rescue_error: str | None = None
+    moving: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def load(conn: sa.Connection, uuid: str) -> Loaded | None:
         None if row.rescue_sha256 is None else ImageSpec(
             row.rescue_sha256, row.rescue_format, row.rescue_size, row.rescue_virtual
         ),
-        ImageState(row.rescue_state) if row.rescue_state else None, row.rescue_error,
+        ImageState(row.rescue_state) if row.rescue_state else None, row.rescue_error, row.moving,
     )
 
 
@@ -166,6 +167,13 @@ def by_uuids(conn: sa.Connection, uuids: Sequence[str]) -> dict[str, Instance]:
         return {}
     rows = conn.execute(sa.select(table).where(table.c.uuid.in_(uuids)))
     return {row.uuid: of_row(row) for row in rows}
+
+
+def moving(conn: sa.Connection) -> set[str]:
+    """UUIDs of the instances that are on their way from one host to another."""
+    return set(conn.execute(
+        sa.select(table.c.uuid).where(table.c.moving.is_not(None))
+    ).scalars())
 
 
 def waiting_for_image(conn: sa.Connection, host_id: int, sha256: str) -> list[str]:
@@ -399,6 +407,7 @@ _LOAD = (
         _RESCUE.c.format.label("rescue_format"), _RESCUE.c.size_bytes.label("rescue_size"),
         _RESCUE.c.virtual_bytes.label("rescue_virtual"),
         _RESCUE_HERE.c.state.label("rescue_state"), _RESCUE_HERE.c.error.label("rescue_error"),
+        table.c.moving,
     )
     .select_from(
         table.join(image, image.c.id == _UNDER)

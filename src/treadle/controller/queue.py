@@ -224,6 +224,15 @@ def renew(conn: sa.Connection, tickets: Iterable[Ticket], lease_s: float) -> set
     return kept
 
 
+def is_leased(conn: sa.Connection, kind: str, id: str) -> bool:
+    """Whether a pass over the row is under way."""
+    return conn.execute(
+        sa.select(work.c.id).where(
+            work.c.kind == kind, work.c.id == id, work.c.lease_until >= now()
+        )
+    ).first() is not None
+
+
 def next_due(conn: sa.Connection) -> float | None:
     """Seconds until the next row can be claimed (0 or less: now); None where there is none."""
     wait: float | None = conn.execute(_NEXT).scalar()

@@ -316,6 +316,16 @@ def claim(conn: sa.Connection, host_id: int, instance_id: int, room: Room) -> bo
     False, and nothing is taken, where the host has not got it or takes nothing. The host's row is
     locked first, so the image is counted once however many claims come together.
     """
+    if not hold(conn, host_id, room):
+        return False
+    conn.execute(_ALLOCATE, {
+        "i": instance_id, "h": host_id, "v": room.vcpus, "m": room.memory_mib, "d": room.disk_mib,
+    })
+    return True
+
+
+def hold(conn: sa.Connection, host_id: int, room: Room) -> bool:
+    """`claim` without saying for whom: the caller keeps that with the change that needs it."""
     bound = {
         "h": host_id, "v": room.vcpus, "m": room.memory_mib, "d": room.disk_mib, "n": 1,
     }
@@ -324,11 +334,25 @@ def claim(conn: sa.Connection, host_id: int, instance_id: int, room: Room) -> bo
     if not want_image(conn, host_id, room.sha256, room.image_mib):
         conn.execute(_GIVE, bound)
         return False
-    conn.execute(_ALLOCATE, {
-        "i": instance_id, "h": host_id, "v": room.vcpus, "m": room.memory_mib, "d": room.disk_mib,
-    })
     note(conn, CHANGED, host_id)
     return True
+
+
+def let_go(conn: sa.Connection, host_id: int, vcpus: int, memory_mib: int, disk_mib: int) -> None:
+    """Give back what `hold` took."""
+    conn.execute(_GIVE, {"h": host_id, "v": vcpus, "m": memory_mib, "d": disk_mib, "n": 1})
+    note(conn, CHANGED, host_id)
+
+
+def moved(conn: sa.Connection, instance_id: int, host_id: int) -> None:
+    """What the instance holds is given back where it was; what was taken of the host with `hold`,
+    the same size, is its own now."""
+    row = conn.execute(_HELD, {"i": instance_id}).one()
+    let_go(conn, row.host_id, row.vcpus, row.memory_mib, row.disk_mib)
+    conn.execute(
+        sa.update(allocation).where(allocation.c.instance_id == instance_id)
+        .values(host_id=host_id)
+    )
 
 
 def release(conn: sa.Connection, instance_id: int) -> None:

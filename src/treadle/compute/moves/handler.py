@@ -1,0 +1,392 @@
+"""One pass over a move: look at both hosts, ask `plan`, act once, commit."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from treadle.compute import placing, store
+from treadle.compute.fleet import Fleet, call
+from treadle.compute.lifecycle import ImageOnHost, Lost
+from treadle.compute.model import Goal
+from treadle.compute.moves import plan as course
+from treadle.compute.moves import store as moves
+from treadle.compute.moves.plan import (
+    ENDED,
+    Arrive,
+    AwaitImage,
+    Begin,
+    Choose,
+    Clean,
+    Context,
+    End,
+    Move,
+    Seen,
+    Stage,
+    Wait,
+)
+from treadle.compute.reconciler import (
+    HOST_KIND,
+    IMAGE_KIND,
+    KIND,
+    PLACE_TRIES,
+    image_work_id,
+    room_of,
+    spec_of,
+)
+from treadle.compute.store import Loaded, Step
+from treadle.controller import queue
+from treadle.controller.queue import Ticket
+from treadle.controller.worker import backoff
+from treadle.db.engine import Database, note
+from treadle.errors import RetryLater, TreadleError
+from treadle.hypervisor.base import DomainSpec, HostUnreachable, Hypervisor, MoveOptions
+from treadle.placement import groups, ledger
+from treadle.placement.board import Board
+from treadle.placement.ledger import HostStatus, ImageState
+from treadle.scheduler.engine import Scheduler
+from treadle.scheduler.plugin import PluginError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+log = structlog.get_logger("treadle.moves")
+
+IMAGE_POLL_S = 5.0
+BUSY_S = 1.0
+WATCH_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class MovePolicy:
+    """How moves are made. `at_once`: how many may be under way to or from one host."""
+
+    options: MoveOptions = field(default_factory=MoveOptions)
+    at_once: int = 2
+    lease_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """A move with what one pass needs to know around it."""
+
+    move: Move
+    loaded: Loaded
+    source: ledger.Host | None
+    target: ledger.Host | None
+    image: ImageState | None
+
+
+class MoveHandler:
+    """Makes passes over moves."""
+
+    def __init__(
+        self, database: Database, fleet: Fleet, scheduler: Scheduler, policy: MovePolicy,
+        cloud_id: str,
+    ) -> None:
+        self._db = database
+        self._fleet = fleet
+        self._scheduler = scheduler
+        self._policy = policy
+        self._cloud_id = cloud_id
+        self._board = Board(database)
+
+    def run(self, ticket: Ticket) -> Ticket | None:
+        """Make passes while the next one follows at once."""
+        following: Ticket | None = ticket
+        trouble = ""
+        while following is not None:
+            following, trouble = self._next(following, trouble)
+        return None
+
+    def _next(self, ticket: Ticket, trouble: str) -> tuple[Ticket | None, str]:
+        scene = self._db.read(lambda conn: self._scene(conn, int(ticket.id)))
+        if scene is None:
+            self._db.write(lambda conn: queue.remove(conn, ticket))
+            return None, ""
+        return self._pass(ticket, scene, trouble)
+
+    def _scene(self, conn: sa.Connection, id: int) -> _Scene | None:
+        move = moves.get(conn, id)
+        if move is None or move.stage in ENDED:
+            return None
+        instance = store.get(conn, move.instance_id)
+        loaded = None if instance is None else store.load(conn, instance.uuid)
+        if loaded is None:
+            return None
+        source = ledger.get_host(conn, move.source_id)
+        target = None if move.target_id is None else ledger.get_host(conn, move.target_id)
+        image = None
+        if target is not None:
+            image = ledger.image_state(conn, target.id, loaded.image.sha256)
+        return _Scene(move, loaded, source, target, image)
+
+    def _pass(
+        self, ticket: Ticket, scene: _Scene, trouble: str
+    ) -> tuple[Ticket | None, str]:
+        """One pass: the ticket of the next, and what went wrong in this one."""
+        move, uuid = scene.move, scene.loaded.instance.uuid
+        here, there = self._look(scene.source, uuid), self._look(scene.target, uuid)
+        action = course.plan(move, here, there, self._context(scene, trouble))
+        match action:
+            case Choose():
+                return self._choose(ticket, scene)
+            case AwaitImage():
+                self._commit(ticket, delay=IMAGE_POLL_S)
+                return None, ""
+            case Begin():
+                return self._begin(ticket, scene)
+            case Arrive():
+                return self._go_on(ticket, lambda conn: self._arrive(conn, scene)), ""
+            case Clean(target):
+                return self._clean(ticket, scene, scene.target if target else scene.source)
+            case End(stage, reason):
+                self._end(ticket, scene, stage, reason)
+                return None, ""
+            case Wait(reason):
+                self._commit(ticket, delay=backoff(ticket.tries), error=reason)
+                return None, ""
+
+    def _context(self, scene: _Scene, trouble: str) -> Context:
+        on_target = {
+            ImageState.READY: ImageOnHost.READY, ImageState.REFUSED: ImageOnHost.REFUSED,
+            ImageState.BROKEN: ImageOnHost.BROKEN,
+        }.get(scene.image or ImageState.WANTED, ImageOnHost.PENDING)
+        wanted = scene.loaded.instance.goal not in (Goal.DELETED, Goal.FAILED)
+        return Context(
+            image=on_target, unwanted=scene.move.stop or not wanted,
+            late=scene.loaded.now > scene.move.deadline, trouble=trouble,
+        )
+
+    def _look(self, host: ledger.Host | None, uuid: str) -> Seen:
+        if host is None:
+            return None
+        if host.status is HostStatus.DOWN:
+            return Lost.HOST
+        try:
+            seen: Seen = call(self._fleet.driver(host.id, host.uri), "observe", uuid)
+        except HostUnreachable:
+            self._db.write(lambda conn: queue.wake(conn, HOST_KIND, [str(host.id)]))
+            return Lost.HOST
+        return seen
+
+    # -- commits
+
+    def _commit(
+        self, ticket: Ticket, change: Callable[[sa.Connection], None] | None = None, *,
+        delay: float = 0.0, error: str | None = None,
+    ) -> None:
+        def commit(conn: sa.Connection) -> None:
+            queue.finish(conn, ticket, delay=delay, error=error)
+            if change is not None:
+                change(conn)
+
+        self._db.write(commit)
+
+    def _go_on(self, ticket: Ticket, change: Callable[[sa.Connection], None]) -> Ticket:
+        def commit(conn: sa.Connection) -> Ticket:
+            following = queue.carry(conn, ticket, self._policy.lease_s, lane=ticket.lane)
+            change(conn)
+            return following
+
+        return self._db.write(commit)
+
+    # -- acts
+
+    def _choose(self, ticket: Ticket, scene: _Scene) -> tuple[Ticket | None, str]:
+        move, instance = scene.move, scene.loaded.instance
+        room = room_of(scene.loaded)
+        for attempt in range(PLACE_TRIES):
+            request = self._db.read(lambda conn: placing.request_of(
+                conn, instance, room, with_flavors=self._scheduler.wants_flavors,
+            ))
+            only = request.only_hosts
+            if move.wanted_id is not None:
+                only = frozenset({move.wanted_id}) & (only or frozenset({move.wanted_id}))
+            request = replace(
+                request, excluded_hosts=request.excluded_hosts | {move.source_id},
+                only_hosts=only,
+            )
+            try:
+                outlook = self._board.rank(self._scheduler, request, room, anew=attempt > 0)
+            except PluginError as error:
+                self._end(ticket, scene, Stage.FAILED, str(error))
+                return None, ""
+            order = list(map(int, outlook.ranking))
+            if not order and outlook.exact:
+                refusal = outlook.record.error()
+                why = "; ".join(f"{name}: {text}" for name, text in refusal.reasons.items())
+                self._end(ticket, scene, Stage.FAILED, f"{refusal}: {why}" if why else str(refusal))
+                return None, ""
+
+            def take(conn: sa.Connection, order: list[int] = order) -> Ticket | None:
+                allowed = groups.rule(conn, instance.group_id, instance.id)
+                for host_id in order:
+                    if allowed(host_id) and ledger.hold(conn, host_id, room):
+                        note(conn, ledger.PLACED, instance.uuid)
+                        return self._chosen(conn, ticket, scene, host_id, room)
+                return None
+
+            try:
+                following = self._db.write(take)
+            finally:
+                self._board.let_go(instance.uuid)
+            if following is not None:
+                return following, ""
+        self._commit(ticket, delay=backoff(ticket.tries), error="no room on the target now")
+        return None, ""
+
+    def _chosen(
+        self, conn: sa.Connection, ticket: Ticket, scene: _Scene, host_id: int, room: ledger.Room
+    ) -> Ticket:
+        following = queue.carry(conn, ticket, self._policy.lease_s, lane=ticket.lane)
+        moves.update(
+            conn, scene.move.id, stage=Stage.READY, target_id=host_id, held=True,
+            vcpus=room.vcpus, memory_mib=room.memory_mib, disk_mib=room.disk_mib,
+        )
+        if ledger.image_state(conn, host_id, room.sha256) is ImageState.WANTED:
+            queue.enqueue(conn, IMAGE_KIND, image_work_id(host_id, room.sha256), lane=host_id)
+        return following
+
+    def _begin(self, ticket: Ticket, scene: _Scene) -> tuple[Ticket | None, str]:
+        """Say that it begins, durably; then have it done. Whoever comes after looks for it."""
+        move, target = scene.move, scene.target
+        assert scene.source is not None
+        assert target is not None
+
+        def begin(conn: sa.Connection) -> Ticket | None:
+            crowded = max(moves.busy(conn, h) for h in (move.source_id, target.id))
+            # A pass over the target that is under way may have seen a remnant there: it would
+            # remove what comes.
+            sweeping = queue.is_leased(conn, HOST_KIND, str(target.id))
+            if crowded >= self._policy.at_once or sweeping:
+                queue.finish(conn, ticket, delay=0.2 if sweeping else BUSY_S)
+                return None
+            moves.update(conn, move.id, stage=Stage.MOVING)
+            return queue.carry(conn, ticket, self._policy.lease_s, lane=ticket.lane)
+
+        begun = self._db.write(begin)
+        if begun is None:
+            return None, ""
+        ticket = begun
+        spec = spec_of(scene.loaded, self._cloud_id)
+        if len(spec.disks) > 1:
+            # Layers become one: all of the disk is sent into an empty one.
+            spec = replace(spec, disks=spec.disks[:1], image=None)
+        left = max(1.0, move.deadline - scene.loaded.now)
+        options = replace(self._policy.options, seconds=min(self._policy.options.seconds, left))
+        try:
+            self._move(scene, spec, options)
+        except TreadleError as error:
+            log.warning("move_failed", instance=spec.uuid, reason=str(error))
+            return ticket, str(error)
+        return ticket, ""
+
+    def _move(self, scene: _Scene, spec: DomainSpec, options: MoveOptions) -> None:
+        assert scene.source is not None
+        assert scene.target is not None
+        source = self._fleet.driver(scene.source.id, scene.source.uri)
+        target = self._fleet.driver(scene.target.id, scene.target.uri)
+        call(target, "expect", spec)
+        with self._watched(scene.move.id, scene.loaded.instance.id, source, spec.uuid):
+            call(source, "move", spec.uuid, target, options)
+
+    @contextmanager
+    def _watched(
+        self, move_id: int, instance_id: int, source: Hypervisor, uuid: str
+    ) -> Iterator[None]:
+        """Meanwhile, write down how far it is, and end or hurry it when somebody asks."""
+        over = threading.Event()
+
+        def watch() -> None:
+            hurried = False
+            while not over.wait(WATCH_S):
+                try:
+                    move, wanted = self._db.read(lambda conn: (
+                        moves.get(conn, move_id), store.get(conn, instance_id),
+                    ))
+                    if move is None or wanted is None:
+                        return
+                    if move.stop or wanted.goal in (Goal.DELETED, Goal.FAILED):
+                        call(source, "abort_move", uuid)
+                    elif move.hurry and not hurried:
+                        call(source, "hurry_move", uuid)
+                        hurried = True
+                    done = call(source, "move_progress", uuid)
+                    if done is not None:
+                        self._note(move_id, json.dumps(astuple(done)))
+                except (TreadleError, DBAPIError) as error:
+                    log.info("move_unwatched", instance=uuid, reason=str(error))
+
+        thread = threading.Thread(target=watch, name=f"move-{move_id}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(30.0)
+
+    def _note(self, move_id: int, progress: str) -> None:
+        self._db.write(lambda conn: moves.update(conn, move_id, progress=progress))
+
+    def _arrive(self, conn: sa.Connection, scene: _Scene) -> None:
+        move, instance = scene.move, scene.loaded.instance
+        assert move.target_id is not None
+        ledger.moved(conn, instance.id, move.target_id)
+        moves.update(conn, move.id, stage=Stage.ARRIVED, held=False)
+        columns: dict[str, Any] = {"host_id": move.target_id, "address": None}
+        if len(instance.disks) > 1:
+            columns["disks"] = str(instance.disks[0])
+        store.update(conn, instance.id, **columns)
+        store.log_step(conn, instance.id, move.revision, Step(
+            "move", move.target_id, move.created_at, scene.loaded.now, "ok",
+        ))
+
+    def _clean(
+        self, ticket: Ticket, scene: _Scene, host: ledger.Host | None
+    ) -> tuple[Ticket | None, str]:
+        assert host is not None
+        try:
+            call(self._fleet.driver(host.id, host.uri), "undefine", scene.loaded.instance.uuid)
+        except RetryLater as error:
+            self._commit(ticket, delay=backoff(ticket.tries), error=str(error))
+            return None, ""
+        except TreadleError as error:
+            log.warning("move_not_cleaned", host=host.name, reason=str(error))
+            self._commit(ticket, delay=backoff(ticket.tries), error=str(error))
+            return None, ""
+        return self._go_on(ticket, lambda _conn: None), ""
+
+    def _end(self, ticket: Ticket, scene: _Scene, stage: Stage, reason: str) -> None:
+        move, instance = scene.move, scene.loaded.instance
+
+        def end(conn: sa.Connection) -> None:
+            queue.remove(conn, ticket)
+            if move.held and move.target_id is not None:
+                ledger.let_go(
+                    conn, move.target_id, move.vcpus, move.memory_mib, move.disk_mib
+                )
+            moves.update(conn, move.id, stage=stage, held=False, error=reason or None)
+            current = store.get(conn, instance.id)
+            columns: dict[str, Any] = {"moving": None}
+            if current is not None and current.revision == move.revision:
+                columns["task"] = None
+            store.update(conn, instance.id, **columns)
+            store.end_actions(
+                conn, instance.id, move.revision, "ok" if stage is Stage.DONE else "error",
+                reason or None,
+            )
+            queue.wake(conn, KIND, [instance.uuid])
+
+        self._db.write(end)
+        log.info("move_ended", instance=instance.uuid, stage=stage, reason=reason)
+
+

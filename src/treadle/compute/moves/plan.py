@@ -1,0 +1,176 @@
+"""The course of a move, as one pure function, like `compute/lifecycle.py` for instances.
+
+`plan(move, here, there, ...)` says what to do next from what the two hosts show. It is called anew
+after whatever happened in between, and must then be right: at most one copy of the guest may ever
+run, and none may be lost.
+
+The rules behind it: a guest that runs at the target has arrived, whatever the source shows. A move
+that was begun is never begun again: its outcome is looked for. Where the target does not answer,
+nothing is decided, since the guest may run there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from treadle.compute.lifecycle import ImageOnHost, Lost
+from treadle.hypervisor.base import Domain, Power
+
+
+class Stage(StrEnum):
+    """How far a move is. `MOVING`: it has been begun. `ARRIVED`: the source is being cleaned."""
+
+    QUEUED = "queued"
+    READY = "ready"
+    MOVING = "moving"
+    ARRIVED = "arrived"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ENDED = frozenset({Stage.DONE, Stage.FAILED, Stage.CANCELLED})
+RUNS = frozenset({Power.RUNNING, Power.PAUSED})
+
+Seen = Domain | Lost | None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One row of the migration table. Times are seconds since 1970, the sizes what is held of the
+    target while `held`. `wanted_id`: the host that was asked for."""
+
+    id: int
+    uuid: str
+    instance_id: int
+    stage: Stage
+    source_id: int
+    target_id: int | None
+    wanted_id: int | None
+    stop: bool
+    hurry: bool
+    deadline: float
+    held: bool
+    vcpus: int
+    memory_mib: int
+    disk_mib: int
+    revision: int
+    user_id: str
+    project_id: str
+    progress: tuple[int, ...]
+    error: str | None
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choose:
+    """Find a target and hold room on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitImage:
+    """The image is on its way to the target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Have the target expect it, and move it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrive:
+    """It runs at the target: from now on that is its host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clean:
+    """Remove what is left of it on the source, or on the target."""
+
+    target: bool
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The move is over."""
+
+    stage: Stage
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing can be done now."""
+
+    reason: str
+
+
+Action = Choose | AwaitImage | Begin | Arrive | Clean | End | Wait
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a plan needs besides. `unwanted`: somebody has ended it, or deletes the instance."""
+
+    image: ImageOnHost = ImageOnHost.READY
+    unwanted: bool = False
+    late: bool = False
+    trouble: str = ""
+
+
+def plan(move: Move, here: Seen, there: Seen, context: Context) -> Action:
+    """What to do next; `here` is what the source shows, `there` the target."""
+    if move.stage is Stage.ARRIVED:
+        return _after_arrival(here)
+    if move.stage in (Stage.QUEUED, Stage.READY):
+        return _before(move, here, there, context)
+    if there is Lost.HOST:
+        return Wait("the target does not answer: the guest may run there")
+    assert not isinstance(there, Lost)
+    if there is not None and there.power is Power.RUNNING:
+        return Arrive()
+    if there is not None and there.power is Power.PAUSED:
+        if here is Lost.HOST:
+            return Wait("the source does not answer: the guest may run there")
+        # The source is done with it; or else it is a copy that has not been let go on.
+        return Arrive() if not _is_alive(here) else Clean(target=True)
+    if there is not None:
+        if not _is_alive(here) and here is not Lost.HOST:
+            return End(Stage.FAILED, context.trouble or "the guest ended while it was moved")
+        return Clean(target=True)
+    return End(Stage.CANCELLED if context.unwanted else Stage.FAILED,
+               context.trouble or "it did not arrive")
+
+
+def _before(move: Move, here: Seen, there: Seen, context: Context) -> Action:
+    """Nothing has been begun yet: it can be left at any time."""
+    if context.unwanted or context.late:
+        reason = context.trouble or ("" if context.unwanted else "there was no time left")
+        return End(Stage.CANCELLED if context.unwanted else Stage.FAILED, reason)
+    if here is Lost.HOST:
+        return Wait("the source does not answer")
+    if not _is_alive(here):
+        return End(Stage.FAILED, "the guest does not run")
+    if move.target_id is None:
+        return Choose()
+    if there is Lost.HOST:
+        return End(Stage.FAILED, "the target does not answer")
+    if isinstance(there, Domain) and there.power is not Power.REMNANT:
+        return End(Stage.FAILED, "a guest with its UUID is at the target already")
+    if context.image is ImageOnHost.PENDING:
+        return AwaitImage()
+    if context.image is not ImageOnHost.READY:
+        return End(Stage.FAILED, context.trouble or "the target could not take its image")
+    return Begin()
+
+
+def _after_arrival(here: Seen) -> Action:
+    if here is None or here is Lost.HOST:
+        # A source that is back later is swept: the row names another host.
+        return End(Stage.DONE)
+    return Clean(target=False)
+
+
+def _is_alive(seen: Seen) -> bool:
+    return isinstance(seen, Domain) and seen.power in RUNS

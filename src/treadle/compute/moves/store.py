@@ -1,0 +1,76 @@
+"""The SQL of moves. Every function takes an open connection of the caller's transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from treadle.compute.moves.plan import ENDED, Move, Stage
+from treadle.db.clock import now
+from treadle.db.schema import migration as table
+
+
+def insert(conn: sa.Connection, **values: Any) -> int:
+    """A new move; returns its number."""
+    return int(conn.execute(
+        sa.insert(table).values(**values, created_at=now(), updated_at=now()).returning(table.c.id)
+    ).scalar_one())
+
+
+def get(conn: sa.Connection, id: int) -> Move | None:
+    """The move, or None."""
+    row = conn.execute(sa.select(table).where(table.c.id == id)).one_or_none()
+    return None if row is None else _move(row)
+
+
+def update(conn: sa.Connection, id: int, **values: Any) -> None:
+    """Set columns of one move."""
+    conn.execute(sa.update(table).where(table.c.id == id).values(**values, updated_at=now()))
+
+
+def of_instance(conn: sa.Connection, instance_id: int) -> list[Move]:
+    """Its moves, newest first."""
+    return _all(conn, table.c.instance_id == instance_id)
+
+
+def under_way(conn: sa.Connection) -> list[Move]:
+    """Those that have not ended."""
+    return _all(conn, table.c.stage.not_in(ENDED))
+
+
+def every(conn: sa.Connection, limit: int) -> list[Move]:
+    """The newest ones."""
+    rows = conn.execute(sa.select(table).order_by(table.c.id.desc()).limit(limit))
+    return [_move(row) for row in rows]
+
+
+def busy(conn: sa.Connection, host_id: int) -> int:
+    """How many moves to or from the host have been begun and have not ended."""
+    return int(conn.execute(
+        sa.select(sa.func.count()).where(
+            table.c.stage == Stage.MOVING,
+            sa.or_(table.c.source_id == host_id, table.c.target_id == host_id),
+        )
+    ).scalar_one())
+
+
+def held(conn: sa.Connection) -> Sequence[Move]:
+    """Those that hold room on their targets."""
+    return _all(conn, table.c.held)
+
+
+def _all(conn: sa.Connection, *where: Any) -> list[Move]:
+    rows = conn.execute(sa.select(table).where(*where).order_by(table.c.id.desc()))
+    return [_move(row) for row in rows]
+
+
+def _move(row: Any) -> Move:
+    return Move(
+        row.id, row.uuid, row.instance_id, Stage(row.stage), row.source_id, row.target_id,
+        row.wanted_id, row.stop, row.hurry, row.deadline, row.held, row.vcpus, row.memory_mib,
+        row.disk_mib, row.revision, row.user_id, row.project_id,
+        tuple(json.loads(row.progress)), row.error, row.created_at, row.updated_at,
+    )
