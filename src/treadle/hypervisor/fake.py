@@ -34,11 +34,15 @@ from treadle.hypervisor.base import (
     HostRefused,
     HostSetup,
     HostUnreachable,
+    Hypervisor,
     ImageBroken,
     ImageSpec,
+    MoveOptions,
+    MoveProgress,
     NicStats,
     Power,
     StopCause,
+    Unsupported,
     VerbTimeout,
     Watcher,
 )
@@ -400,6 +404,51 @@ class FakeHypervisor:
                 guest.rescue = spec.rescue.sha256 if spec.rescue else ""
 
         self._call("define", spec.uuid, act)
+
+    def expect(self, spec: DomainSpec) -> None:
+        def act() -> None:
+            there = self.host.guests.get(spec.uuid)
+            if there is not None and there.defined:
+                raise HostRefused("a domain with this UUID is there")
+            if spec.image is not None and spec.image.sha256 not in self.host.images:
+                raise HostRefused("its image is not on the host")
+            text = spec.image.sha256 if spec.image else ""
+            self.host.guests[spec.uuid] = _Guest(
+                spec, defined=False, disks={spec.disks[0]: text}
+            )
+
+        self._call("expect", spec.uuid, act)
+
+    def move(self, uuid: str, target: Hypervisor, options: MoveOptions) -> None:
+        """In one step: the fake's guests have no memory to send."""
+        assert options.seconds > 0
+
+        def act() -> None:
+            guest = self._guest(uuid)
+            if not isinstance(target, FakeHypervisor):
+                raise Unsupported("the target is no simulated host")
+            if guest.power not in (Power.RUNNING, Power.PAUSED):
+                raise HostRefused("it does not run")
+            expected = target.host.guests.get(uuid)
+            if not target.host.up or expected is None or expected.defined:
+                raise HostRefused("the target does not expect it")
+            numbers = expected.spec.disks
+            left = _Guest(guest.spec, defined=False, disks=dict(guest.disks))
+            guest.disks = {n: text for n, text in guest.disks.items() if n in numbers}
+            target.host.guests[uuid] = guest
+            self.host.guests[uuid] = left
+            target.host.tell(uuid)
+
+        self._changing("move", uuid, act)
+
+    def move_progress(self, uuid: str) -> MoveProgress | None:
+        return self._call("move_progress", uuid, lambda: None)
+
+    def abort_move(self, uuid: str) -> None:
+        self._changing("abort_move", uuid, lambda: None)
+
+    def hurry_move(self, uuid: str) -> None:
+        self._changing("hurry_move", uuid, lambda: None)
 
     def autostart(self, uuid: str, on: bool) -> None:
         def act() -> None:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from treadle.compute.moves.plan import ENDED, Move, Stage
 from treadle.db.clock import now
+from treadle.db.schema import instance
 from treadle.db.schema import migration as table
 
 
@@ -41,10 +42,14 @@ def under_way(conn: sa.Connection) -> list[Move]:
     return _all(conn, table.c.stage.not_in(ENDED))
 
 
-def every(conn: sa.Connection, limit: int) -> list[Move]:
-    """The newest ones."""
-    rows = conn.execute(sa.select(table).order_by(table.c.id.desc()).limit(limit))
-    return [_move(row) for row in rows]
+def every(conn: sa.Connection, limit: int) -> list[tuple[Move, str, int]]:
+    """The newest ones, each with its instance's UUID and flavor's number."""
+    rows = conn.execute(
+        sa.select(table, instance.c.uuid.label("instance_uuid"), instance.c.flavor_id)
+        .join(instance, instance.c.id == table.c.instance_id)
+        .order_by(table.c.id.desc()).limit(limit)
+    )
+    return [(_move(row), row.instance_uuid, row.flavor_id) for row in rows]
 
 
 def busy(conn: sa.Connection, host_id: int) -> int:

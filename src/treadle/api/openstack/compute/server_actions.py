@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.api.openstack.compute import server_changes, server_consoles
+from treadle.api.openstack.compute import server_changes, server_consoles, server_moves
 from treadle.api.openstack.compute.action_base import NULL, Action, changing
 from treadle.api.openstack.compute.common import inside, one_of
 from treadle.api.openstack.compute.servers import asker, find
@@ -116,6 +116,7 @@ ACTIONS: dict[str, Action] = {
         server_consoles.SERIAL, 200, until=5,
     ),
     **server_changes.ACTIONS,
+    **server_moves.ACTIONS,
     "addSecurityGroup": Action(no_group, "compute:servers:update", GROUP),
     "removeSecurityGroup": Action(no_group, "compute:servers:update", GROUP),
 }

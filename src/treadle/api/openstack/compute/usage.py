@@ -19,10 +19,12 @@ from treadle.api.openstack.compute.common import (
     closed,
     following,
     one_of,
+    part,
     precise,
     queries,
     query,
 )
+from treadle.api.openstack.compute.server_moves import every_migration
 from treadle.api.openstack.wire import Ask, Call, Reply, Schema, page_of
 from treadle.compute import census, store
 from treadle.compute.census import Stay
@@ -259,7 +261,7 @@ MIGRATIONS = Schema(
 
 
 async def migrations(ask: Ask) -> Body:
-    """Moves of servers from host to host: there are none yet."""
+    """Moves of servers from host to host."""
     times = {}
     for name, since in (("changes-since", MIGRATION_PAGES), ("changes-before", BEFORE)):
         text = ask.one(name) if ask.minor >= since else None
@@ -272,10 +274,28 @@ async def migrations(ask: Ask) -> Body:
     if len(times) == 2 and times["changes-before"] < times["changes-since"]:
         raise InvalidInput("changes-since", ask.one("changes-since"), "The value of changes-since "
                            "must be less than or equal to changes-before.")
-    if ask.minor >= MIGRATION_PAGES and page_of(ask).marker is not None:
-        marker = ask.one("marker")
-        raise InvalidInput("marker", marker, f"Marker {marker} could not be found.")
-    return {"migrations": []}
+    bounds = {name: at.timestamp() for name, at in times.items()}
+    first, last = bounds.get("changes-since"), bounds.get("changes-before")
+    found = [
+        one for changed, one in await ask.read(lambda conn: every_migration(conn, ask))
+        if (first is None or changed >= first) and (last is None or changed <= last)
+        and all(one[shown] == ask.one(name) for name, shown in _SHOWN.items() if ask.one(name))
+        and ask.one("host") in (None, one["source_compute"], one["dest_compute"])
+    ]
+    if ask.minor < MIGRATION_PAGES:
+        return {"migrations": found}
+    page = page_of(ask)
+    shown = part(found, page, lambda one: str(one["uuid"]))
+    body: Body = {"migrations": list(shown)}
+    links = following(ask, "/os-migrations", page, shown, lambda one: str(one["uuid"]))
+    return body | ({"migrations_links": links} if links else {})
+
+
+_SHOWN = {
+    "instance_uuid": "instance_uuid", "source_compute": "source_compute", "status": "status",
+    "migration_type": "migration_type", "user_id": "user_id", "project_id": "project_id",
+}
+"""Filters that are what a migration shows, to the letter."""
 
 
 CALLS = [

@@ -1,0 +1,149 @@
+"""Live migration through OpenStack's API, on simulated hosts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from cloudkit import Cloud, until
+from computekit import Api, named, schema
+from tempest.lib.services.compute.migrations_client import MigrationsClient
+from test_compute_servers import become, gone
+
+from treadle.compute.moves import store as moves
+from treadle.db.schema import image
+from treadle.hypervisor.fake import Fault, FaultKind
+from treadle.placement import ledger
+
+
+@pytest.fixture
+def server(api: Api) -> Any:
+    image_id = api.cloud.treadle.database.read(lambda conn: conn.execute(image.select()).one().uuid)
+    body = {"server": {"name": named("mover"), "imageRef": image_id, "flavorRef": "1"}}
+    id = api.ok("POST", "/servers", body, status=202, by="member")["server"]["id"]
+    become(api, id, "ACTIVE")
+    yield id
+    api.call("DELETE", f"/servers/{id}", by="member")
+    gone(api, id)
+
+
+def where(api: Api, id: str) -> str:
+    found: str = api.get(f"/servers/{id}")["server"]["OS-EXT-SRV-ATTR:host"]
+    return found
+
+
+def migrate(api: Api, id: str, host: str | None = None, **more: Any) -> Any:
+    body = {"os-migrateLive": {"host": host, "block_migration": "auto"}}
+    return api.call("POST", f"/servers/{id}/action", body, minor=30, **more)
+
+
+def ended(api: Api, id: str) -> dict[str, Any]:
+    def look() -> Any:
+        found = api.get(f"/os-migrations?instance_uuid={id}", minor=80)["migrations"]
+        over = found and found[0]["status"] in ("completed", "error", "cancelled")
+        return found[0] if over else None
+
+    last: dict[str, Any] = until(look, "the migration's end")
+    return last
+
+
+def one_copy(cloud: Cloud, uuid: str) -> str:
+    """The name of the one machine that has anything of it."""
+    until(lambda: len([h for h in cloud.fleet.hosts.values() if uuid in h.guests]) == 1,
+          "one copy")
+    return next(name for name, host in cloud.fleet.hosts.items() if uuid in host.guests)
+
+
+def in_balance(cloud: Cloud) -> None:
+    """The ledger holds what allocations and moves under way say, and no more."""
+    assert cloud.treadle.database.read(moves.held) == []
+    hosts = cloud.treadle.database.read(ledger.list_hosts)
+    assert sum(host.instances for host in hosts) == cloud.allocations()
+
+
+def test_it_goes_to_the_other_host_and_back(api: Api, server: str) -> None:
+    before = where(api, server)
+    assert migrate(api, server).content == b""
+    done = ended(api, server)
+    assert done["status"] == "completed", done
+    become(api, server, "ACTIVE")
+    after = where(api, server)
+    assert {before, after} == {"h1", "h2"}
+    assert one_copy(api.cloud, server) == after
+    assert migrate(api, server, before).status_code == 202
+    ended(api, server)
+    become(api, server, "ACTIVE")
+    assert where(api, server) == before
+    in_balance(api.cloud)
+    log = api.get(f"/servers/{server}/os-instance-actions")["instanceActions"]
+    assert [one["action"] for one in log[:2]] == ["live-migration", "live-migration"]
+
+
+def test_a_paused_one_stays_paused(api: Api, server: str) -> None:
+    api.ok("POST", f"/servers/{server}/action", {"pause": None}, status=202)
+    become(api, server, "PAUSED")
+    migrate(api, server)
+    assert ended(api, server)["status"] == "completed"
+    become(api, server, "PAUSED")
+    api.ok("POST", f"/servers/{server}/action", {"unpause": None}, status=202)
+    become(api, server, "ACTIVE")
+
+
+@pytest.mark.parametrize("minor", [1, 23, 59, 80])
+def test_lists_are_as_tempest_wants_them(api: Api, server: str, minor: int) -> None:
+    migrate(api, server)
+    ended(api, server)
+    become(api, server, "ACTIVE")
+    judge = schema(MigrationsClient, minor).list_migrations
+    found = api.get("/os-migrations", minor=minor, judge=judge)["migrations"]
+    assert found[0]["instance_uuid"] == server
+    assert api.get(f"/servers/{server}/migrations", minor=23)["migrations"] == []
+
+
+@pytest.mark.parametrize("kind", [
+    FaultKind.REFUSE, FaultKind.LOSE_BEFORE, FaultKind.LOSE_AFTER, FaultKind.LATE, FaultKind.HANG,
+])
+@pytest.mark.parametrize("verb", ["expect", "move"])
+def test_a_fault_on_the_way_leaves_one_copy_that_runs(
+    api: Api, server: str, kind: FaultKind, verb: str
+) -> None:
+    source = where(api, server)
+    target = "h2" if source == "h1" else "h1"
+    host = api.cloud.host(source if verb == "move" else target)
+    host.faults.append(Fault(verb, host.calls[verb] + 1, kind))
+    migrate(api, server)
+    done = ended(api, server)
+    become(api, server, "ACTIVE")
+    now = where(api, server)
+    arrived = verb == "move" and kind in (FaultKind.LOSE_AFTER, FaultKind.LATE)
+    assert (done["status"], now) == (
+        ("completed", target) if arrived else ("error", source)
+    )
+    assert one_copy(api.cloud, server) == now
+    in_balance(api.cloud)
+    host.faults.clear()
+
+
+def test_what_cannot_be_moved_is_refused(api: Api, server: str) -> None:
+    here = where(api, server)
+    assert migrate(api, server, "nowhere").status_code == 400
+    assert migrate(api, server, here).status_code == 400
+    assert migrate(api, server, by="member").status_code == 403
+    api.ok("POST", f"/servers/{server}/action", {"os-stop": None}, status=202)
+    become(api, server, "SHUTOFF")
+    api.fails("POST", f"/servers/{server}/action",
+              {"os-migrateLive": {"host": None, "block_migration": "auto"}}, status=409, minor=30,
+              says="while it is in vm_state stopped")
+    api.fails("DELETE", f"/servers/{server}/migrations/1", status=404, minor=24)
+
+
+def test_deleting_it_on_the_way_leaves_nothing(api: Api, server: str) -> None:
+    host = api.cloud.host(where(api, server))
+    host.faults.append(Fault("move", host.calls["move"] + 1, FaultKind.REFUSE))
+    migrate(api, server)
+    api.ok("DELETE", f"/servers/{server}", status=204, by="member")
+    gone(api, server)
+    until(lambda: all(server not in one.guests for one in api.cloud.fleet.hosts.values()),
+          "nothing left")
+    host.faults.clear()
+    in_balance(api.cloud)
