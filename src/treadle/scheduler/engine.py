@@ -113,6 +113,8 @@ class Scheduler:
         self._on_fault = on_fault
         self._fallback = registry.policy(on_fault.policy) if on_fault.policy else None
         self._asker = Asker(on_fault.limit_s)
+        # Weighers are timed one by one: a late one is not the policy's fault.
+        self._policy_asker = Asker(inf) if loaded else self._asker
         self._turn = threading.Lock()
         self._cache = self._make_cache()
         self._faults: Counter[tuple[str, str]] = Counter()
@@ -274,9 +276,9 @@ class Scheduler:
     ) -> Ranking:
         try:
             if self._remembers is None:
-                return self._asker.rank(self.policy, self._policy, request, hosts)
+                return self._policy_asker.rank(self.policy, self._policy, request, hosts)
             with self._turn:
-                ranking = self._asker.rank(self.policy, self._policy, request, hosts)
+                ranking = self._policy_asker.rank(self.policy, self._policy, request, hosts)
                 if len(ranking) and not dry_run:
                     first = int(ranking.ids[0])
                     call_plugin("policy", self.policy, self._remembers.chosen, first)
