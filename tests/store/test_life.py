@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from treadle.compute import actions, changes, store
+from treadle.compute import actions, changes, quota, store
 from treadle.compute.actions import Caller, Rebuild, Wish
 from treadle.compute.model import (
     SETTLED,
@@ -27,7 +27,14 @@ from treadle.controller import queue
 from treadle.db.engine import Database
 from treadle.db.schema import host as host_table
 from treadle.db.schema import work
-from treadle.errors import CannotPlace, Conflict, InvalidInput, InvalidState, Locked
+from treadle.errors import (
+    CannotPlace,
+    Conflict,
+    InvalidInput,
+    InvalidState,
+    Locked,
+    QuotaExceeded,
+)
 from treadle.hypervisor.base import HostFacts
 from treadle.image import store as images
 from treadle.image.store import ImageStatus
@@ -35,7 +42,10 @@ from treadle.placement import ledger
 from treadle.placement.ledger import Ratios, Room
 
 GIB = 1 << 30
-FACTS = HostFacts("h", "u", 4, 4096, 100 * 1024, "x86_64", ("kvm",), "9.0", "QEMU", "7.2")
+FACTS = HostFacts(
+    "h", "u", 4, 4096, 100 * 1024, "x86_64", ("kvm",), "9.0", "QEMU", "7.2",
+    frozenset(actions.NEEDED.values()),
+)
 PATIENT: dict[str, Any] = {"request_id": "req-1", "deadline_s": 60.0}
 TENANT = Caller("user", "project", is_admin=False)
 ADMIN = Caller("root", "admin", is_admin=True)
@@ -255,6 +265,16 @@ def test_a_size_that_cannot_be_is_refused_and_changes_nothing(
         ask(database, one.id, "resize", flavor, **PATIENT)
     assert the(database, one.id) == one
     assert used(database) == held
+
+
+def test_a_size_beyond_the_quota_is_refused(database: Database) -> None:
+    set_up(database)
+    one = settled(database)
+    database.write(lambda conn: quota.set_limits(conn, "project", {"cores": 1}))
+    with pytest.raises(QuotaExceeded):
+        ask(database, one.id, "resize", 2, by=TENANT, **PATIENT)
+    assert the(database, one.id) == one
+    assert ask(database, one.id, "resize", 2, **PATIENT).vcpus == 2, "the operator may"
 
 
 def test_a_rebuild_keeps_what_it_does_not_name(database: Database) -> None:

@@ -272,8 +272,7 @@ def test_a_guest_runs_on_until_the_image_for_its_new_disk_is_there() -> None:
         for image in (ImageOnHost.BROKEN, ImageOnHost.REFUSED):
             answer = plan(one, seen, Context(image, last_error="it is no image"))
             assert answer == Adopt(State.RUNNING, "it is no image")
-        late = plan(one, seen, Context(ImageOnHost.PENDING, late=True))
-        assert isinstance(late, Adopt)
+        assert plan(one, seen, Context(ImageOnHost.PENDING, late=True)) == AwaitImage()
         assert plan(one, seen, Context()) == Call("power_off")
         assert plan(one, Domain(UUID, Power.OFF, 1), Context()) == Call("define")
     plain = replace(base, disks=(3, 1))

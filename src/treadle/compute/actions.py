@@ -414,8 +414,8 @@ def resize(
 ) -> Instance:
     """Another size, on the same host, which can be confirmed or taken back once it is reached. The
     larger of both is taken of the host at once. Errors: `NotFound`, `Locked`, `InvalidState`,
-    `InvalidInput` for a size that it has already or whose disk is smaller, `CannotPlace` where its
-    host has no room for it."""
+    `InvalidInput` for a size that it has already or whose disk is smaller, `QuotaExceeded`,
+    `CannotPlace` where its host has no room for it."""
     instance = _asked(conn, id, "resize", by)
     flavor = _flavor(conn, wanted)
     now_is = store.columns(conn, id, ("flavor",))["flavor"]
@@ -424,6 +424,11 @@ def resize(
     if flavor.disk_gib < instance.disk_gib:
         mend = f"its disk has {instance.disk_gib} GiB and cannot become smaller"
         raise InvalidInput("flavor", flavor.public_id, mend)
+    if by.user_id:
+        quota.check(conn, instance.project_id, {
+            "cores": flavor.vcpus - instance.vcpus,
+            "ram": flavor.memory_mib - instance.memory_mib,
+        }, instance.user_id)
     wish(conn, instance, "resize", changes.resized(instance, {
         "flavor_id": flavor.id, "vcpus": flavor.vcpus, "memory_mib": flavor.memory_mib,
         "disk_gib": flavor.disk_gib, "flavor": snapshot(flavor),

@@ -252,8 +252,8 @@ def _next_generation(instance: Instance, seen: Domain, context: Context) -> Acti
     """A reboot: what runs was started with an older generation, so stop it and define the new.
     What the new one needs is fetched before."""
     if needs_image(instance) and context.image is not ImageOnHost.READY:
-        if context.image is ImageOnHost.PENDING and not context.late:
-            return AwaitImage()
+        if context.image is ImageOnHost.PENDING:
+            return AwaitImage()  # it comes or is refused; the deadline is the guest's
         return Adopt(STATE_OF[seen.power], context.last_error or "its image is not on the host")
     if seen.power is Power.RUNNING and instance.graceful and not context.late:
         return Call("shut_down")

@@ -34,6 +34,11 @@ def _patience(ask: Ask) -> float:
     return ask.context.settings.controller.build_deadline_s
 
 
+def _until_off(ask: Ask) -> float:
+    """How long the guest is asked to shut down before it is switched off."""
+    return ask.context.settings.controller.stop_deadline_s
+
+
 # -- rescue
 
 
@@ -44,7 +49,7 @@ def _rescue(conn: sa.Connection, ask: Ask, row: Row, value: Any) -> Reply:
     if given.get("rescue_image_ref"):
         image = image_of(conn, ask, given["rescue_image_ref"])
     actions.rescue(
-        conn, row.instance.id, image, request_id=ask.request_id, deadline_s=_patience(ask),
+        conn, row.instance.id, image, request_id=ask.request_id, deadline_s=_until_off(ask),
         by=asker(ask),
     )
     return Reply({"adminPass": given.get("adminPass") or new_password()}, 200)
@@ -113,7 +118,7 @@ def _resize(conn: sa.Connection, ask: Ask, row: Row, value: Mapping[str, Any]) -
     flavor = flavor_of(conn, ask, value["flavorRef"])
     try:
         actions.resize(
-            conn, row.instance.id, flavor, request_id=ask.request_id, deadline_s=_patience(ask),
+            conn, row.instance.id, flavor, request_id=ask.request_id, deadline_s=_until_off(ask),
             by=asker(ask),
         )
     except CannotPlace as error:
@@ -128,7 +133,7 @@ def _confirm(conn: sa.Connection, ask: Ask, row: Row, _value: Any) -> None:
 @changing("revertResize")
 def _revert(conn: sa.Connection, ask: Ask, row: Row, _value: Any) -> None:
     actions.revert_resize(
-        conn, row.instance.id, request_id=ask.request_id, deadline_s=_patience(ask),
+        conn, row.instance.id, request_id=ask.request_id, deadline_s=_until_off(ask),
         by=asker(ask),
     )
 
@@ -139,7 +144,7 @@ def _revert(conn: sa.Connection, ask: Ask, row: Row, _value: Any) -> None:
 @changing("shelve")
 def _shelve(conn: sa.Connection, ask: Ask, row: Row, _value: Any) -> None:
     actions.shelve(
-        conn, row.instance.id, request_id=ask.request_id, deadline_s=_patience(ask),
+        conn, row.instance.id, request_id=ask.request_id, deadline_s=_until_off(ask),
         by=asker(ask),
     )
 
