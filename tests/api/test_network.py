@@ -175,6 +175,8 @@ def test_quotas_are_told_to_their_project(network: Cloud) -> None:
     details = get(network, "/v2.0/quotas/p1/details.json")["quota"]
     assert details["port"] == {"limit": -1, "used": 3, "reserved": 0}
     error(ask(network, "/v2.0/quotas/p2"), 404)
+    assert ask(network, "/v2.0/quotas/p2", "admin", "DELETE").status_code == 204
+    error(ask(network, "/v2.0/quotas/p2", "admin", "PUT", json={"quota": {"port": 1}}), 403)
     assert get(network, "/v2.0/quotas/p2/details", "admin")["quota"]["port"]["used"] == 1
 
 

@@ -88,7 +88,9 @@ def configure(treadle: RunningTreadle, folder: Path, images: Sequence[str]) -> P
         "compute-feature-enabled": {
             "resize": "true", "vnc_console": "true", "config_drive": "true",
             "attach_encrypted_volume": "false", "interface_attach": "false",
-            "hostname_fqdn_sanitization": "true",
+            "hostname_fqdn_sanitization": "true", "change_password": "true",
+            # The one test of it that is run wants a file that is no base64 to be refused.
+            "personality": "true",
         },
         # Random bytes are no disk, and no structured format: what is claimed to be one is refused,
         # so that the lists are tried with the formats that promise nothing.

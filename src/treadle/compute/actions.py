@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.compute import changes, quota, store
+from treadle.compute import backups, changes, quota, store
 from treadle.compute.model import (
     SETTLED,
     Goal,
@@ -228,6 +228,7 @@ ALLOWED = {
     "confirmResize": frozenset({"resized"}),
     "revertResize": frozenset({"resized"}),
     "createImage": frozenset({"active", "stopped", "paused", "suspended"}),
+    "createBackup": frozenset({"active", "stopped", "paused", "suspended"}),
     "shelve": frozenset({"active", "stopped", "paused", "suspended"}),
     "shelveOffload": frozenset({"shelved"}),
     "unshelve": frozenset({"shelved", "shelved_offloaded"}),
@@ -474,6 +475,25 @@ def create_image(
     instance = _asked(conn, id, "createImage", by)
     image = _begin_image(conn, instance, name, properties or {}, by)
     wish(conn, instance, "createImage", changes.imaged(image.id), request_id, by)
+    return image
+
+
+def create_backup(
+    conn: sa.Connection, id: int, name: str, kind: str, rotation: int, *, request_id: str,
+    properties: Mapping[str, str] | None = None, by: Caller = OPERATOR,
+) -> Image | None:
+    """Have an image made as by `create_image`; once it is there, of its `kind` the newest
+    `rotation` stay. With a rotation of 0 none is made, and none stays. Errors: `NotFound`,
+    `Locked`, `InvalidState`."""
+    instance = _asked(conn, id, "createBackup", by)
+    if rotation == 0:
+        backups.rotate(conn, instance.project_id, instance.uuid, kind, 0)
+        _noted(conn, instance, "createBackup", request_id, by)
+        return None
+    image = _begin_image(
+        conn, instance, name, {**(properties or {}), **backups.properties(kind, rotation)}, by
+    )
+    wish(conn, instance, "createBackup", changes.imaged(image.id), request_id, by)
     return image
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
-from treadle.compute import changes, store
+from treadle.compute import backups, changes, store
 from treadle.compute.fleet import Fleet, call
 from treadle.compute.model import Instance, Mode, State, Task
 from treadle.compute.reconciler import KIND, MARGIN_S
@@ -183,6 +183,7 @@ class SnapshotHandler:
         store.log_step(conn, instance.id, instance.revision, step)
         if wanted:
             store.update(conn, instance.id, snapshot_image_id=None)
+            backups.made(conn, instance, image)
         else:
             self._undo(conn, instance, "the image was deleted meanwhile")
         queue.wake(conn, KIND, [instance.uuid])

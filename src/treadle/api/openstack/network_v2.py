@@ -439,6 +439,11 @@ async def quota(ask: Ask) -> Body:
     return {"quota": dict(QUOTAS)}
 
 
+async def reset_quota(ask: Ask) -> None:
+    """A project has no quotas of its own, so they are what they would become."""
+    _quota_project(ask)
+
+
 async def quota_details(ask: Ask) -> Body:
     """How much a project may have, and has."""
     id = _quota_project(ask)
@@ -551,7 +556,7 @@ CALLS: list[Call] = [
     Call("GET", "/v2.0/quotas/{project_id}/details", quota_details, "network:get_quota"),
     Call("GET", "/v2.0/quotas/{project_id}/details.json", quota_details, "network:get_quota"),
     Call("PUT", "/v2.0/quotas/{project_id}", _keep(quota), "network:update_quota"),
-    Call("DELETE", "/v2.0/quotas/{project_id}", _keep(quota), "network:update_quota", 204),
+    Call("DELETE", "/v2.0/quotas/{project_id}", reset_quota, "network:update_quota", 204),
 ]
 TYPES = {400: "BadRequest", 403: "Forbidden", 404: "NotFound", 409: "Conflict"}
 

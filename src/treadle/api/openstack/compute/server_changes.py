@@ -10,7 +10,15 @@ import sqlalchemy as sa
 
 from treadle.api.openstack.compute import server_schemas as schemas
 from treadle.api.openstack.compute.action_base import NULL, Action, changing, in_words
-from treadle.api.openstack.compute.common import BOOLEAN, NAME, UUID_TEXT, closed, inside
+from treadle.api.openstack.compute.common import (
+    BOOLEAN,
+    NAME,
+    UUID_TEXT,
+    closed,
+    inside,
+    number,
+    whole,
+)
 from treadle.api.openstack.compute.servers import (
     address,
     asker,
@@ -26,7 +34,8 @@ from treadle.api.openstack.wire import Ask, Reply, Schema
 from treadle.compute import actions, consoles, listing, quota, store
 from treadle.compute.actions import Rebuild
 from treadle.compute.listing import Row
-from treadle.errors import CannotPlace, Conflict, InvalidInput, QuotaExceeded
+from treadle.errors import CannotPlace, Conflict, InvalidInput
+from treadle.image.store import Image
 from treadle.placement.ledger import DEFAULT_ZONE
 
 
@@ -70,9 +79,7 @@ def _unrescue(conn: sa.Connection, ask: Ask, row: Row, _value: Any) -> None:
 def _rebuilt(conn: sa.Connection, ask: Ask, row: Row, given: Mapping[str, Any]) -> None:
     columns: dict[str, Any] = {}
     if "metadata" in given:
-        most = quota.limits(conn, row.columns.project_id)["metadata_items"]
-        if 0 <= most < len(given["metadata"]):
-            raise QuotaExceeded(f"Maximum number of metadata items exceeds {most}")
+        quota.check_metadata(conn, row.columns.project_id, len(given["metadata"]))
         columns["metadata"] = store.compact(given["metadata"])
     for name, column in (
         ("description", "description"), ("OS-DCF:diskConfig", "disk_config"),
@@ -123,6 +130,8 @@ def _resize(conn: sa.Connection, ask: Ask, row: Row, value: Mapping[str, Any]) -
         )
     except CannotPlace as error:
         raise InvalidInput("flavorRef", value["flavorRef"], "No valid host was found") from error
+    if "OS-DCF:diskConfig" in value:
+        store.update(conn, row.instance.id, disk_config=value["OS-DCF:diskConfig"])
 
 
 @changing("confirmResize")
@@ -180,13 +189,29 @@ def _unshelve(conn: sa.Connection, ask: Ask, row: Row, value: Any) -> None:
 
 @changing("createImage")
 def _snapshot(conn: sa.Connection, ask: Ask, row: Row, value: Mapping[str, Any]) -> Reply:
-    most = quota.limits(conn, row.columns.project_id)["metadata_items"]
-    if 0 <= most < len(value.get("metadata", {})):
-        raise QuotaExceeded(f"Maximum number of metadata items exceeds {most}")
+    quota.check_metadata(conn, row.columns.project_id, len(value.get("metadata", {})))
     image = actions.create_image(
         conn, row.instance.id, value["name"], properties=value.get("metadata", {}),
         request_id=ask.request_id, by=asker(ask),
     )
+    return _image_reply(ask, image)
+
+
+@changing("createBackup")
+def _backup(
+    conn: sa.Connection, ask: Ask, row: Row, value: Mapping[str, Any]
+) -> Reply | None:
+    quota.check_metadata(conn, row.columns.project_id, len(value.get("metadata", {})))
+    image = actions.create_backup(
+        conn, row.instance.id, value["name"], value["backup_type"],
+        number("rotation", value["rotation"], 0), properties=value.get("metadata", {}),
+        request_id=ask.request_id, by=asker(ask),
+    )
+    return None if image is None else _image_reply(ask, image)
+
+
+def _image_reply(ask: Ask, image: Image) -> Reply:
+    """Where the image will be."""
     if ask.minor >= 45:
         return Reply({"image_id": image.uuid})
     base = ask.root.rpartition("/")[0]
@@ -255,6 +280,10 @@ UNSHELVE = Schema(
 IMAGE = Schema((1, closed(
     {"name": NAME, "metadata": schemas.METADATA}, ["name"]
 )))
+BACKUP = Schema((1, closed({
+    "name": NAME, "backup_type": {"type": "string", "minLength": 1, "maxLength": 255},
+    "rotation": whole(0), "metadata": schemas.METADATA,
+}, ["name", "backup_type", "rotation"])))
 PASSWORD = Schema((1, inside("adminPass", schemas.PASSWORD)))
 
 ACTIONS = {
@@ -268,5 +297,6 @@ ACTIONS = {
     "shelveOffload": Action(_offload, "compute:servers:shelve_offload", NULL),
     "unshelve": Action(_unshelve, "compute:servers:unshelve", UNSHELVE),
     "createImage": Action(_snapshot, "compute:servers:create_image", IMAGE),
+    "createBackup": Action(_backup, "compute:servers:create_backup", BACKUP),
     "changePassword": Action(change_password, "compute:servers:change_password", PASSWORD),
 }
