@@ -43,6 +43,12 @@ class Scene:
         return SecurityGroup(security_group_id(self.cloud_id, project_id), project_id)
 
 
+def default_network_id(conn: sa.Connection) -> str:
+    """The id of the one network."""
+    cloud: str = conn.execute(sa.select(meta.c.value).where(meta.c.key == "cloud_id")).scalar_one()
+    return network_id(cloud)
+
+
 def scene(conn: sa.Connection, guest_pool: str, bridge: str) -> Scene:
     """The default network; `guest_pool` and `bridge` are the settings of the hosts."""
     found: Mapping[str, str] = {

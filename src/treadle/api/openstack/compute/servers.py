@@ -25,15 +25,14 @@ from treadle.api.openstack.compute.server_view import (
     statuses,
 )
 from treadle.api.openstack.wire import JSON, Ask, Call, Reply, next_link, page_of, to_json
-from treadle.compute import actions, flavors, listing, store
+from treadle.compute import actions, flavors, groups, keypairs, listing, store
 from treadle.compute.listing import Key, Row, Wanted
 from treadle.compute.model import task_state, vm_state
 from treadle.compute.patterns import is_literal, matcher
-from treadle.db.schema import keypair, meta, server_group
 from treadle.errors import Forbidden, InvalidInput, NotFound
 from treadle.image import store as images
 from treadle.image.store import Image
-from treadle.network.model import network_id
+from treadle.network.store import default_network_id
 from treadle.placement.ledger import DEFAULT_ZONE
 
 PASSWORD_LETTERS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -447,8 +446,7 @@ def _networked(conn: sa.Connection, asked: Any) -> bool:
         return True
     if asked == "none":
         return False
-    cloud = conn.execute(sa.select(meta.c.value).where(meta.c.key == "cloud_id")).scalar_one()
-    known = network_id(cloud)
+    known = default_network_id(conn)
     if len(asked) > 1:
         raise InvalidInput("networks", len(asked), "there is one network: name it once")
     for one_network in asked:
@@ -467,6 +465,8 @@ def _zone(
     zone, _, forced = (given.get("availability_zone") or "").partition(":")
     forced = forced.split(":")[0] or given.get("host") or given.get("hypervisor_hostname") or ""
     hints.pop("host", None)
+    if not zone and not forced:
+        return None, hints
     known = {words.name: words for words in listing.host_words(conn).values()}
     if forced:
         ask.check("compute:servers:create:forced_host")
@@ -484,23 +484,18 @@ def _zone(
 def _group(conn: sa.Connection, ask: Ask, uuid: str | None) -> int | None:
     if uuid is None:
         return None
-    found = conn.execute(
-        sa.select(server_group.c.id, server_group.c.project_id)
-        .where(server_group.c.uuid == uuid)
-    ).one_or_none()
-    if found is None or scope(ask) not in (None, found.project_id):
-        raise InvalidInput("group", uuid, "there is no such server group")
-    return int(found.id)
+    try:
+        return groups.get(conn, uuid, scope(ask)).id
+    except NotFound as error:
+        raise InvalidInput("group", uuid, "there is no such server group") from error
 
 
 def public_key(conn: sa.Connection, user_id: str, name: str) -> str:
-    found = conn.execute(
-        sa.select(keypair.c.public_key, keypair.c.type)
-        .where(keypair.c.user_id == user_id, keypair.c.name == name)
-    ).one_or_none()
+    """A key of the user's, to be put into a guest. Errors: `InvalidInput`."""
+    found = keypairs.find(conn, user_id, name)
     if found is None:
         raise InvalidInput("key_name", name, "Invalid key_name provided.")
-    return str(found.public_key).strip()
+    return found.public_key.strip()
 
 
 # -- changing
