@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from cloudkit import ROOMY, Cloud, Start
+from cloudkit import ROOMY, Cloud, Start, until
 
 from treadle.cli.main import main as command_line
 from treadle.errors import Unauthorized
@@ -245,21 +245,23 @@ def test_what_if_is_refused_in_words(cloud: Cloud) -> None:
         assert "Traceback" not in said.stderr
 
 
-def test_a_plan_of_moves_is_made_and_what_is_not_there_yet_is_said(
-    start: Start, tmp_path: Path
-) -> None:
+def test_a_plan_of_moves_is_made_and_carried_out(start: Start, tmp_path: Path) -> None:
     cloud = start(f"fake://h1{ROOMY}", f"fake://h2{ROOMY}")
     for _ in range(2):
         cloud.create()
-    before = cloud.used()
     path = tmp_path / "moves.json"
     said = command(cloud, "rebalance", "--plan", "--save", str(path))
     assert said.exit_code == 0, said.output
     assert "1 moves, 1536 MiB; empty hosts 0 -> 1" in said.stdout
+    [move] = json.loads(path.read_text())["moves"]
     said = command(cloud, "rebalance", "--apply", str(path))
-    assert said.exit_code == 1
-    assert "live migration is not part of this version" in said.stdout
-    assert cloud.used() == before
+    assert said.exit_code == 0, said.output
+    assert said.stdout == f"1/1 {move['instance']} to host {move['target']} done\n"
+    assert cloud.native("GET", f"/instances/{move['instance']}").json()["host"] == move["target"]
+    assert sorted(used[2] for used in cloud.used()) == [0, 2]
+    again = command(cloud, "rebalance", "--apply", str(path))
+    assert again.exit_code == 1
+    assert "make a new plan" in again.stdout
     spread = command(cloud, "rebalance", "--plan", "--goal", "spread", "--json")
     assert json.loads(spread.stdout)["moves"] == []
     assert command(cloud, "rebalance").exit_code == 2
@@ -269,10 +271,26 @@ def test_a_plan_of_moves_is_made_and_what_is_not_there_yet_is_said(
 
 def test_a_move_names_an_instance_and_a_host(cloud: Cloud) -> None:
     vmid = cloud.create()
+    here = cloud.native("GET", f"/instances/{vmid}").json()["host"]
     for path, body, status in (
-        (f"/instances/{vmid}/migrate", {"host": 9}, 404),
+        (f"/instances/{vmid}/migrate", {"host": 9}, 400),
         ("/instances/999/migrate", {"host": 1}, 404),
         (f"/instances/{vmid}/migrate", {"host": "1"}, 400),
-        (f"/instances/{vmid}/migrate", {"host": 1}, 503),
+        (f"/instances/{vmid}/migrate", {"host": here}, 400),
     ):
         assert cloud.native("POST", path, json=body).status_code == status
+    assert cloud.native("GET", "/moves/1").status_code == 404
+    answer = cloud.native("POST", f"/instances/{vmid}/migrate", json={})
+    assert answer.status_code == 202
+    begun = answer.json()
+    assert (begun["stage"], begun["source"], begun["wanted"]) == ("queued", here, None)
+
+    def over() -> Any:
+        now = cloud.native("GET", f"/moves/{begun['id']}").json()
+        return now if now["stage"] == "done" else None
+
+    assert until(over, "the move's end")["target"] == 3 - here
+    assert cloud.client.get(f"/treadle/v1/moves/{begun['id']}").status_code == 403
+    cloud.ok(f"/vm/stop?vmid={vmid}")
+    until(lambda: cloud.query(vmid)["state"] == "stopped", "it is off")
+    assert cloud.native("POST", f"/instances/{vmid}/migrate", json={}).status_code == 409

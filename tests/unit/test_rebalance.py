@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from treadle.errors import InvalidInput, RetryLater
 from treadle.scheduler.model import PlacementRequest
-from treadle.scheduler.rebalance import Goal, Move, Rebalancing, carry_out, make_plan
+from treadle.scheduler.rebalance import Goal, Move, Pace, Rebalancing, carry_out, make_plan
 from treadle.scheduler.simulate_cloud import CloudNow
 from treadle.scheduler.simulate_trace import Arrival, parse_hosts
 
@@ -144,11 +144,13 @@ class Script:
         return "it broke" if move.instance in self.broken else "done"
 
 
-def carried(moves: Sequence[Move], script: Script, at_once: int = 2) -> dict[str, str]:
+def carried(
+    moves: Sequence[Move], script: Script, at_once: int = 2, *, go_on: bool = False
+) -> dict[str, str]:
     told: dict[str, str] = {}
     carry_out(
         moves, script, lambda move, outcome, _: told.update({move.instance: outcome}),
-        script.stop or threading.Event(), at_once=at_once, look_s=0.001,
+        script.stop or threading.Event(), Pace(at_once, look_s=0.001, go_on=go_on),
     )
     return told
 
@@ -187,6 +189,12 @@ def test_what_does_not_end_in_time_has_failed() -> None:
     told: list[str] = []
     carry_out(
         MOVES[:1], Script(looks=10**9), lambda _m, outcome, why: told.append(f"{outcome}: {why}"),
-        threading.Event(), seconds=0.01, look_s=0.001,
+        threading.Event(), Pace(seconds=0.01, look_s=0.001),
     )
     assert told == ["failed: it has not ended in 0.01 s"]
+
+
+def test_moves_that_count_on_nothing_go_on_after_a_failure() -> None:
+    script = Script(broken=frozenset("a"), refused=frozenset("c"))
+    told = carried(MOVES, script, at_once=1, go_on=True)
+    assert told == {"a": "failed", "b": "done", "c": "failed", "d": "done", "e": "done"}

@@ -24,7 +24,7 @@ from treadle.compute.reconciler import KIND
 from treadle.config import Settings
 from treadle.controller.signals import Signals
 from treadle.db.engine import Database
-from treadle.errors import Forbidden, InvalidInput
+from treadle.errors import Forbidden, InvalidInput, NotFound
 from treadle.hypervisor.base import DriverFactory
 from treadle.identity.login import Login
 from treadle.identity.rules import Rules
@@ -202,6 +202,19 @@ class Context:
                 "this needs the header 'Authorization: Bearer TOKEN' with what is in the file "
                 "admin-token of the state folder"
             )
+
+
+def number(request: Request, most: int = 10**18 - 1) -> int:
+    """The small number in the path. Errors: `NotFound`."""
+    text = request.path_params["id"]
+    if not (text.isascii() and text.isdecimal()) or len(text) > 18 or int(text) > most:
+        raise NotFound(f"there is nothing named {text[:40]!r} here")
+    return int(text)
+
+
+def host_number(request: Request) -> int:
+    """The number of a host in the path. Errors: `NotFound`."""
+    return number(request, 2**31 - 1)
 
 
 def host_name(header: str) -> str:

@@ -18,13 +18,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from treadle.api.context import Context, answer
+from treadle.api.context import Context, answer, host_number, number
 from treadle.api.faults import message_of, status_of
+from treadle.api.moves import Migration, hosts_drain, instances_migrate, moves_show
 from treadle.api.placement import (
     DryRun,
-    Migration,
     instances_decision,
-    instances_migrate,
     named,
     placements_dry_run,
     record,
@@ -80,22 +79,11 @@ class NewFlavor(msgspec.Struct, forbid_unknown_fields=True):
     id: Size | None = None
 
 
-def _id(request: Request, most: int = 10**18 - 1) -> int:
-    text = request.path_params["id"]
-    if not (text.isascii() and text.isdecimal()) or len(text) > 18 or int(text) > most:
-        raise NotFound(f"there is nothing named {text[:40]!r} here")
-    return int(text)
-
-
-def _host_id(request: Request) -> int:
-    return _id(request, 2**31 - 1)
-
-
-def _printable(name: str) -> str:
-    """A name that can be shown in one line. Errors: `InvalidInput`."""
-    if not name.isprintable():
-        raise InvalidInput("name", name, "use printable characters only")
-    return name
+def _printable(text: str, field: str = "name") -> str:
+    """A text that can be shown in one line. Errors: `InvalidInput`."""
+    if not text.isprintable():
+        raise InvalidInput(field, text, "use printable characters only")
+    return text
 
 
 def host_body(host: Host) -> dict[str, Any]:
@@ -141,7 +129,7 @@ async def hosts_add(context: Context, request: Request) -> Any:
 
 async def hosts_show(context: Context, request: Request) -> Any:
     """One host."""
-    id = _host_id(request)
+    id = host_number(request)
     host = await context.read(lambda conn: ledger.get_host(conn, id))
     if host is None:
         raise NotFound(f"there is no host {id}")
@@ -150,7 +138,7 @@ async def hosts_show(context: Context, request: Request) -> Any:
 
 async def hosts_remove(context: Context, request: Request) -> Any:
     """Forget an empty host."""
-    id = _host_id(request)
+    id = host_number(request)
 
     def remove(conn: sa.Connection) -> None:
         if ledger.get_host(conn, id) is None:
@@ -161,6 +149,38 @@ async def hosts_remove(context: Context, request: Request) -> Any:
 
     await context.write(remove)
     return {}
+
+
+class Disabling(msgspec.Struct, forbid_unknown_fields=True):
+    """Why a host is disabled, for people."""
+
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=255)] | None = None
+
+
+async def hosts_disable(context: Context, request: Request) -> Any:
+    """Place nothing more on the host; what runs there goes on."""
+    id = host_number(request)
+    reason = (await context.body(request, Disabling)).reason
+    if reason is not None:
+        _printable(reason, "reason")
+    return await _switched(context, id, lambda conn: ledger.disable_host(conn, id, reason))
+
+
+async def hosts_enable(context: Context, request: Request) -> Any:
+    """Place on the host again."""
+    id = host_number(request)
+    return await _switched(context, id, lambda conn: ledger.enable_host(conn, id))
+
+
+async def _switched(context: Context, id: int, switch: Callable[[sa.Connection], None]) -> Any:
+    def change(conn: sa.Connection) -> Host | None:
+        switch(conn)
+        return ledger.get_host(conn, id)
+
+    host = await context.write(change)
+    if host is None:
+        raise NotFound(f"there is no host {id}")
+    return host_body(host)
 
 
 async def images_list(context: Context, _request: Request) -> Any:
@@ -225,7 +245,7 @@ async def instances_show(context: Context, request: Request) -> Any:
 
 async def instances_console(context: Context, request: Request) -> Any:
     """The end of what the guest printed on its serial port, as it is."""
-    place = await _place(context, _id(request))
+    place = await _place(context, number(request))
     text = await asyncio.to_thread(
         consoles.console_bytes, context.fleet, place, CONSOLE_BYTES
     )
@@ -245,7 +265,7 @@ async def _place(context: Context, id: int) -> consoles.Place:
 
 async def instances_open_console(context: Context, request: Request) -> Any:
     """A token for the instance's console: for one client, once, to be shown at the WebSocket."""
-    id = _id(request)
+    id = number(request)
     wanted = await context.body(request, NewConsole)
     seconds = context.settings.console.token_s
     opened = await context.write(lambda conn: consoles.open_console(
@@ -259,7 +279,7 @@ async def instances_open_console(context: Context, request: Request) -> Any:
 
 async def instances_diagnostics(context: Context, request: Request) -> Any:
     """What the instance's guest uses now, as its host counts it."""
-    place = await _place(context, _id(request))
+    place = await _place(context, number(request))
     return asdict(await asyncio.to_thread(consoles.diagnostics, context.fleet, place))
 
 
@@ -274,6 +294,9 @@ ROUTES: tuple[tuple[str, str, Endpoint, int], ...] = (
     ("POST", "/hosts", hosts_add, 201),
     ("GET", "/hosts/{id}", hosts_show, 200),
     ("DELETE", "/hosts/{id}", hosts_remove, 200),
+    ("POST", "/hosts/{id}/disable", hosts_disable, 200),
+    ("POST", "/hosts/{id}/enable", hosts_enable, 200),
+    ("GET", "/hosts/{id}/drain", hosts_drain, 200),
     ("GET", "/images", images_list, 200),
     ("POST", "/images", images_add, 201),
     ("GET", "/flavors", flavors_list, 200),
@@ -285,6 +308,7 @@ ROUTES: tuple[tuple[str, str, Endpoint, int], ...] = (
     ("GET", "/instances/{id}/diagnostics", instances_diagnostics, 200),
     ("GET", "/orphans", orphans_list, 200),
     ("POST", "/instances/{id}/migrate", instances_migrate, 202),
+    ("GET", "/moves/{id}", moves_show, 200),
     ("POST", "/placements:dry-run", placements_dry_run, 200),
     ("GET", "/record", record, 200),
     ("GET", "/scheduler", scheduler_show, 200),
@@ -293,6 +317,7 @@ BODIES: dict[tuple[str, str], type[Any]] = {
     ("POST", "/hosts"): NewHost, ("POST", "/images"): NewImage, ("POST", "/flavors"): NewFlavor,
     ("POST", "/instances/{id}/console"): NewConsole,
     ("POST", "/instances/{id}/migrate"): Migration,
+    ("POST", "/hosts/{id}/disable"): Disabling,
     ("POST", "/placements:dry-run"): DryRun,
 }
 """What the calls that take a body take, for the OpenAPI document."""

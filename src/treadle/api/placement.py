@@ -17,7 +17,7 @@ from treadle.api.context import Context
 from treadle.compute import forecast, store
 from treadle.compute.forecast import Question
 from treadle.compute.model import Instance
-from treadle.errors import Forbidden, InvalidInput, NotAvailable, NotFound
+from treadle.errors import Forbidden, InvalidInput, NotFound
 from treadle.identity.model import Caller
 from treadle.placement import ledger
 
@@ -116,26 +116,6 @@ def named(conn: sa.Connection, name: str) -> Instance:
     if found is None:
         raise NotFound(no_instance(name))
     return found
-
-
-class Migration(msgspec.Struct, forbid_unknown_fields=True):
-    """Where an instance shall go: a host's number."""
-
-    host: Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
-
-
-async def instances_migrate(context: Context, request: Request) -> Any:
-    """Move a running instance to another host: not there yet."""
-    wanted = await context.body(request, Migration)
-    name = request.path_params["id"]
-
-    def check(conn: sa.Connection) -> None:
-        named(conn, name)
-        if ledger.get_host(conn, wanted.host) is None:
-            raise NotFound(f"there is no host {wanted.host}")
-
-    await context.read(check)
-    raise NotAvailable("live migration is not part of this version of Treadle")
 
 
 async def scheduler_show(context: Context, _request: Request) -> Any:

@@ -13,6 +13,7 @@ import click
 
 from treadle.cli.base import asks_controller, client, examples, guarded, show
 from treadle.cli.console import console
+from treadle.cli.hosts import host_disable, host_drain, host_enable
 from treadle.cli.placing import explain, place
 from treadle.cli.rebalance import rebalance
 from treadle.cli.scheduler import scheduler
@@ -144,6 +145,11 @@ def host_remove(id: int, as_json: bool, **where: Any) -> None:
     """Forget a host that has no instances."""
     client(**where).call("DELETE", f"/hosts/{id}")
     click.echo(json.dumps({"removed": id}) if as_json else f"host {id} removed")
+
+
+host.add_command(host_disable)
+host.add_command(host_enable)
+host.add_command(host_drain)
 
 
 HOST_COLUMNS = ("id", "name", "state", "virt", "vcpus", "memory_mib", "disk_mib", "vms", "error")

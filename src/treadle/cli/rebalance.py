@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from treadle.cli.base import asks_controller, client, examples, guarded, show
-from treadle.errors import NotAvailable, Permanent, TreadleError
+from treadle.errors import Permanent, TreadleError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from treadle.cli.client import Client
-    from treadle.scheduler.rebalance import Move, Rebalancing
+    from treadle.scheduler.rebalance import Move, Outcome, Pace, Rebalancing
 
 
 @click.command(epilog=examples(
@@ -97,43 +99,54 @@ def _show(plan: Rebalancing, as_json: bool) -> None:
 
 
 class LiveMigration:
-    """Moves through the controller: `POST /instances/{uuid}/migrate`, then looking at where it is.
+    """Moves through the controller: `POST /instances/{uuid}/migrate`, then looking at the move.
+
+    `chosen`: to the hosts that the moves name; else the scheduler chooses each at its turn.
     """
 
-    def __init__(self, asked: Client) -> None:
+    def __init__(self, asked: Client, *, chosen: bool = True) -> None:
         self._asked = asked
+        self._chosen = chosen
+        self._moves: dict[str, dict[str, Any]] = {}
 
     def begin(self, move: Move, /) -> None:
-        """Ask for the move. Errors: `NotAvailable`, `Permanent`."""
-        now = self._look(move)
-        if now["host"] != move.source:
+        """Ask for the move. Errors: `Permanent`."""
+        here = self._call("GET", f"/instances/{move.instance}")["host"]
+        if here != move.source:
             raise Permanent(
-                f"it is on host {now['host']} and not on {move.source} any more: make a new plan"
+                f"it is on host {here} and not on {move.source} any more: make a new plan"
             )
-        try:
-            self._asked.call(
-                "POST", f"/instances/{move.instance}/migrate", {"host": move.target}
-            )
-        except click.ClickException as error:
-            raise NotAvailable(error.message) from error
+        self._moves[move.instance] = self._call(
+            "POST", f"/instances/{move.instance}/migrate",
+            {"host": move.target} if self._chosen else {},
+        )
 
     def state(self, move: Move, /) -> str:
-        """Whether it is there."""
-        now = self._look(move)
-        if now["host"] == move.target:
-            return "done"
-        return now["fault"] or "it is in error" if now["state"] == "error" else "moving"
+        """How the move stands. Errors: `Permanent` where it cannot be asked."""
+        now = self._call("GET", f"/moves/{self._moves[move.instance]['id']}")
+        self._moves[move.instance] = now
+        stage = str(now["stage"])
+        if stage in ("failed", "cancelled"):
+            return now["error"] or stage
+        return "done" if stage == "done" else "moving"
 
-    def _look(self, move: Move) -> dict[str, Any]:
+    def target(self, move: Move) -> int | None:
+        """Where it goes; None while that is not known."""
+        if self._chosen:
+            return move.target
+        found: int | None = self._moves.get(move.instance, {}).get("target")
+        return found
+
+    def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = self._asked.call("GET", f"/instances/{move.instance}")
+            found: dict[str, Any] = self._asked.call(method, path, body)
         except click.ClickException as error:
             raise Permanent(error.message) from error
         return found
 
 
 def _apply(asked: Client, path: Path, at_once: int, seconds: float, as_json: bool) -> bool:
-    from treadle.scheduler.rebalance import Outcome, Rebalancing, carry_out
+    from treadle.scheduler.rebalance import Pace, Rebalancing
 
     try:
         plan = Rebalancing.from_dict(json.loads(path.read_text(encoding="utf-8")))
@@ -141,20 +154,33 @@ def _apply(asked: Client, path: Path, at_once: int, seconds: float, as_json: boo
         raise click.ClickException(f"{path} is no plan: {error}") from error
     except TreadleError as error:
         raise click.ClickException(str(error)) from error
-    stop = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
-    ended: list[dict[str, Any]] = []
-
-    def tell(move: Move, outcome: Outcome, why: str) -> None:
-        ended.append({"instance": move.instance, "to": move.target, "outcome": outcome, "why": why})
-        if not as_json:
-            more = f": {why}" if why else ""
-            click.echo(f"{move.instance} to host {move.target} {outcome}{more}")
-
-    try:
-        carry_out(plan.moves, LiveMigration(asked), tell, stop, at_once=at_once, seconds=seconds)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    ended = make_moves(plan.moves, LiveMigration(asked), Pace(at_once, seconds), quiet=as_json)
     if as_json:
         click.echo(json.dumps(ended, indent=2))
     return all(one["outcome"] == "done" for one in ended)
+
+
+def make_moves(
+    moves: Sequence[Move], mover: LiveMigration, pace: Pace, *, quiet: bool
+) -> list[dict[str, Any]]:
+    """Make them, telling of each as it ends (not where `quiet`); Ctrl-C: begin no other. How each
+    ended."""
+    from treadle.scheduler.rebalance import carry_out
+
+    stop = threading.Event()
+    ended: list[dict[str, Any]] = []
+
+    def tell(move: Move, outcome: Outcome, why: str) -> None:
+        target = mover.target(move)
+        ended.append({"instance": move.instance, "to": target, "outcome": outcome, "why": why})
+        if not quiet:
+            where = "" if target is None else f" to host {target}"
+            more = f": {why}" if why else ""
+            click.echo(f"{len(ended)}/{len(moves)} {move.instance}{where} {outcome}{more}")
+
+    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
+    try:
+        carry_out(moves, mover, tell, stop, pace)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return ended

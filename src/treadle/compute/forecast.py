@@ -108,16 +108,22 @@ def dry_run(
             break
         host = int(ranking.ids[0])
         record.won(host)
-        view = table.view(host)
-        assert view is not None
-        table.put(replace(
-            view, vcpus_used=view.vcpus_used + one.vcpus,
-            memory_used_mib=view.memory_used_mib + one.memory_mib,
-            disk_used_mib=view.disk_used_mib + view.disk_need_mib(one),
-            instances=view.instances + 1,
-            images=view.images if one.image is None else view.images | {one.image},
-        ))
+        take(table, host, one)
     return found
+
+
+def take(table: HostTable, host: int, one: PlacementRequest) -> str:
+    """Have the host hold what is asked for, in the table; returns its name."""
+    view = table.view(host)
+    assert view is not None
+    table.put(replace(
+        view, vcpus_used=view.vcpus_used + one.vcpus,
+        memory_used_mib=view.memory_used_mib + one.memory_mib,
+        disk_used_mib=view.disk_used_mib + view.disk_need_mib(one),
+        instances=view.instances + 1,
+        images=view.images if one.image is None else view.images | {one.image},
+    ))
+    return view.name
 
 
 def _name(table: HostTable, host: int) -> str:

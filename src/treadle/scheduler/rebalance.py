@@ -244,36 +244,49 @@ class Mover(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How moves are made: `at_once` at most, each for at most `seconds`, looked at each `look_s`
+    seconds. `go_on`: also after one has failed, since none counts on the room of another."""
+
+    at_once: int = 2
+    seconds: float = 600.0
+    look_s: float = 0.5
+    go_on: bool = False
+
+
+DEFAULT_PACE = Pace()
 Outcome = Literal["done", "failed", "skipped"]
 Tell = Callable[[Move, Outcome, str], None]
 
 
 def carry_out(
-    moves: Sequence[Move], mover: Mover, tell: Tell, stop: threading.Event, *,
-    at_once: int = 2, seconds: float = 600.0, look_s: float = 0.5,
+    moves: Sequence[Move], mover: Mover, tell: Tell, stop: threading.Event,
+    pace: Pace = DEFAULT_PACE,
 ) -> None:
-    """Make the moves in their order, at most `at_once` at a time, until `stop` is set.
+    """Make the moves in their order until `stop` is set.
 
-    Those under way then are waited for, each for at most `seconds`. A move to a host waits until
-    earlier moves away from it have ended. After a failure no other move is begun: the room that
-    the rest counts on may not be there. `tell` is called once for each move.
+    Those under way then are waited for. A move to a host waits until earlier moves away from it
+    have ended. After a failure no other move is begun (but see `Pace`): the room that the rest
+    counts on may not be there. `tell` is called once for each move.
     """
     waiting = list(moves)
     under_way: dict[Move, float] = {}
     failed = False
     while waiting or under_way:
         for move in list(under_way):
-            said = _state(mover, move, time.monotonic() - under_way[move] > seconds, seconds)
+            late = time.monotonic() - under_way[move] > pace.seconds
+            said = _state(mover, move, late, pace.seconds)
             if said != "moving":
                 del under_way[move]
-                failed = failed or said != "done"
+                failed = failed or (said != "done" and not pace.go_on)
                 tell(move, "done" if said == "done" else "failed", "" if said == "done" else said)
         if failed or stop.is_set():
             why = "an earlier one has failed" if failed else "it was stopped"
             for move in waiting:
                 tell(move, "skipped", why)
             waiting = []
-        while waiting and len(under_way) < at_once:
+        while waiting and len(under_way) < pace.at_once:
             move = waiting[0]
             if any(other.source == move.target for other in under_way):
                 break
@@ -281,12 +294,12 @@ def carry_out(
             try:
                 mover.begin(move)
             except TreadleError as error:
-                failed = True
+                failed = not pace.go_on
                 tell(move, "failed", str(error))
                 break
             under_way[move] = time.monotonic()
         if under_way:
-            stop.wait(look_s) if not stop.is_set() else time.sleep(look_s)
+            stop.wait(pace.look_s) if not stop.is_set() else time.sleep(pace.look_s)
 
 
 def _state(mover: Mover, move: Move, late: bool, seconds: float) -> str:

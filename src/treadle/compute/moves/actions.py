@@ -15,6 +15,9 @@ from treadle.db.clock import now
 from treadle.errors import Conflict, InvalidInput, NotFound
 from treadle.placement import ledger
 
+MOVABLE = frozenset({"active", "paused"})
+"""The vm_states in which an instance can be moved."""
+
 
 def live_migrate(
     conn: sa.Connection, id: int, target_id: int | None, *, request_id: str, deadline_s: float,
@@ -25,7 +28,7 @@ def live_migrate(
     `InvalidInput` for a host that is not there or is its own, `Conflict` for a disk in layers."""
     instance = actions.require(conn, id)
     actions.unlocked(instance, "live-migrate", by)
-    actions.expect(instance, "live-migrate", frozenset({"active", "paused"}))
+    actions.expect(instance, "live-migrate", MOVABLE)
     assert instance.host_id is not None
     if target_id is not None:
         if ledger.get_host(conn, target_id) is None:
