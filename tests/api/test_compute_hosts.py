@@ -92,6 +92,10 @@ def test_services_are_switched_by_name_below_253(api: Api) -> None:
     assert service(api, "h1")["state"] == "up"
 
 
+NOBODY = "7d2b0c1a-5e0f-4c3a-9b1d-0a1b2c3d4e5f"
+"""A UUID that nothing has. Names of tests are the same in every process."""
+
+
 @pytest.mark.parametrize(("action", "body", "minor", "status"), [
     ("paint", {"host": "h1", "binary": COMPUTE}, 1, 404),
     ("force-down", {"host": "h1", "binary": COMPUTE}, 10, 404),
@@ -103,11 +107,11 @@ def test_services_are_switched_by_name_below_253(api: Api) -> None:
     ("disable", {"host": "h 1", "binary": COMPUTE}, 1, 400),
     ("disable", {"host": "h1", "binary": COMPUTE, "color": 1}, 1, 400),
     ("not-a-uuid", {"status": "enabled"}, 53, 400),
-    (str(uuid4()), {"status": "enabled"}, 53, 404),
-    (str(uuid4()), {"status": "enabled", "disabled_reason": "x"}, 53, 400),
-    (str(uuid4()), {"status": "asleep"}, 53, 400),
-    (str(uuid4()), {}, 53, 400),
-    (str(uuid4()), {"host": "h1", "binary": COMPUTE}, 53, 400),
+    (NOBODY, {"status": "enabled"}, 53, 404),
+    (NOBODY, {"status": "enabled", "disabled_reason": "x"}, 53, 400),
+    (NOBODY, {"status": "asleep"}, 53, 400),
+    (NOBODY, {}, 53, 400),
+    (NOBODY, {"host": "h1", "binary": COMPUTE}, 53, 400),
 ])
 def test_bad_switches_are_refused(
     api: Api, action: str, body: dict[str, Any], minor: int, status: int
