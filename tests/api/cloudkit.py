@@ -269,15 +269,15 @@ class KnownTokens:
         return CALLERS[token]
 
 
-def log_in(cloud: Cloud) -> str:
-    """A token of the administrator, for his project."""
+def log_in(cloud: Cloud, *, scoped: bool = True) -> str:
+    """A token of the administrator, for his project or for nothing."""
     password = (cloud.treadle.folder / "admin-password").read_text().strip()
     domain = {"id": "default"}
     answer = cloud.client.post("/identity/v3/auth/tokens", json={"auth": {
         "identity": {"methods": ["password"], "password": {
             "user": {"name": "admin", "domain": domain, "password": password},
         }},
-        "scope": {"project": {"name": "admin", "domain": domain}},
+        "scope": {"project": {"name": "admin", "domain": domain}} if scoped else "unscoped",
     }})
     assert answer.status_code == 201, answer.text
     token: str = answer.headers["x-subject-token"]

@@ -16,6 +16,8 @@ from cloudkit import ROOMY, Cloud, assert_no_insides, log_in, start_cloud
 from treadle.api.app import SERVICES
 from treadle.api.openstack.wire import BODY_MAX, Call, Service, keystone_body, shape_of
 from treadle.errors import NotFound
+from treadle.identity.model import Caller
+from treadle.identity.rules import Rules
 
 JSON = "application/json"
 NOBODYS = "11111111-2222-4333-8444-555555555555"
@@ -124,6 +126,42 @@ def test_bodies_of_wrong_types(service: Service, call: Call, hostile: Cloud) -> 
 def test_tokens_that_are_none(service: Service, call: Call, hostile: Cloud) -> None:
     for token in ("", "forged", "a" * 4000, "\u00ff", "' OR 1=1 --"):
         assert_refused(service, send(hostile, service, call, token), 401)
+
+
+@pytest.fixture(scope="module")
+def revoked(hostile: Cloud) -> str:
+    """A token that was good, and has been given back."""
+    token = log_in(hostile)
+    answer = hostile.client.delete("/identity/v3/auth/tokens", headers={"X-Subject-Token": token})
+    assert answer.status_code == 204, answer.text
+    return token
+
+
+@pytest.fixture(scope="module")
+def unscoped(hostile: Cloud) -> str:
+    """A token for no project, domain or system."""
+    return log_in(hostile, scoped=False)
+
+
+@pytest.mark.parametrize(("service", "call"), ASKS_WHO)
+def test_tokens_that_were_given_back(
+    service: Service, call: Call, hostile: Cloud, revoked: str
+) -> None:
+    assert_refused(service, send(hostile, service, call, revoked), 401)
+
+
+NO_SCOPE = Rules()
+
+
+@pytest.mark.parametrize(("service", "call"), [
+    one for one in ASKS_WHO
+    if not NO_SCOPE.allows(one.values[1].rule, Caller(user_id=NOBODYS))
+])
+def test_tokens_of_the_wrong_scope(
+    service: Service, call: Call, hostile: Cloud, unscoped: str
+) -> None:
+    """An administrator's, but not for his project: nothing is done, and nothing is told."""
+    assert_refused(service, send(hostile, service, call, unscoped), 403)
 
 
 @pytest.mark.parametrize("service", [
