@@ -97,21 +97,37 @@ def built_until(seam: str) -> Do:
 
     def start(world: World) -> None:
         world.create()
-        brain = Brain(world, "dead")
+        dead_at(world, seam)
 
-        def stop(name: str) -> None:
-            if name.startswith(seam):
-                raise Crash
+    return start
 
-        world.on_seam = stop
-        try:
-            world.drive(brain)
-        except Crash:
-            world.on_seam = None
-            brain.close()
-            world.clock.now += LEASE_S + 1
-            return
-        raise AssertionError(f"{seam} was never reached")
+
+def dead_at(world: World, seam: str) -> None:
+    """The controller dies the first time it comes to `seam`, and its lease runs out."""
+    brain = Brain(world, "dead")
+
+    def stop(name: str) -> None:
+        if name.startswith(seam):
+            raise Crash
+
+    world.on_seam = stop
+    try:
+        world.drive(brain)
+    except Crash:
+        world.on_seam = None
+        brain.close()
+        world.clock.now += LEASE_S + 1
+        return
+    raise AssertionError(f"{seam} was never reached")
+
+
+def moved_until(seam: str) -> Do:
+    """One that runs, and whose move's controller died the first time it came to `seam`."""
+
+    def start(world: World) -> None:
+        running(world)
+        world.act(1, "migrate")
+        dead_at(world, seam)
 
     return start
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,10 +25,15 @@ from treadle.compute.changes import held
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
 from treadle.compute.model import SETTLED, Goal, Instance, State, is_settled
+from treadle.compute.moves import actions as moving
+from treadle.compute.moves import store as moves
+from treadle.compute.moves.handler import MoveHandler, MovePolicy
+from treadle.compute.moves.plan import Move
 from treadle.compute.reconciler import (
     HOST_KIND,
     IMAGE_KIND,
     KIND,
+    MOVE_KIND,
     SNAPSHOT_KIND,
     InstanceHandler,
     Timing,
@@ -73,6 +78,7 @@ FILTERS = ("state", "capacity", "capabilities", "excluded")
 CHANGING = frozenset({
     "define", "autostart", "begin_copy", "fetch_copy", "drop_copy", "start", "pause", "resume",
     "suspend", "shut_down", "power_off", "undefine", "ensure_image", "remove_image",
+    "expect", "move",
 })
 MOST_PASSES = 300
 SOON_S = 130.0
@@ -207,12 +213,21 @@ class Inline(Controller):
         self.ticket = None
 
 
+class Unwatched(MoveHandler):
+    """Moves without the thread beside each: there is one thread here, and a move is one step."""
+
+    @contextmanager
+    def _watched(self, *_of: Any) -> Iterator[None]:
+        yield
+
+
 class Facts(NamedTuple):
     """What passes commit, apart from the queue."""
 
     instances: list[Any]
     claims: list[Any]
     images: list[Any]
+    moves: list[Any]
 
 
 class Brain:
@@ -227,6 +242,9 @@ class Brain:
         self.handlers: dict[str, Any] = {
             KIND: InstanceHandler(database, self.fleet, world.scheduler, world.timing, "cloud"),
             HOST_KIND: HostHandler(database, self.fleet, signals, world.policy),
+            MOVE_KIND: Unwatched(
+                database, self.fleet, world.scheduler, MovePolicy(lease_s=LEASE_S), "cloud"
+            ),
             IMAGE_KIND: HostImageHandler(database, self.fleet, signals, world.policy),
             SNAPSHOT_KIND: SnapshotHandler(database, self.fleet, signals, world.contents),
         }
@@ -424,7 +442,9 @@ class World:
 
     def facts(self) -> Facts:
         """The rows as they are."""
-        return Facts(*(self.run_all(table) for table in ("instance", "allocation", "host_image")))
+        return Facts(*(self.run_all(table) for table in (
+            "instance", "allocation", "host_image", "migration"
+        )))
 
     def run_all(self, table: str) -> list[Any]:
         """Every row of a table, plainly."""
@@ -469,6 +489,7 @@ class World:
             "shelve": lambda conn: actions.shelve(conn, id, **patient),
             "offload": lambda conn: actions.shelve_offload(conn, id, request_id="req"),
             "unshelve": lambda conn: actions.unshelve(conn, id, **patient),
+            "migrate": lambda conn: moving.live_migrate(conn, id, None, **patient),
             "mark": lambda conn: actions.reset_state(conn, id, "error", request_id="req"),
             "unmark": lambda conn: actions.reset_state(conn, id, "active", request_id="req"),
         }
@@ -628,8 +649,12 @@ def invariants(world: World, conn: sa.Connection) -> Iterator[str]:
     images = list(conn.execute(sa.select(host_image)))
     for number in conn.execute(sa.select(image.c.id).where(image.c.state == "saving")).scalars():
         yield f"image {number} is being saved for ever"
+    for move in moves.under_way(conn):
+        yield f"move {move.id} of instance {move.instance_id} is {move.stage} for ever"
+    for uuid in store.moving(conn):
+        yield f"instance {uuid} is bound to a move for ever"
     for row in conn.execute(sa.select(host)):
-        yield from _of_ledger(row, claims, images)
+        yield from _of_ledger(row, claims, moves.held(conn), images)
     for row in images:
         yield from _of_image(world, row, jobs)
     for id, machine in world.machines.items():
@@ -702,8 +727,13 @@ def _of_instance(world: World, row: Instance, job: Any, claim: Any) -> Iterator[
         yield f"{name}: on hosts {there}"
 
 
-def _of_ledger(row: Any, claims: dict[int, Any], images: list[Any]) -> Iterator[str]:
-    held = [claim for claim in claims.values() if claim.host_id == row.id]
+def _of_ledger(
+    row: Any, claims: dict[int, Any], under_way: Sequence[Move], images: list[Any]
+) -> Iterator[str]:
+    held = [
+        *(claim for claim in claims.values() if claim.host_id == row.id),
+        *(move for move in under_way if move.target_id == row.id),
+    ]
     sizes = sum(one.size_mib for one in images if one.host_id == row.id)
     for used, limit, summed in (
         (row.vcpus_used, row.vcpus_limit, sum(c.vcpus for c in held)),
@@ -712,7 +742,7 @@ def _of_ledger(row: Any, claims: dict[int, Any], images: list[Any]) -> Iterator[
         (row.instances, len(held), len(held)),
     ):
         if used != summed:
-            yield f"host {row.id}: the ledger says {used}, the claims {summed}"
+            yield f"host {row.id}: the ledger says {used}, claims and moves {summed}"
         if used > limit:
             yield f"host {row.id}: {used} of {limit} are taken"
 

@@ -1,0 +1,49 @@
+"""Moves: every fault at every verb of a move, from each of its stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sweep import Case, Scenario, act, ends, look, moved_until, running, sweep, told
+from world import Clock, World, world_time
+
+from treadle.compute.model import State
+
+VERBS = frozenset({"expect", "move", "undefine", "observe"})
+FAULTS = frozenset({
+    "crash", "lost_before", "lost_after", "cut_off", "host_dies", "dies_before", "dies_after",
+    "delete", "refused",
+})
+R, P, D = State.RUNNING, State.PAUSED, State.DELETED
+
+SCENARIOS = [
+    Scenario("move", running, act("migrate"), ends(R)),
+    Scenario("move a paused one", told("pause"), act("migrate"), ends(P)),
+    Scenario("a move taken up when begun", moved_until("before move"), look, ends(R)),
+    Scenario("a move taken up when made", moved_until("after move"), look, ends(R)),
+    Scenario("delete one that is being moved", moved_until("before move"), act("delete"), ends(D)),
+    Scenario("delete one that has been moved", moved_until("after move"), act("delete"), ends(D)),
+]
+AT_LEAST = {
+    "move": 240, "move a paused one": 240, "a move taken up when begun": 90,
+    "a move taken up when made": 120, "delete one that is being moved": 130,
+    "delete one that has been moved": 25,
+}
+
+
+def of_a_move(case: Case) -> bool:
+    """Whether the case is one of the table: its verb and its fault."""
+    return case.fault in FAULTS and case.seam.split()[1] in VERBS
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name)
+def test_every_fault_at_every_verb_of_a_move(scenario: Scenario, tmp_path: Path) -> None:
+    clock = Clock()
+    with world_time(clock):
+        count, wrong = sweep(
+            World(tmp_path, scenario.sizes, clock=clock), scenario, only=of_a_move
+        )
+    shown = "\n".join(str(one) for one in wrong[:10])
+    assert not wrong, f"{len(wrong)} of {count} cases went wrong:\n{shown}"
+    assert count >= AT_LEAST[scenario.name], f"the sweep has shrunk to {count} cases"
