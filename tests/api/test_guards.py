@@ -10,12 +10,19 @@ from typing import Any
 import httpx2
 import pytest
 from cloudkit import ROOMY, Cloud, Start, assert_failure, start_cloud
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from treadle.api import native
 from treadle.api.classic import CALLS
 
-OPEN_TO_ALL = {"/healthz"}
+OPEN_TO_ALL = {
+    "/healthz", "/docs/openapi.json", "/docs/openapi/{face}.json", "/console/{kind}.html",
+    "/console/assets/{path:path}",
+}
+"""Nothing of anybody's is there: what the calls are, and the pages that ask for a console."""
+NAMES = {"{id}": "1", "{face}": "native", "{kind}": "serial", "{path:path}": "console.css"}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +46,17 @@ def from_address(cloud: Cloud, address: str) -> httpx2.Client:
 
 
 def filled(path: str) -> str:
-    return path.replace("{id}", "1")
+    for name, value in NAMES.items():
+        path = path.replace(name, value)
+    return path
+
+
+def refuses_handshake(cloud: Cloud, path: str) -> None:
+    """A WebSocket without a token of its own is never opened."""
+    url = cloud.url.replace("http://", "ws://") + path
+    with pytest.raises(InvalidStatus) as caught, connect(url, proxy=None):
+        pass
+    assert caught.value.response.status_code == 403, path
 
 
 # -- every route
@@ -51,11 +68,14 @@ def test_every_route_has_a_guard(asked: Cloud) -> None:
     tried = set()
     with from_address(asked, "127.0.0.2") as outsider:
         for route in asked.treadle.app.routes:
+            if isinstance(route, WebSocketRoute):
+                refuses_handshake(asked, route.path)
+                continue
             assert isinstance(route, Route), f"{route} is of a kind that this test does not know"
             for method in sorted(route.methods or ()):
                 answer = outsider.request(method, filled(route.path))
                 if route.path in OPEN_TO_ALL:
-                    assert answer.status_code == 200
+                    assert answer.status_code == 200, (method, route.path)
                     continue
                 assert answer.status_code == 403, (method, route.path)
                 if method == "HEAD":

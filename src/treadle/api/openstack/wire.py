@@ -19,9 +19,11 @@ import jsonschema_rs
 import msgspec
 import sqlalchemy as sa
 import structlog
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from treadle.api.context import Context
@@ -416,7 +418,7 @@ class Faced:
     """Sends a request to the service whose root its path has, or to the rest."""
 
     def __init__(
-        self, context: Context, services: Iterable[Service], rest: Any,
+        self, context: Context, services: Iterable[Service], rest: Starlette,
         rests: Container[str] = (),
     ) -> None:
         """`rests` are paths of the rest that begin like a service's root."""
@@ -435,6 +437,11 @@ class Faced:
                 await response(scope, receive, send)
                 return
         await self._rest(scope, receive, send)
+
+    @property
+    def routes(self) -> Iterable[BaseRoute]:
+        """Every route of the rest."""
+        return tuple(self._rest.routes)
 
     @property
     def calls(self) -> Iterable[tuple[Service, Call]]:
