@@ -188,7 +188,10 @@ def test_facts_out_of_capabilities() -> None:
     assert capabilities.version_text(7_002_022) == "7.2.22"
     assert "network" in capabilities.of_kind("QEMU", False, False)
     assert "network" not in capabilities.of_kind("QEMU", True, False)
-    assert capabilities.of_kind("LXC", False, False) == frozenset()
+    containers = capabilities.of_kind("LXC", False, False)
+    assert containers >= {"root_filesystems", "network"}
+    assert not containers & {"images", "suspend", "snapshot", "vnc_console"}
+    assert capabilities.of_kind("Xen", False, False) == frozenset()
 
 
 @pytest.mark.parametrize(
