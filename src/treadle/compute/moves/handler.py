@@ -37,6 +37,7 @@ from treadle.compute.reconciler import (
     HOST_KIND,
     IMAGE_KIND,
     KIND,
+    MARGIN_S,
     PLACE_TRIES,
     image_work_id,
     room_of,
@@ -44,7 +45,7 @@ from treadle.compute.reconciler import (
 )
 from treadle.compute.store import Loaded, Step
 from treadle.controller import queue
-from treadle.controller.queue import Ticket
+from treadle.controller.queue import LeaseLost, Ticket
 from treadle.controller.worker import backoff
 from treadle.db.engine import Database, note
 from treadle.errors import RetryLater, TreadleError
@@ -284,18 +285,25 @@ class MoveHandler:
         left = max(1.0, move.deadline - scene.loaded.now)
         options = replace(self._policy.options, seconds=min(self._policy.options.seconds, left))
         try:
-            self._move(scene, spec, options)
+            self._move(ticket, scene, spec, options)
+        except LeaseLost:
+            raise
         except TreadleError as error:
             log.warning("move_failed", instance=spec.uuid, reason=str(error))
             return ticket, str(error)
         return ticket, ""
 
-    def _move(self, scene: _Scene, spec: DomainSpec, options: MoveOptions) -> None:
+    def _move(
+        self, ticket: Ticket, scene: _Scene, spec: DomainSpec, options: MoveOptions
+    ) -> None:
         assert scene.source is not None
         assert scene.target is not None
         source = self._fleet.driver(scene.source.id, scene.source.uri)
         target = self._fleet.driver(scene.target.id, scene.target.uri)
+        _hold_lease(ticket)
         call(target, "expect", spec)
+        # Who took over meanwhile has found nothing there, and ended the move.
+        _hold_lease(ticket)
         with self._watched(scene.move.id, scene.loaded.instance.id, source, spec.uuid):
             call(source, "move", spec.uuid, target, options)
 
@@ -354,6 +362,7 @@ class MoveHandler:
         self, ticket: Ticket, scene: _Scene, host: ledger.Host | None
     ) -> tuple[Ticket | None, str]:
         assert host is not None
+        _hold_lease(ticket)
         try:
             call(self._fleet.driver(host.id, host.uri), "undefine", scene.loaded.instance.uuid)
         except RetryLater as error:
@@ -390,3 +399,7 @@ class MoveHandler:
         log.info("move_ended", instance=instance.uuid, stage=stage, reason=reason)
 
 
+def _hold_lease(ticket: Ticket) -> None:
+    """Errors: `LeaseLost` where an act may not be begun any more."""
+    if ticket.lease.time_left() < MARGIN_S:
+        raise LeaseLost("too little of the lease is left to begin an act")
