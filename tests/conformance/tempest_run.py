@@ -90,7 +90,7 @@ def configure(treadle: RunningTreadle, folder: Path, images: Sequence[str]) -> P
             "attach_encrypted_volume": "false", "interface_attach": "false",
             "hostname_fqdn_sanitization": "true", "change_password": "true",
             # The one test of it that is run wants a file that is no base64 to be refused.
-            "personality": "true",
+            "personality": "true", "stable_rescue": "true",
         },
         # Random bytes are no disk, and no structured format: what is claimed to be one is refused,
         # so that the lists are tried with the formats that promise nothing.

@@ -160,3 +160,21 @@ def test_the_probe_the_network_and_the_filter_are_valid(schema: etree.RelaxNG) -
     ):
         rng = etree.RelaxNG(etree.parse(str(SCHEMAS / f"{kind}.rng")))
         assert_valid(rng, text)
+
+
+@pytest.mark.parametrize("bus", ["virtio", "scsi", "sata", "ide", "usb"])
+@pytest.mark.parametrize("device", ["disk", "cdrom"])
+def test_a_rescue_disk_beside_the_others_is_what_it_boots_from(
+    schema: etree.RelaxNG, device: str, bus: str
+) -> None:
+    rescue = ImageSpec("b" * 64, "qcow2", 10, 10)
+    wish = spec(rescue=rescue, rescue_on=(device, bus))
+    text = domain_xml(wish, PLACES["emulated"], Mark(1, ""))
+    assert_valid(schema, text)
+    disks = ET.fromstring(text).findall("devices/disk")
+    targets = [disk.find("target").get("dev") for disk in disks]
+    assert targets[:2] == ["vda", "vdb"]
+    assert [disk.find("boot") is not None for disk in disks] == [False, False, True]
+    assert disks[2].get("device") == device
+    assert ET.fromstring(text).find("os/boot") is None
+    assert rescue.sha256[:16] in disks[2].find("source").get("file")

@@ -136,7 +136,7 @@ def spec_of(loaded: Loaded, cloud_id: str) -> DomainSpec:
             instance.ssh_keys,
         ),
         metadata={"cloud": cloud_id, "id": str(instance.id), "name": instance.name},
-        disks=instance.disks, rescue=loaded.rescue,
+        disks=instance.disks, rescue=loaded.rescue, rescue_on=loaded.rescue_on,
     )
 
 

@@ -30,6 +30,8 @@ from treadle.hypervisor.base import ImageSpec
 from treadle.placement import ledger
 from treadle.placement.ledger import HostStatus, ImageState
 
+RESCUE_DEVICES = frozenset({"disk", "cdrom"})
+RESCUE_BUSES = frozenset({"virtio", "scsi", "sata", "ide", "usb"})
 CHANGED = "instance"
 """What `note` tells of: ids of instances that are not shown as before."""
 
@@ -76,6 +78,7 @@ class Loaded:
     rescue_on_host: ImageState | None = None
     rescue_error: str | None = None
     moving: int | None = None
+    rescue_on: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,18 @@ def load(conn: sa.Connection, uuid: str) -> Loaded | None:
             row.rescue_sha256, row.rescue_format, row.rescue_size, row.rescue_virtual
         ),
         ImageState(row.rescue_state) if row.rescue_state else None, row.rescue_error, row.moving,
+        _rescue_on(row.rescue_properties),
     )
+
+
+def _rescue_on(properties: str | None) -> tuple[str, str] | None:
+    """As what a disk to rescue from is put beside the others, where its image says so: OpenStack's
+    hw_rescue_device and hw_rescue_bus. None: it takes the first one's place."""
+    if not properties or "hw_rescue_" not in properties:
+        return None
+    found = json.loads(properties)
+    device, bus = found.get("hw_rescue_device", "disk"), found.get("hw_rescue_bus", "virtio")
+    return (device, bus) if device in RESCUE_DEVICES and bus in RESCUE_BUSES else None
 
 
 def get(conn: sa.Connection, id: int) -> Instance | None:
@@ -404,6 +418,7 @@ _LOAD = (
         host.c.uri, host.c.name.label("host_name"), host.c.status,
         host_image.c.state.label("image_state"), host_image.c.error.label("image_error"),
         now().label("now"), _RESCUE.c.sha256.label("rescue_sha256"),
+        _RESCUE.c.properties.label("rescue_properties"),
         _RESCUE.c.format.label("rescue_format"), _RESCUE.c.size_bytes.label("rescue_size"),
         _RESCUE.c.virtual_bytes.label("rescue_virtual"),
         _RESCUE_HERE.c.state.label("rescue_state"), _RESCUE_HERE.c.error.label("rescue_error"),

@@ -154,7 +154,8 @@ class DomainSpec:
 
     `disks` are the numbers of the root disk's volumes, the uppermost first: each lies over the
     next, the last over `image`. Only the uppermost is ever made anew. `rescue`: boot from a disk
-    of this image, the own one beside it.
+    of this image, the own one beside it; with `rescue_on`, a device and a bus, it comes after the
+    others, which keep their names.
     """
 
     uuid: str
@@ -169,6 +170,7 @@ class DomainSpec:
     metadata: Mapping[str, str] = field(default_factory=dict)
     disks: tuple[int, ...] = (1,)
     rescue: ImageSpec | None = None
+    rescue_on: tuple[str, str] | None = None
 
 
 class EventKind(StrEnum):

@@ -144,7 +144,8 @@ def image_volume(sha256: str) -> str:
 def domain_xml(spec: DomainSpec, place: Place, mark: Mark) -> str:
     """The definition of an instance. Errors: `InvalidInput` for text that XML cannot carry."""
     root = opened(spec, place, mark)
-    features = _machine(root, place)
+    beside = spec.rescue is not None and spec.rescue_on is not None
+    features = _machine(root, place, ordered=beside)
     if place.arch in ("x86_64", "i686", ""):
         ET.SubElement(features, "apic")
     _cpu(root, place)
@@ -154,8 +155,12 @@ def domain_xml(spec: DomainSpec, place: Place, mark: Mark) -> str:
     _leaf(root, "on_crash", "destroy")
     devices = ET.SubElement(root, "devices")
     _disks(devices, spec, place)
+    bus = spec.rescue_on[1] if spec.rescue_on is not None and beside else ""
     if place.virt_type != "test":
-        ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
+        model = "qemu-xhci" if bus == "usb" else "none"
+        ET.SubElement(devices, "controller", {"type": "usb", "model": model})
+    if bus == "scsi":
+        ET.SubElement(devices, "controller", {"type": "scsi", "model": "virtio-scsi"})
     add_nic(devices, spec, place)
     _serial(devices, spec, place)
     if place.virt_type != "test":
@@ -205,15 +210,16 @@ def probe_xml(name: str, uuid: str, place: Place, disk: str, memory_mib: int = 1
     return ET.tostring(root, encoding="unicode")
 
 
-def _machine(root: ET.Element, place: Place) -> ET.Element:
-    """What it boots on; its features, to add to."""
+def _machine(root: ET.Element, place: Place, *, ordered: bool = False) -> ET.Element:
+    """What it boots on; its features, to add to. `ordered`: its disks say which comes first."""
     boot = ET.SubElement(root, "os")
     kind = _leaf(boot, "type", "hvm")
     if place.arch:
         kind.set("arch", place.arch)
     if place.machine:
         kind.set("machine", place.machine)
-    ET.SubElement(boot, "boot", {"dev": "hd"})
+    if not ordered:
+        ET.SubElement(boot, "boot", {"dev": "hd"})
     features = ET.SubElement(root, "features")
     ET.SubElement(features, "acpi")
     return features
@@ -234,14 +240,32 @@ def _disks(devices: ET.Element, spec: DomainSpec, place: Place) -> None:
         _seed_disk(devices, spec, place)
         return
     rescue = rescue_volume(spec.uuid, spec.rescue.sha256)
-    _disk(devices, place, [rescue], spec.rescue, "vda")
+    if spec.rescue_on is None:
+        _disk(devices, place, [rescue], spec.rescue, "vda")
+        _seed_disk(devices, spec, place)
+        _disk(devices, place, own, spec.image, "vdc")
+        return
+    # The own disk keeps its name; the guest boots from the one that comes last.
+    _disk(devices, place, own, spec.image, "vda")
     _seed_disk(devices, spec, place)
-    _disk(devices, place, own, spec.image, "vdc")
+    device, bus = spec.rescue_on
+    if bus in ("ide", "sata") or (device, bus) == ("cdrom", "virtio"):
+        bus = "sata" if "q35" in place.machine else "ide"
+    disk = _disk(devices, place, [rescue], spec.rescue, FIRST_OF[bus], bus)
+    disk.set("device", device)
+    if device == "cdrom":
+        ET.SubElement(disk, "readonly")
+    ET.SubElement(disk, "boot", {"order": "1"})
+
+
+FIRST_OF = {"virtio": "vdc", "scsi": "sda", "sata": "sda", "ide": "hda", "usb": "sda"}
+"""What a disk to rescue from is called on each bus, beside the own disk and the seed."""
 
 
 def _disk(
-    devices: ET.Element, place: Place, volumes: Sequence[str], image: ImageSpec | None, target: str
-) -> None:
+    devices: ET.Element, place: Place, volumes: Sequence[str], image: ImageSpec | None,
+    target: str, bus: str = "virtio",
+) -> ET.Element:
     """A disk of volumes of ours, the uppermost first, over an image."""
     disk = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
     driver = {
@@ -260,7 +284,8 @@ def _disk(
         ET.SubElement(end, "format", {"type": format})
         ET.SubElement(end, "source", {"file": f"{place.pool_path}/{name}"})
     ET.SubElement(end, "backingStore")
-    ET.SubElement(disk, "target", {"dev": target, "bus": "virtio"})
+    ET.SubElement(disk, "target", {"dev": target, "bus": bus})
+    return disk
 
 
 def _seed_disk(devices: ET.Element, spec: DomainSpec, place: Place) -> None:
