@@ -144,6 +144,8 @@ def soft_deleted(instance: Instance) -> Columns:
         changed["before"] = ""
     if instance.rescue_image_id is not None:
         changed |= {"rescue_image_id": None, "generation": instance.generation + 1}
+        if not instance.before:
+            changed[KEEP] = ("rescue_image_id",)
     return changed
 
 
