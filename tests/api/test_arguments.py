@@ -170,7 +170,7 @@ def test_a_body_that_breaks_off_harms_nobody(shared: Cloud) -> None:
     [
         "/", "/vm", "/vm/", "/vm/list/", "/vm/create/", "/vm/create/x", "/VM/list", "/vm//list",
         "//vm/list", "/vm/../vm/nothing", "/vm/%2e%2e/pm/list/x", "/vm/list%00", "/vm/list%2f",
-        "/vm/destroy%3Fvmid=1", "/volume", "/pm", "/image", "/favicon.ico", "/.git/config",
+        "/vm/destroy%3Fvmid=1", "/volume", "/pm", "/images", "/favicon.ico", "/.git/config",
         "/" + "a" * 5000, "/%ff%fe", "/%", "/\u00e9", "/<script>", "/vm/fly?vmid=1",
         "/treadle", "/healthz/x", "/docs/x",
     ],
