@@ -25,7 +25,7 @@ def live_migrate(
 ) -> int:
     """Have a running or paused instance moved to the host, or (None) to the one that the scheduler
     likes best; the move's number comes back. Errors: `NotFound`, `Locked`, `InvalidState`,
-    `InvalidInput` for a host that is not there or is its own, `Conflict` for a disk in layers."""
+    `InvalidInput` for a host that is not there or is its own."""
     instance = actions.require(conn, id)
     actions.unlocked(instance, "live-migrate", by)
     actions.expect(instance, "live-migrate", MOVABLE)
