@@ -132,7 +132,7 @@ def test_a_request_says_what_the_row_says(database: Database) -> None:
         "anti-affinity", ((hosts[2], 1),), 3
     )
     assert dict(request.extra_specs)["disk"] == "ssd"
-    assert request.capabilities == {"GPU"}
+    assert request.capabilities == {"GPU", "images"}
     assert (request.numa_nodes, request.pci) == (2, (("gpu", 1), ("nic", 2)))
     assert request.tenant == "p"
 
