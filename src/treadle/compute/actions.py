@@ -598,14 +598,6 @@ def _noted(
         store.end_actions(conn, instance.id, instance.revision, "ok")
 
 
-def rename(conn: sa.Connection, id: int, name: str) -> Instance:
-    """Another name, which the face has checked. The guest's own host name stays. Errors:
-    `NotFound`."""
-    instance = require(conn, id)
-    store.update(conn, id, name=name)
-    return instance
-
-
 def reset_state(
     conn: sa.Connection, id: int, state: str, *, request_id: str, by: Caller = OPERATOR
 ) -> Instance:

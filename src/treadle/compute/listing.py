@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from treadle.compute import store
 from treadle.compute.model import Instance
 from treadle.db.schema import (
+    LIVE_INSTANCE,
     host,
     image,
     instance_tag,
@@ -26,8 +27,6 @@ from treadle.errors import InvalidInput
 from treadle.placement import aggregates
 from treadle.placement.ledger import DEFAULT_ZONE
 
-LIVE = sa.text("instance.state != 'deleted'")
-"""As the partial indexes have it, to the letter: SQLite uses them for nothing else."""
 SORTS = {
     name: table.c[name] for name in (
         "created_at", "updated_at", "launched_at", "deleted_at", "name", "uuid", "host_id",
@@ -190,7 +189,7 @@ def _select(wanted: Wanted) -> sa.Select[Any]:
     if wanted.deleted:
         statement = statement.where(table.c.state == "deleted")
     elif not changes:
-        statement = statement.where(LIVE)
+        statement = statement.where(LIVE_INSTANCE)
     if wanted.project_id is not None:
         statement = statement.where(table.c.project_id == wanted.project_id)
     for name, value in wanted.exactly.items():

@@ -14,7 +14,15 @@ from zlib import crc32
 
 import sqlalchemy as sa
 
-from treadle.db.schema import instance, keypair, quota, quota_class, quota_user, server_group
+from treadle.db.schema import (
+    LIVE_INSTANCE,
+    instance,
+    keypair,
+    quota,
+    quota_class,
+    quota_user,
+    server_group,
+)
 from treadle.errors import QuotaExceeded
 
 DEFAULTS: Mapping[str, int] = {
@@ -158,7 +166,7 @@ def check_members(
     lock(conn, LOCK_GROUP, str(group_id))
     allowed = limits(conn, project_id, user_id)["server_group_members"]
     have = sa.select(sa.func.count()).where(
-        instance.c.group_id == group_id, instance.c.user_id == user_id, _LIVE
+        instance.c.group_id == group_id, instance.c.user_id == user_id, LIVE_INSTANCE
     )
     if allowed >= 0 and conn.execute(have).scalar_one() + more > allowed:
         raise QuotaExceeded("Quota exceeded, too many servers in group")
@@ -227,12 +235,10 @@ def _put(conn: sa.Connection, table: sa.Table, key: Mapping[str, str], limit: in
         conn.execute(sa.insert(table).values(**key, hard_limit=limit))
 
 
-_LIVE = sa.text("instance.state != 'deleted'")
-"""As the index of live rows has it, word by word, or it is not used."""
 _USED = sa.select(
     sa.func.count(), sa.func.coalesce(sa.func.sum(instance.c.vcpus), 0),
     sa.func.coalesce(sa.func.sum(instance.c.memory_mib), 0),
-).select_from(instance).where(instance.c.project_id == sa.bindparam("p"), _LIVE)
+).select_from(instance).where(instance.c.project_id == sa.bindparam("p"), LIVE_INSTANCE)
 _USED_BY = _USED.where(instance.c.user_id == sa.bindparam("u"))
 _CLASS = sa.select(quota_class.c.resource, quota_class.c.hard_limit).where(
     quota_class.c.name == sa.bindparam("n")

@@ -268,6 +268,9 @@ instance = Table(
     sqlite_autoincrement=True,
 )
 
+LIVE_INSTANCE = text("instance.state != 'deleted'")
+"""As the partial indexes have it, to the letter: SQLite uses them for nothing else."""
+
 instance_tag = Table(
     "instance_tag", metadata,
     Column("instance_id", BigId, ForeignKey("instance.id"), primary_key=True),

@@ -32,7 +32,6 @@ from treadle.image.inspect import (
 
 STRUCTURED = {"qcow2": "qcow2", "vmdk": "vmdk", "vhd": "vpc", "vhdx": "vhdx", "vdi": "vdi"}
 """Disk formats with a structure of their own, and what qemu-img calls them."""
-OPAQUE = ("raw", "iso", "ami", "ari", "aki")
 DISK_FORMATS = ("ami", "ari", "aki", "vhd", "vhdx", "vmdk", "raw", "qcow2", "vdi", "iso")
 CONTAINER_FORMATS = ("ami", "ari", "aki", "bare", "ovf", "ova", "docker", "compressed")
 BUNDLES = frozenset({"ova", "docker", "compressed"})

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.compute.moves.plan import ENDED, Move, Stage
+from treadle.compute.moves.plan import Move, Stage
 from treadle.db.clock import now
 from treadle.db.schema import instance
 from treadle.db.schema import migration as table
@@ -35,11 +35,6 @@ def update(conn: sa.Connection, id: int, **values: Any) -> None:
 def of_instance(conn: sa.Connection, instance_id: int) -> list[Move]:
     """Its moves, newest first."""
     return _all(conn, table.c.instance_id == instance_id)
-
-
-def under_way(conn: sa.Connection) -> list[Move]:
-    """Those that have not ended."""
-    return _all(conn, table.c.stage.not_in(ENDED))
 
 
 def every(conn: sa.Connection, limit: int) -> list[tuple[Move, str, int]]:
