@@ -28,7 +28,7 @@ from treadle.compute.model import SETTLED, Goal, Instance, State, is_settled
 from treadle.compute.moves import actions as moving
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.handler import MoveHandler, MovePolicy
-from treadle.compute.moves.plan import Move
+from treadle.compute.moves.plan import ENDED, Move
 from treadle.compute.reconciler import (
     HOST_KIND,
     IMAGE_KIND,
@@ -649,8 +649,9 @@ def invariants(world: World, conn: sa.Connection) -> Iterator[str]:
     images = list(conn.execute(sa.select(host_image)))
     for number in conn.execute(sa.select(image.c.id).where(image.c.state == "saving")).scalars():
         yield f"image {number} is being saved for ever"
-    for move in moves.under_way(conn):
-        yield f"move {move.id} of instance {move.instance_id} is {move.stage} for ever"
+    for move, uuid, _ in moves.every(conn, -1):
+        if move.stage not in ENDED:
+            yield f"move {move.id} of instance {uuid} is {move.stage} for ever"
     for uuid in store.moving(conn):
         yield f"instance {uuid} is bound to a move for ever"
     for row in conn.execute(sa.select(host)):

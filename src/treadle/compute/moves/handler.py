@@ -146,9 +146,9 @@ class MoveHandler:
             case Begin():
                 return self._begin(ticket, scene)
             case Arrive():
-                return self._go_on(ticket, lambda conn: self._arrive(conn, scene)), ""
+                return self._go_on(ticket, lambda conn: self._arrive(conn, scene)), trouble
             case Clean(target):
-                return self._clean(ticket, scene, scene.target if target else scene.source)
+                return self._clean(ticket, scene, scene.target if target else scene.source), trouble
             case End(stage, reason):
                 self._end(ticket, scene, stage, reason)
                 return None, ""
@@ -360,19 +360,19 @@ class MoveHandler:
 
     def _clean(
         self, ticket: Ticket, scene: _Scene, host: ledger.Host | None
-    ) -> tuple[Ticket | None, str]:
+    ) -> Ticket | None:
         assert host is not None
         _hold_lease(ticket)
         try:
             call(self._fleet.driver(host.id, host.uri), "undefine", scene.loaded.instance.uuid)
         except RetryLater as error:
             self._commit(ticket, delay=backoff(ticket.tries), error=str(error))
-            return None, ""
+            return None
         except TreadleError as error:
             log.warning("move_not_cleaned", host=host.name, reason=str(error))
             self._commit(ticket, delay=backoff(ticket.tries), error=str(error))
-            return None, ""
-        return self._go_on(ticket, lambda _conn: None), ""
+            return None
+        return self._go_on(ticket, lambda _conn: None)
 
     def _end(self, ticket: Ticket, scene: _Scene, stage: Stage, reason: str) -> None:
         move, instance = scene.move, scene.loaded.instance
