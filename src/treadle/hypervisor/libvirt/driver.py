@@ -335,7 +335,8 @@ class LibvirtDriver:
             storage.remove_volumes(attempt, pool, spec.uuid)
             path = storage.pool_path(link, attempt, self._setup.pool)
             storage.make_disks(attempt, pool, path, spec)
-            storage.write_seed(link, attempt, pool, spec.uuid, seed.iso(spec.uuid, spec.seed))
+            name = seed_volume(spec.uuid)
+            storage.write_seed(link, attempt, pool, name, seed.iso(spec.uuid, spec.seed))
             storage.fresh_console(attempt, pool, spec.uuid)
 
         self._run("expect", self._options.deadlines.change, act)
