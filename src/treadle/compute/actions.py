@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.compute import backups, changes, quota, store
+from treadle.compute import backups, changes, injected, quota, store
 from treadle.compute.model import (
     SETTLED,
     Goal,
@@ -86,6 +86,7 @@ class Wish:
     networked: bool = True
     metadata: Mapping[str, str] = field(default_factory=dict)
     tags: frozenset[str] = frozenset()
+    files: injected.Files = ()
     zone: str | None = None
     group: int | None = None
     hints: Mapping[str, Any] = field(default_factory=dict)
@@ -116,6 +117,7 @@ def create(
     shared = {
         "flavor_id": flavor.id, "vcpus": flavor.vcpus, "memory_mib": flavor.memory_mib,
         "disk_gib": flavor.disk_gib, "flavor": snapshot(flavor), "image_id": image.id,
+        "image_properties": store.compact(image.properties), "files": injected.text(wish.files),
         "user_data": wish.user_data, "ssh_keys": "\n".join(wish.ssh_keys),
         "goal": Goal.RUNNING, "state": State.BUILDING, "phase": Phase.QUEUED,
         "deadline": time + build_deadline_s, "batch": batch, "rollback": wish.rollback,
@@ -397,7 +399,9 @@ def rebuild(
     check_fits(
         Flavor(instance.flavor_id, instance.vcpus, instance.memory_mib, instance.disk_gib), image
     )
-    others: dict[str, Any] = dict(wanted.columns)
+    others: dict[str, Any] = {
+        "image_properties": store.compact(image.properties), **wanted.columns
+    }
     if wanted.name is not None:
         others["name"] = wanted.name
     if wanted.user_data is not None:
@@ -708,6 +712,7 @@ def _allowed(conn: sa.Connection, wish: Wish, flavor: Flavor) -> int:
     if not wish.user_id:
         return wish.count
     quota.check_metadata(conn, wish.project_id, len(wish.metadata))
+    injected.check(conn, wish.project_id, wish.files)
     least = wish.count if wish.or_fewer is None else wish.or_fewer
     for count in range(wish.count, least - 1, -1):
         try:

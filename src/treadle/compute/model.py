@@ -103,7 +103,8 @@ class Instance:
     come. `disks` are the numbers of the root disk's volumes, the uppermost first; `disk_image_id`
     is the image under the last of them where that is not `image_id`. `shelf_image_id` is the image
     that it is kept as, `snapshot_image_id` one that is being made of it. `only_host_id`: where it
-    must be placed, if anywhere. `before` is a JSON object:
+    must be placed, if anywhere. `files` are what its first boot puts there, as `injected.text` has
+    them. `before` is a JSON object:
     columns as they were before the wish that is being carried out, or can still be taken back.
     """
 
@@ -153,6 +154,7 @@ class Instance:
     user_id: str = ""
     group_id: int | None = None
     only_host_id: int | None = None
+    files: str = ""
 
 
 SETTLED = {

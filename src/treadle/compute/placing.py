@@ -28,7 +28,8 @@ def request_of(
     """The request. `with_flavors`: name the sizes on offer, for a scheduler that goes by them.
 
     Of the scheduler hints, `same_host` and `different_host` count instances of the same project
-    alone; `host` is a host's name. A build that failed somewhere does not go there again.
+    alone; `host` is a host's name, for the first placement alone. A build that failed somewhere
+    does not go there again.
     """
     row = conn.execute(_ASKED, {"i": instance.id}).one()
     hints = _object(row.scheduler_hints)
@@ -36,6 +37,8 @@ def request_of(
     properties = _pairs(_object(row.properties))
     rule = None if row.group_id is None else groups.get(conn, row.group_id)
     there = {} if rule is None else groups.members(conn, row.group_id, instance.id)
+    if instance.launched_at is not None:
+        hints.pop("host", None)
     only = _only(conn, row.project_id, hints)
     if instance.only_host_id is not None:
         asked = frozenset({instance.only_host_id})

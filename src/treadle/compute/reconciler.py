@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.compute import changes, lifecycle, placing, store
+from treadle.compute import changes, injected, lifecycle, placing, store
 from treadle.compute.fleet import Fleet, call
 from treadle.compute.lifecycle import (
     Action,
@@ -133,7 +133,7 @@ def spec_of(loaded: Loaded, cloud_id: str) -> DomainSpec:
         mac=instance.mac, image=loaded.image,
         seed=Seed(
             hostname_of(instance.hostname or instance.name), instance.user_data,
-            instance.ssh_keys,
+            instance.ssh_keys, injected.of(instance.files),
         ),
         metadata={"cloud": cloud_id, "id": str(instance.id), "name": instance.name},
         disks=instance.disks, rescue=loaded.rescue, rescue_on=loaded.rescue_on,

@@ -397,7 +397,7 @@ def of_row(row: Any) -> Instance:
         Task(row.task) if row.task else None, row.ends_at,
         tuple(int(n) for n in row.disks.split(",")), row.disk_image_id, row.rescue_image_id,
         row.shelf_image_id, row.snapshot_image_id, row.before, row.locked_by, row.locked_reason,
-        row.user_id, row.group_id, row.only_host_id,
+        row.user_id, row.group_id, row.only_host_id, row.files,
     )
 
 

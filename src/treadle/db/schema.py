@@ -254,6 +254,8 @@ instance = Table(
     Column("snapshot_image_id", Integer),
     Column("before", Text, nullable=False, server_default=""),
     Column("only_host_id", Integer),
+    Column("image_properties", Text, nullable=False, server_default="{}"),
+    Column("files", Text, nullable=False, server_default=""),
     Index("ix_instance_host_id", "host_id"),
     Index("ix_instance_group_id", "group_id"),
     Index("ix_instance_project_id", "project_id", "created_at", "id",
@@ -608,6 +610,19 @@ access_rule = Table(
     Column("method", String(16), nullable=False),
     Column("path", String(1024), nullable=False),
     Index("ix_access_rule_user_id", "user_id"),
+)
+
+credential = Table(
+    "credential", metadata,
+    Column("id", String(64), primary_key=True),
+    Column("user_id", String(64), ForeignKey("user_account.id"), nullable=False),
+    Column("project_id", String(64)),
+    Column("type", String(255), nullable=False),
+    Column("blob", Text, nullable=False),
+    Column("extra", Text, nullable=False, server_default="{}"),
+    Column("created_at", Float, nullable=False),
+    Index("ix_credential_user_id", "user_id"),
+    Index("ix_credential_project_id", "project_id"),
 )
 
 token = Table(

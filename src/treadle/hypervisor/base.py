@@ -141,11 +141,13 @@ class ImageSpec:
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """What the guest is told at its first boot (cloud-init's NoCloud)."""
+    """What the guest is told at its first boot (cloud-init's NoCloud). `files` are pairs of an
+    absolute path and the content in base64."""
 
     hostname: str
     user_data: str = ""
     ssh_keys: tuple[str, ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,6 +195,8 @@ COMPUTE: dict[str, str] = {
         "compute:hypervisors:get", "compute:hypervisors:statistics",
     ), "admin"),
     "compute:availability_zones:list": "token",
+    "compute:attachments:get": "project_reader",
+    "compute:attachments:change": "project_member",
     "compute:images:get": "project_reader",
     "compute:images:change": "project_member",
     "compute:consoles:token": "admin",

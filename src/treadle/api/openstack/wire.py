@@ -108,6 +108,11 @@ class Schema:
         raise InvalidInput(f"Invalid input for field/attribute {where}", found, error.message)
 
 
+ANY_QUERY = Schema((1, {}))
+"""For a call that looks at its query itself."""
+NO_QUERY = Schema((1, {"type": "object", "additionalProperties": False}))
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One call of a service. `path` is below the service's root; `{name}` takes one segment.
@@ -219,15 +224,17 @@ class Service:
 
     def __init__(
         self, root: str, calls: Iterable[Call], *, fault: Faces = keystone_body,
-        microversions: tuple[int, int] | None = None, header: str = "",
+        microversions: tuple[int, int] | None = None, header: str = "", strict: int = 1000,
     ) -> None:
         """`fault` renders errors. `microversions` is the range of minors (compute alone has one),
-        `header` the service's name in OpenStack-API-Version."""
+        `header` the service's name in OpenStack-API-Version. From the minor `strict` on, a GET
+        whose call has no schema of a query takes none."""
         self.root = root
         self.calls = tuple(calls)
         self.fault = fault
         self.microversions = microversions
         self._header = header
+        self._strict = strict
         self._tree = _Node()
         for call in self.calls:
             self._add(call)
@@ -292,6 +299,8 @@ class Service:
                 context.rules.check(call.rule, ask.caller, None)
             if call.query is not None:
                 call.query.check(ask.query, ask.minor)
+            elif ask.minor >= self._strict and call.method == "GET" and call.rule:
+                NO_QUERY.check(ask.query, ask.minor)
             if not call.raw and request.method in ("POST", "PUT", "PATCH", "DELETE"):
                 ask.body = await self._body(request, call, ask.minor)
             made = await call.run(ask)

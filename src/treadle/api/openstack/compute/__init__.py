@@ -13,6 +13,7 @@ from treadle.api.openstack.compute import (
     networks,
     quotas,
     server_actions,
+    server_attachments,
     server_consoles,
     server_groups,
     server_moves,
@@ -21,6 +22,7 @@ from treadle.api.openstack.compute import (
     usage,
     versions,
 )
+from treadle.api.openstack.compute.common import STRICTER
 from treadle.api.openstack.compute.faults import fault_body
 from treadle.api.openstack.compute.versions import HIGHEST, LOWEST
 from treadle.api.openstack.wire import Service
@@ -30,6 +32,7 @@ CALLS = [
     *servers.CALLS,
     *server_parts.CALLS,
     *server_moves.CALLS,
+    *server_attachments.CALLS,
     *server_actions.CALLS,
     *server_consoles.CALLS,
     *flavors.CALLS,
@@ -46,4 +49,5 @@ CALLS = [
 ]
 SERVICE = Service(
     "/compute", CALLS, fault=fault_body, microversions=(LOWEST, HIGHEST), header="compute",
+    strict=STRICTER,
 )

@@ -21,6 +21,8 @@ MOST = 0x7FFFFFFF
 """The largest number that OpenStack's databases hold."""
 STRICT = 75
 """The minor microversion from which an unknown argument of a query is refused."""
+STRICTER = 102
+"""The one from which that is so of calls that take no argument at all."""
 
 
 # -- parts of schemas

@@ -31,6 +31,7 @@ from treadle.api.openstack.compute.common import (
 )
 from treadle.api.openstack.wire import Ask, Call, Page, Schema, page_of
 from treadle.compute import flavors
+from treadle.compute.patterns import matcher
 from treadle.compute.store import Flavor
 from treadle.errors import Conflict, InvalidInput, NotFound
 
@@ -64,12 +65,21 @@ _NEEDED = ("name", "ram", "vcpus", "disk")
 CREATE = Schema(
     (1, inside("flavor", closed(_NEW, _NEEDED))),
     (55, inside("flavor", closed({**_NEW, "description": DESCRIPTION}, _NEEDED))),
+    (102, inside("flavor", closed({
+        **{name: one for name, one in _NEW.items() if name != "rxtx_factor"},
+        "description": DESCRIPTION,
+    }, _NEEDED))),
 )
 UPDATE = Schema((55, inside("flavor", closed({"description": DESCRIPTION}, ["description"]))))
-LIST = queries(query(
-    "marker", "is_public", "minRam", "minDisk", limit=COUNT, sort_key=one_of(*SORT_KEYS),
-    sort_dir=one_of("asc", "desc"),
-))
+SLIM = 102
+"""The minor microversion from which flavors are found by name, and have no rxtx_factor."""
+_WAY = one_of("asc", "desc")
+LIST = queries(
+    query("marker", "is_public", "minRam", "minDisk", limit=COUNT, sort_key=one_of(*SORT_KEYS),
+          sort_dir=_WAY),
+    query("marker", "is_public", "minRam", "minDisk", "name", since=SLIM, limit=COUNT,
+          sort_key=one_of(*(key for key in SORT_KEYS if key != "rxtx_factor")), sort_dir=_WAY),
+)
 _SPECS = {
     "type": "object", "additionalProperties": False,
     "patternProperties": {KEY: {"type": ["string", "number"], "maxLength": LONGEST}},
@@ -99,6 +109,8 @@ def view(ask: Ask, flavor: Flavor) -> Body:
         body["description"] = flavor.description
     if ask.minor >= 61 and ask.allows("compute:flavor_extra_specs:list"):
         body["extra_specs"] = dict(flavor.extra_specs)
+    if ask.minor >= SLIM:
+        del body["OS-FLV-DISABLED:disabled"], body["rxtx_factor"]
     return body
 
 
@@ -149,9 +161,11 @@ async def _list(ask: Ask, path: str, look: Callable[[Ask, Flavor], Body]) -> Bod
         everything = flavors.visible(conn, None, everything=True)
         return [one for one in everything if public is None or one.is_public is public]
 
+    pattern = ask.one("name") if ask.minor >= SLIM else None
+    named = matcher(pattern or "")
     found = [
         one for one in await ask.read(read)
-        if all(getattr(one, field) >= low for field, low in least.items())
+        if all(getattr(one, field) >= low for field, low in least.items()) and named(one.name)
     ]
     for key, descending in reversed(page.sort):
         found.sort(key=lambda one: _sortable(getattr(one, key)), reverse=descending)

@@ -22,6 +22,7 @@ from treadle.api.openstack.compute.common import (
 from treadle.api.openstack.compute.servers import (
     address,
     asker,
+    files_of,
     find_row,
     flavor_of,
     image_of,
@@ -31,7 +32,7 @@ from treadle.api.openstack.compute.servers import (
     user_data_of,
 )
 from treadle.api.openstack.wire import Ask, Reply, Schema
-from treadle.compute import actions, consoles, listing, quota, store
+from treadle.compute import actions, consoles, injected, listing, quota, store
 from treadle.compute.actions import Rebuild
 from treadle.compute.listing import Row
 from treadle.errors import CannotPlace, Conflict, InvalidInput
@@ -90,8 +91,6 @@ def _rebuilt(conn: sa.Connection, ask: Ask, row: Row, given: Mapping[str, Any]) 
     for name, column in (("accessIPv4", "access_ipv4"), ("accessIPv6", "access_ipv6")):
         if name in given:
             columns[column] = address(given, name)
-    if given.get("personality"):
-        raise InvalidInput("personality", len(given["personality"]), "use user_data instead")
     keys: tuple[str, ...] | None = None
     if "key_name" in given:
         columns["key_name"] = given["key_name"]
@@ -101,6 +100,9 @@ def _rebuilt(conn: sa.Connection, ask: Ask, row: Row, given: Mapping[str, Any]) 
     user_data = None
     if "user_data" in given:
         user_data = user_data_of(given) if given["user_data"] else ""
+    files = files_of(given, row.instance.user_data if user_data is None else user_data)
+    injected.check(conn, row.columns.project_id, files)
+    columns["files"] = injected.text(files)
     actions.rebuild(
         conn, row.instance.id,
         Rebuild(image_of(conn, ask, given["imageRef"]), given.get("name"), user_data, keys,
@@ -182,6 +184,8 @@ def _unshelve(conn: sa.Connection, ask: Ask, row: Row, value: Any) -> None:
         conn, row.instance.id, zone=zone, host_id=host_id, request_id=ask.request_id,
         deadline_s=_patience(ask), by=asker(ask),
     )
+    if "availability_zone" in given and zone is None:
+        store.update(conn, row.instance.id, availability_zone=None)
 
 
 # -- snapshot

@@ -190,7 +190,12 @@ REMOTE = Schema((6, inside("remote_console", closed({
 }, ("protocol", "type")))), (8, inside("remote_console", closed({
     "protocol": one_of("vnc", "spice", "rdp", "serial", "mks"),
     "type": one_of("novnc", "xvpvnc", "spice-html5", "rdp-html5", "serial", "webmks"),
+}, ("protocol", "type")))), (99, inside("remote_console", closed({
+    "protocol": one_of("vnc", "spice", "rdp", "serial", "mks"),
+    "type": one_of("novnc", "xvpvnc", "spice-html5", "rdp-html5", "serial", "webmks",
+                   "spice-direct"),
 }, ("protocol", "type")))))
+TOKEN = Schema((1, {}), (99, closed({})))
 
 CALLS = [
     Call(
@@ -202,5 +207,6 @@ CALLS = [
     ),
     Call(
         "GET", "/v2.1/os-console-auth-tokens/{token}", token_leads_to, "compute:consoles:token",
+        query=TOKEN,
     ),
 ]

@@ -9,7 +9,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.api.openstack.compute import server_schemas as schemas
-from treadle.api.openstack.compute.common import precise
+from treadle.api.openstack.compute.common import (
+    COUNT,
+    TEXT,
+    closed,
+    following,
+    part,
+    precise,
+)
 from treadle.api.openstack.compute.server_cache import Views
 from treadle.api.openstack.compute.server_view import addresses, host_id
 from treadle.api.openstack.compute.servers import (
@@ -18,14 +25,17 @@ from treadle.api.openstack.compute.servers import (
     find_row,
     scope,
     uuid_of,
+    when,
 )
-from treadle.api.openstack.wire import Ask, Call, Reply
+from treadle.api.openstack.wire import Ask, Call, Reply, Schema, page_of
 from treadle.compute import quota, store
 from treadle.compute.actions import unlocked
 from treadle.compute.listing import HostWords, Row
 from treadle.errors import InvalidInput, NotFound
 
 TAGS_MAX = 50
+PAGES, BEFORE = 58, 66
+"""The minor microversions from which the log of actions comes in pages, and up to a time."""
 Metadata = dict[str, str]
 
 
@@ -194,24 +204,44 @@ async def security_groups(ask: Ask) -> dict[str, Any]:
     }]}
 
 
-async def volume_attachments(ask: Ask) -> dict[str, Any]:
-    """Its volumes: there are none."""
-    await ask.read(lambda conn: find_row(conn, ask))
-    return {"volumeAttachments": []}
-
-
 # -- the log of actions
 
 
 async def actions_list(ask: Ask) -> dict[str, Any]:
     """What was asked of it, newest first."""
+    since = when(ask, "changes-since") if ask.minor >= PAGES else None
+    before = when(ask, "changes-before") if ask.minor >= BEFORE else None
+    if since is not None and before is not None and since > before:
+        raise InvalidInput("changes-since", ask.one("changes-since"),
+                           "it must not be after changes-before")
 
-    def work(conn: sa.Connection) -> dict[str, Any]:
+    def work(conn: sa.Connection) -> tuple[str, list[dict[str, Any]]]:
         id, uuid = _ever(conn, ask)
-        found = list(reversed(store.actions(conn, id)))
-        return {"instanceActions": [_action(ask, uuid, one) for one in found]}
+        return uuid, [
+            one for one in reversed(store.actions(conn, id))
+            if (since is None or _changed(one) >= since)
+            and (before is None or _changed(one) <= before)
+        ]
 
-    return await ask.read(work)
+    uuid, found = await ask.read(work)
+    if ask.minor < PAGES:
+        return {"instanceActions": [_action(ask, uuid, one) for one in found]}
+    page = page_of(ask)
+    shown = part(found, page, _request_id)
+    body: dict[str, Any] = {"instanceActions": [_action(ask, uuid, one) for one in shown]}
+    links = following(ask, f"/servers/{uuid}/os-instance-actions", page, shown, _request_id)
+    return body | ({"links": links} if links else {})
+
+
+def _request_id(one: Mapping[str, Any]) -> str:
+    return str(one["request_id"])
+
+
+def _changed(one: Mapping[str, Any]) -> float:
+    """When the entry of the log has last changed."""
+    return float(max([
+        one["finished_at"] or one["started_at"], *(step["finished_at"] for step in one["steps"])
+    ]))
 
 
 async def actions_show(ask: Ask) -> dict[str, Any]:
@@ -254,9 +284,8 @@ def _action(ask: Ask, uuid: str, one: Mapping[str, Any]) -> dict[str, Any]:
         "user_id": one["user_id"], "project_id": one["project_id"],
         "start_time": precise(one["started_at"]), "message": message,
     }
-    if ask.minor >= 58:
-        last = [step["finished_at"] for step in one["steps"]]
-        shown["updated_at"] = precise(max([one["finished_at"] or one["started_at"], *last]))
+    if ask.minor >= PAGES:
+        shown["updated_at"] = precise(_changed(one))
     return shown
 
 
@@ -295,6 +324,18 @@ async def password_clear(ask: Ask) -> None:
     await ask.read(lambda conn: _mine(conn, ask))
 
 
+def _once(*names: str, **more: Mapping[str, Any]) -> dict[str, Any]:
+    schemas = {**dict.fromkeys(names, TEXT), **more}
+    return closed({
+        name: {"type": "array", "items": schema, "maxItems": 1}
+        for name, schema in schemas.items()
+    })
+
+
+LOG = Schema(
+    (1, {}), (PAGES, _once("marker", "changes-since", limit=COUNT)),
+    (BEFORE, _once("marker", "changes-since", "changes-before", limit=COUNT)),
+)
 SERVER = "/v2.1/servers/{server_id}"
 CALLS = [
     Call("GET", f"{SERVER}/metadata", metadata_list, "compute:metadata:show"),
@@ -316,10 +357,10 @@ CALLS = [
     Call("GET", f"{SERVER}/ips", ips_list, "compute:servers:show"),
     Call("GET", f"{SERVER}/ips/{{network}}", ips_show, "compute:servers:show"),
     Call("GET", f"{SERVER}/os-security-groups", security_groups, "compute:servers:show"),
-    Call("GET", f"{SERVER}/os-volume_attachments", volume_attachments, "compute:servers:show"),
     Call("GET", f"{SERVER}/os-server-password", password_show, "compute:servers:show"),
     Call("DELETE", f"{SERVER}/os-server-password", password_clear, "compute:servers:password", 204),
-    Call("GET", f"{SERVER}/os-instance-actions", actions_list, "compute:servers:show"),
+    Call("GET", f"{SERVER}/os-instance-actions", actions_list, "compute:servers:show",
+         query=LOG),
     Call("GET", f"{SERVER}/os-instance-actions/{{request_id}}", actions_show,
          "compute:servers:show"),
 ]

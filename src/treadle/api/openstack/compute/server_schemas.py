@@ -77,9 +77,9 @@ NETWORK: Json = closed({
     "fixed_ip": {"type": "string"}, "tag": TAG,
 })
 FILES: Json = {"type": "array", "items": closed({
-    "path": {"type": "string"},
+    "path": {"type": "string", "minLength": 1},
     "contents": {"type": "string", "format": "base64", "pattern": r"^[A-Za-z0-9+/=\s]*$"},
-})}
+}, ["path", "contents"])}
 
 
 def _create(minor: int) -> Json:
@@ -127,6 +127,8 @@ def _update(minor: int) -> Json:
         server["description"] = DESCRIPTION
     if minor >= 90:
         server["hostname"] = FQDN if minor >= 94 else HOSTNAME
+    if minor >= 104:
+        server["pinned_availability_zone"] = {"oneOf": [{"type": "null"}, NAME]}
     return closed({"server": closed(server)}, ["server"])
 
 
@@ -135,7 +137,7 @@ def _steps(make: Any, *minors: int) -> Schema:
 
 
 CREATE = _steps(_create, 1, 19, 37, 52, 57, 63, 74, 90, 94)
-UPDATE = _steps(_update, 1, 19, 90, 94)
+UPDATE = _steps(_update, 1, 19, 90, 94, 104)
 SET_METADATA = Schema((1, closed({"metadata": METADATA}, ["metadata"])))
 SET_META = Schema((1, closed({"meta": {**METADATA, "minProperties": 1, "maxProperties": 1}},
                              ["meta"])))

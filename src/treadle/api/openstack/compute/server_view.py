@@ -14,6 +14,7 @@ from uuid import UUID
 import msgspec
 
 from treadle.api.openstack.compute.common import LONGEST, links_from, moment, precise
+from treadle.api.openstack.compute.image_properties import known
 from treadle.compute.listing import HostWords, Key, Row
 from treadle.compute.model import task_state, vm_state
 from treadle.network.model import NAME as NETWORK
@@ -177,6 +178,12 @@ def _later(looks: Looks, row: Row, body: dict[str, Any]) -> None:
         body["OS-EXT-SRV-ATTR:hostname"] = hostname(columns)
     if minor >= 96:
         body["pinned_availability_zone"] = columns.availability_zone
+    if minor >= 98:
+        body["image"]["properties"] = known(json.loads(columns.image_properties))
+    if minor >= 100:
+        hints = json.loads(columns.scheduler_hints)
+        hints.pop("host", None)  # an administrator's word, not a hint of the request
+        body["scheduler_hints"] = hints
 
 
 def _for_admins(looks: Looks, row: Row, on: HostWords | None) -> dict[str, Any]:

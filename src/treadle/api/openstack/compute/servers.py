@@ -24,12 +24,21 @@ from treadle.api.openstack.compute.server_view import (
     status_of,
     statuses,
 )
-from treadle.api.openstack.wire import JSON, Ask, Call, Reply, next_link, page_of, to_json
-from treadle.compute import actions, flavors, groups, keypairs, listing, store
+from treadle.api.openstack.wire import (
+    ANY_QUERY,
+    JSON,
+    Ask,
+    Call,
+    Reply,
+    next_link,
+    page_of,
+    to_json,
+)
+from treadle.compute import actions, flavors, groups, injected, keypairs, listing, store
 from treadle.compute.listing import Key, Row, Wanted
 from treadle.compute.model import task_state, vm_state
 from treadle.compute.patterns import is_literal, matcher
-from treadle.errors import Forbidden, InvalidInput, NotFound
+from treadle.errors import Conflict, Forbidden, InvalidInput, NotFound
 from treadle.image import store as images
 from treadle.image.store import Image
 from treadle.network.store import default_network_id
@@ -217,8 +226,8 @@ def _wanted(ask: Ask) -> Wanted | None:
     values: dict[str, Any] = {
         "project_id": mine, "exactly": {}, "text": {}, "image_uuid": last.get("image"),
         "flavor": last.get("flavor"), "host_name": last.get("host") or last.get("node"),
-        "changed_since": _time(last, "changes-since"),
-        "changed_before": _time(last, "changes-before"),
+        "changed_since": when(ask, "changes-since"),
+        "changed_before": when(ask, "changes-before") if "changes-before" in last else None,
         "deleted": "deleted" in last and truth("deleted", last["deleted"]),
     }
     since, before = values["changed_since"], values["changed_before"]
@@ -291,8 +300,9 @@ def _by_status(
     return True
 
 
-def _time(filters: Mapping[str, str], name: str) -> float | None:
-    text = filters.get(name)
+def when(ask: Ask, name: str) -> float | None:
+    """A time in the query, in seconds since 1970. Errors: `InvalidInput`."""
+    text = ask.one(name)
     if text is None:
         return None
     try:
@@ -362,7 +372,7 @@ def _wish(conn: sa.Connection, ask: Ask, given: Mapping[str, Any]) -> actions.Wi
         key_name=key, config_drive=truth("config_drive", given.get("config_drive", False)),
         disk_config=given.get("OS-DCF:diskConfig", "MANUAL"),
         access_ipv4=address(given, "accessIPv4"), access_ipv6=address(given, "accessIPv6"),
-        networked=networked, metadata=given.get("metadata", {}),
+        networked=networked, metadata=given.get("metadata", {}), files=files_of(given),
         tags=frozenset(given.get("tags", ())), zone=zone,
         group=_group(conn, ask, hints.get("group")), hints=hints,
     )
@@ -393,6 +403,13 @@ def user_data_of(given: Mapping[str, Any]) -> str:
         return base64.b64decode(text, validate=False).decode()
     except (binascii.Error, UnicodeDecodeError) as error:
         raise InvalidInput("user_data", text[:40], "it must be text (UTF-8) in base64") from error
+
+
+def files_of(given: Mapping[str, Any], user_data: str | None = None) -> injected.Files:
+    """The files to put into the guest, beside `user_data` (None: the request's). Errors:
+    `InvalidInput`."""
+    pairs = [(one.get("path", ""), one.get("contents", "")) for one in given.get("personality", ())]
+    return injected.read(pairs, user_data_of(given) if user_data is None else user_data)
 
 
 def flavor_of(conn: sa.Connection, ask: Ask, reference: Any) -> store.Flavor:
@@ -516,11 +533,30 @@ async def update(ask: Ask) -> Reply:
     def work(conn: sa.Connection) -> None:
         row = find_row(conn, ask)
         ask.check("compute:servers:update", {"project_id": row.columns.project_id})
+        if "pinned_availability_zone" in given:
+            values["availability_zone"] = _pinned(conn, row, given["pinned_availability_zone"])
         if values:
             store.update(conn, row.instance.id, **values)
 
     await ask.write(work)
     return Reply(await one(ask, "update"))
+
+
+def _pinned(conn: sa.Connection, row: Row, asked: str | None) -> str | None:
+    """The zone that every later placement of the server keeps to: None, any; else the one that it
+    is in. Errors: `Conflict` for another zone than that."""
+    pinned = row.columns.availability_zone
+    if asked is None or asked == pinned:
+        return asked
+    if pinned is not None:
+        raise Conflict("Cannot change pinned availability zone directly. Unpin first by setting "
+                       "pinned_availability_zone to null.")
+    on = listing.host_words(conn).get(row.instance.host_id or 0)
+    zone = "" if on is None else on.zone
+    if asked != zone:
+        raise Conflict(f"Server can only be pinned to its current availability zone '{zone}', but "
+                       f"'{asked}' was requested.")
+    return asked
 
 
 async def delete(ask: Ask) -> None:
@@ -543,8 +579,9 @@ async def delete(ask: Ask) -> None:
 
 CALLS = [
     Call("POST", "/v2.1/servers", create, "compute:servers:create", 202, schemas.CREATE),
-    Call("GET", "/v2.1/servers", listed_briefly, "compute:servers:index"),
-    Call("GET", "/v2.1/servers/detail", listed, "compute:servers:detail"),
+    Call("GET", "/v2.1/servers", listed_briefly, "compute:servers:index",
+         query=ANY_QUERY),
+    Call("GET", "/v2.1/servers/detail", listed, "compute:servers:detail", query=ANY_QUERY),
     Call("GET", "/v2.1/servers/{server_id}", show, "compute:servers:show"),
     Call("PUT", "/v2.1/servers/{server_id}", update, "compute:servers:update", 200,
          schemas.UPDATE),

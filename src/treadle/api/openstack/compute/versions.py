@@ -6,7 +6,8 @@ from typing import Any
 
 from treadle.api.openstack.wire import Ask, Call
 
-LOWEST, HIGHEST = 1, 96
+LOWEST, HIGHEST = 1, 104
+"""Minor microversions; what the newest of them mean here is in ADR 22."""
 UPDATED = {"v2.0": "2011-01-21T11:33:21Z", "v2.1": "2013-07-23T11:33:21Z"}
 MEDIA = "application/vnd.openstack.compute+json;version="
 
