@@ -29,6 +29,7 @@ from treadle.hypervisor.base import DriverFactory
 from treadle.identity.login import Login
 from treadle.identity.rules import Rules
 from treadle.identity.tokens import Tokens
+from treadle.identity.vault import Vault
 from treadle.image.actions import Limits
 from treadle.image.contents import Contents
 from treadle.image.guard import Guard
@@ -58,6 +59,7 @@ class Context:
     login: Login
     scheduler: Scheduler
     contents: Contents
+    vault: Vault
     roots: frozenset[str] = field(init=False, default=frozenset())
     """Paths at which OpenStack's services are served; `make_app` says so."""
     networks: tuple[Any, ...] = field(init=False)

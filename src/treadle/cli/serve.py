@@ -52,6 +52,7 @@ from treadle.identity.login import Login
 from treadle.identity.passwords import Passwords
 from treadle.identity.rules import load_rules
 from treadle.identity.tokens import Tokens
+from treadle.identity.vault import Vault
 from treadle.image.actions import KIND as FETCH_KIND
 from treadle.image.blobs import open_blobs
 from treadle.image.contents import Contents
@@ -188,6 +189,7 @@ def assemble(
     context = Context(
         database, signals, settings, driver, fleet, admin_token(folder), tokens, rules,
         Login(database, tokens, Passwords(), settings.identity), scheduler, contents,
+        Vault(folder),
     )
     watching = HostHandler(database, fleet, signals, policy)
     handlers: dict[str, Handler] = {

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from treadle.db.schema import (
     access_rule,
     app_credential,
+    credential,
     group_member,
     project,
     project_tag,
@@ -177,7 +178,8 @@ def delete_project(conn: sa.Connection, id: str) -> None:
 def _drop_projects(conn: sa.Connection, ids: list[str]) -> None:
     grants.forget(conn, ids)
     store.kill(conn, token.c.scope_id.in_(ids))
-    store.remove(conn, app_credential, app_credential.c.project_id.in_(ids))
+    for table in (app_credential, credential):
+        store.remove(conn, table, table.c.project_id.in_(ids))
     store.remove(conn, project_tag, project_tag.c.project_id.in_(ids))
     store.forget_default_projects(conn, ids)
     store.remove(conn, project, project.c.id.in_(ids))
@@ -274,7 +276,7 @@ def delete_user(conn: sa.Connection, id: str) -> None:
 def _drop_user(conn: sa.Connection, id: str) -> None:
     grants.forget(conn, [id])
     store.kill(conn, token.c.user_id == id)
-    for table in (app_credential, access_rule, group_member, user_password):
+    for table in (app_credential, credential, access_rule, group_member, user_password):
         store.remove(conn, table, table.c.user_id == id)
     store.remove(conn, user_account, user_account.c.id == id)
 

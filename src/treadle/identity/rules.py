@@ -165,6 +165,8 @@ IDENTITY: dict[str, str] = {
     "identity:get_catalog": "token",
     "identity:list_services": "reader",
     "identity:change_services": "admin",
+    "identity:get_credential": "owner_or_reader",
+    "identity:change_credential": "owner",
     "identity:list_app_credentials": "owner_or_reader",
     "identity:change_app_credentials": "owner",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from treadle.api.openstack.identity import (
     app_credentials,
     auth,
+    credentials,
     projects,
     roles,
     services,
@@ -14,7 +15,8 @@ from treadle.api.openstack.identity import (
 from treadle.api.openstack.wire import Service
 
 CALLS = [
-    call for part in (versions, auth, projects, users, roles, services, app_credentials)
+    call for part in (versions, auth, projects, users, roles, services, app_credentials,
+                 credentials)
     for call in part.CALLS
 ]
 

@@ -88,7 +88,7 @@ def _shown_rule(row: Row) -> Shown:
     return {name: row[name] for name in ("id", "service", "method", "path")}
 
 
-def _unrestricted(ask: Ask) -> None:
+def unrestricted(ask: Ask) -> None:
     """Errors: `Forbidden` where a program would give itself more than it has."""
     if ask.caller.restricted:
         raise Forbidden(
@@ -144,7 +144,7 @@ async def create(ask: Ask) -> Shown:
         raise Forbidden("Application credentials are made by their users alone.")
     if caller.project_id is None:
         raise InvalidInput("token", "(without a project)", "use a token of a project")
-    _unrestricted(ask)
+    unrestricted(ask)
     secret = body.get("secret") or secrets.token_urlsafe(64)
     hashed = await ask.context.login.passwords.hash(secret)
     ends = moment(body.get("expires_at"))
@@ -192,7 +192,7 @@ async def show(ask: Ask) -> Shown:
 
 async def delete(ask: Ask) -> None:
     """Remove an application credential; its tokens end."""
-    _unrestricted(ask)
+    unrestricted(ask)
 
     def work(conn: sa.Connection) -> None:
         found = _found(ask, conn, _WRITE, app_credential, "application credential")
@@ -228,7 +228,7 @@ async def show_rule(ask: Ask) -> Shown:
 
 async def delete_rule(ask: Ask) -> None:
     """Remove an access rule that no application credential uses."""
-    _unrestricted(ask)
+    unrestricted(ask)
 
     def work(conn: sa.Connection) -> None:
         found = _found(ask, conn, _WRITE, access_rule, "access rule")
