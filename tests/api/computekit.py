@@ -108,7 +108,7 @@ class Api:
 
 
 KINDS = {400: "badRequest", 403: "forbidden", 404: "itemNotFound", 405: "badMethod",
-         409: "conflictingRequest"}
+         409: "conflictingRequest", 413: "overLimit"}
 
 
 def schema(client: Any, minor: int) -> Any:

@@ -845,6 +845,7 @@ def test_staged_content_is_imported(cloud: Cloud, tmp_path: Path) -> None:
     assert task["input"]["import_req"]["method"]["name"] == "glance-direct"
     assert ok(cloud, "GET", f"/v2/tasks/{task['id']}")["id"] == task["id"]
     refused(ask(cloud, "GET", f"/v2/tasks/{task['id']}", "two"), 404)
+    refused(ask(cloud, "POST", "/v2/tasks", json={"type": "import", "input": {}}), 403)
 
 
 def test_staged_content_that_cannot_be_used_is_given_up(cloud: Cloud) -> None:

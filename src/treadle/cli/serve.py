@@ -205,7 +205,9 @@ def assemble(
             ), cloud_id,
         ),
         IMAGE_KIND: HostImageHandler(database, fleet, signals, policy, contents),
-        SNAPSHOT_KIND: SnapshotHandler(database, fleet, signals, contents),
+        SNAPSHOT_KIND: SnapshotHandler(
+            database, fleet, signals, contents, context.image_limits
+        ),
         FETCH_KIND: ImageHandler(
             database, contents, context.image_limits, ssh_config(folder, hosts),
             context.guard,

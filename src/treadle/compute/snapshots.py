@@ -24,7 +24,7 @@ from treadle.controller.queue import LeaseLost, Ticket
 from treadle.controller.signals import Signals
 from treadle.controller.worker import backoff
 from treadle.db.engine import Database
-from treadle.errors import RetryLater, TreadleError
+from treadle.errors import RetryLater, TooLarge, TreadleError
 from treadle.hypervisor.base import Agent, HostRefused, Hypervisor
 from treadle.image import actions as image_actions
 from treadle.image import store as images
@@ -43,12 +43,15 @@ class SnapshotHandler:
     """Makes passes over snapshots."""
 
     def __init__(
-        self, database: Database, fleet: Fleet, signals: Signals, contents: Contents
+        self, database: Database, fleet: Fleet, signals: Signals, contents: Contents,
+        limits: image_actions.Limits | None = None,
     ) -> None:
+        """`limits`: what a project may have of images; None: as much as it likes."""
         self._db = database
         self._fleet = fleet
         self._signals = signals
         self._contents = contents
+        self._limits = limits
 
     def run(self, ticket: Ticket) -> Ticket | None:
         """Make the image that the instance's row names, if it names one."""
@@ -119,10 +122,17 @@ class SnapshotHandler:
                 self._give_up(ticket, instance, image, str(error))
             return
         step = Step("snapshot", instance.host_id, started, time.time(), "ok", said)
-        if not self._db.write(
-            lambda conn: self._made(conn, ticket, instance, image, content, step)
-        ):
+        try:
+            made = self._db.write(
+                lambda conn: self._made(conn, ticket, instance, image, content, step)
+            )
+        except TooLarge as error:  # another image has taken the room meanwhile
             self._contents.remove(content.blob or "")
+            self._give_up(ticket, instance, image, str(error))
+            return
+        if not made:
+            self._contents.remove(content.blob or "")
+            return
         log.info("snapshot_made", instance=instance.uuid, image=image.uuid)
 
     def _begin(self, ticket: Ticket, driver: Hypervisor, instance: Instance) -> str:
@@ -147,13 +157,26 @@ class SnapshotHandler:
     def _bring(
         self, ticket: Ticket, driver: Hypervisor, instance: Instance, image: Image
     ) -> Content:
-        part = self._contents.part()
+        part = self._contents.part(
+            self._db.write(lambda conn: self._room(conn, instance, image, 0))
+        )
         try:
             self._call(ticket, driver, "fetch_copy", instance.uuid, part.write)
             key = new_key(image.uuid)
             return self._contents.keep(key, part.path, part.digests(), "qcow2", "bare")
         finally:
             part.close()
+
+    def _room(
+        self, conn: sa.Connection, instance: Instance, image: Image, size: int
+    ) -> int | None:
+        """How many bytes the image may have, None: any. A shelf counts, but is never refused: the
+        server would be lost to its user. Errors: `TooLarge` where `size` are more than that."""
+        if self._limits is None or instance.mode is Mode.SHELVED:
+            return None
+        return image_actions.check_room(
+            conn, image.project_id, self._limits, size, but=image.id
+        )
 
     # -- commits
 
@@ -174,6 +197,7 @@ class SnapshotHandler:
         content: Content, step: Step,
     ) -> bool:
         """False where nobody waits for the content any more."""
+        self._room(conn, instance, image, content.blob_bytes)
         queue.finish(conn, ticket, delay=0.0)
         wanted = images.complete(conn, image.id, content)
         if not self._still(conn, instance):

@@ -42,12 +42,23 @@ class Limits:
 
 def create(conn: sa.Connection, new: NewImage, limits: Limits) -> Image:
     """Make an image without content. Errors: `Conflict`, `QuotaExceeded`."""
+    _check_count(conn, new.project_id, limits)
+    return store.create(conn, new)
+
+
+def check_another(conn: sa.Connection, project_id: str, limits: Limits) -> None:
+    """Let the project have one image more, of a size that is not known yet. Errors:
+    `QuotaExceeded`, `TooLarge`."""
+    _check_count(conn, project_id, limits)
+    check_room(conn, project_id, limits, 1)
+
+
+def _check_count(conn: sa.Connection, project_id: str, limits: Limits) -> None:
     count = sa.select(sa.func.count()).select_from(image).where(
-        image.c.project_id == new.project_id, image.c.deleted_at.is_(None)
+        image.c.project_id == project_id, image.c.deleted_at.is_(None)
     )
     if conn.execute(count).scalar_one() >= limits.images:
         raise QuotaExceeded(f"the project may have {limits.images} images, and has as many")
-    return store.create(conn, new)
 
 
 def delete(conn: sa.Connection, one: Image) -> None:

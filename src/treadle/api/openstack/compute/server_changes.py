@@ -36,6 +36,7 @@ from treadle.compute import actions, consoles, injected, listing, quota, store
 from treadle.compute.actions import Rebuild
 from treadle.compute.listing import Row
 from treadle.errors import CannotPlace, Conflict, InvalidInput
+from treadle.image import actions as image_actions
 from treadle.image.store import Image
 from treadle.placement.ledger import DEFAULT_ZONE
 
@@ -194,6 +195,7 @@ def _unshelve(conn: sa.Connection, ask: Ask, row: Row, value: Any) -> None:
 @changing("createImage")
 def _snapshot(conn: sa.Connection, ask: Ask, row: Row, value: Mapping[str, Any]) -> Reply:
     quota.check_metadata(conn, row.columns.project_id, len(value.get("metadata", {})))
+    image_actions.check_another(conn, row.columns.project_id, ask.context.image_limits)
     image = actions.create_image(
         conn, row.instance.id, value["name"], properties=value.get("metadata", {}),
         request_id=ask.request_id, by=asker(ask),
@@ -206,10 +208,12 @@ def _backup(
     conn: sa.Connection, ask: Ask, row: Row, value: Mapping[str, Any]
 ) -> Reply | None:
     quota.check_metadata(conn, row.columns.project_id, len(value.get("metadata", {})))
+    rotation = number("rotation", value["rotation"], 0)
+    if rotation:
+        image_actions.check_another(conn, row.columns.project_id, ask.context.image_limits)
     image = actions.create_backup(
-        conn, row.instance.id, value["name"], value["backup_type"],
-        number("rotation", value["rotation"], 0), properties=value.get("metadata", {}),
-        request_id=ask.request_id, by=asker(ask),
+        conn, row.instance.id, value["name"], value["backup_type"], rotation,
+        properties=value.get("metadata", {}), request_id=ask.request_id, by=asker(ask),
     )
     return None if image is None else _image_reply(ask, image)
 

@@ -276,6 +276,14 @@ async def one_task(ask: Ask) -> dict[str, Any]:
     raise NotFound("there is no such task")
 
 
+async def no_task(_ask: Ask) -> None:
+    """Tasks come of imports alone: making them by hand has been deprecated since images have their
+    own call for it, and OpenStack's own rules forbid it to all but administrators."""
+    raise Forbidden(
+        "Tasks cannot be made by hand: POST /v2/images, then POST /v2/images/{image_id}/import."
+    )
+
+
 _ONE = "/v2/images/{image_id}"
 CALLS = [
     Call("POST", "/v2/images", create, "image:add_image", status=201, body=CREATE),
@@ -290,5 +298,6 @@ CALLS = [
     Call("POST", f"{_ONE}/import", begin_import, "image:import_image", status=202, body=IMPORT),
     Call("GET", f"{_ONE}/tasks", tasks, "image:get_task"),
     Call("GET", "/v2/tasks", all_tasks, "image:get_task"),
+    Call("POST", "/v2/tasks", no_task, "image:import_image", status=403),
     Call("GET", "/v2/tasks/{task_id}", one_task, "image:get_task"),
 ]
