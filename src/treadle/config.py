@@ -178,6 +178,13 @@ class Instances(Struct, frozen=True):
              "on its host, not through Treadle. keep: it is brought back to what was asked for. "
              "adopt: it is taken as asked for, and the instance says so."),
     ] = "keep"
+    on_host_failure: Annotated[
+        Literal["wait", "evacuate"],
+        Meta(description="What becomes of an instance whose host is off for sure, where neither "
+             "its metadata nor its flavor say it by treadle:ha. wait: it is left until its host is "
+             "back. evacuate: it is built anew on another host, from its image; what was on its "
+             "disk is lost. What may be evacuated is not started by its host alone."),
+    ] = "wait"
 
 
 class Moves(Struct, frozen=True):
@@ -199,6 +206,53 @@ class Moves(Struct, frozen=True):
         bool, Meta(description="Let a guest go on at the target before all its memory is there, if "
                    "need be. A fault of the network then ends the guest.")
     ] = False
+
+
+class Fencing(Struct, frozen=True):
+    """When a host is taken for dead, and how it is switched off then."""
+
+    plugin: Annotated[
+        Name, Meta(description="What switches a host off that is taken for dead: an installed "
+                   "plug-in (command, ipmi, lab). none: nobody does; instances are evacuated once "
+                   "an operator says that it is off.")
+    ] = "none"
+    deadline_s: Annotated[
+        float, Meta(ge=1, le=600, description="How long one attempt may take, in seconds.")
+    ] = 30.0
+    command: Annotated[
+        tuple[Text, ...],
+        Meta(
+            max_length=64,
+            title="a list of a program and its arguments",
+            description="For the plug-in command: a program that ends with 0 once the host is off. "
+            "{id}, {name}, {address} and {uri} are filled in. No shell.",
+        ),
+    ] = ()
+    options: Annotated[
+        dict[Name, Text],
+        Meta(
+            max_length=1024,
+            title="a table of texts",
+            description="What the plug-in needs. ipmi: address (may have {name} in it) or "
+            "address.HOST, user, password_file. lab: folder.",
+        ),
+    ] = field(default_factory=dict)
+    beat_s: Annotated[
+        float, Meta(ge=0.1, le=60, description="How often each host is asked for a sign of life, "
+                    "in seconds, over the connection that there is.")
+    ] = 2.0
+    silent_s: Annotated[
+        float, Meta(ge=1, le=3600, description="How long nothing may have been heard of a host "
+                    "before it is taken for dead, in seconds.")
+    ] = 8.0
+    share: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="Where more than this part of all hosts is silent "
+                    "at once, it is the controller that is cut off, and none is taken for dead.")
+    ] = 0.5
+    peers: Annotated[
+        int, Meta(ge=0, le=16, description="How many other hosts are asked whether they reach it, "
+                  "through their SSH, before a host is taken for dead.")
+    ] = 2
 
 
 class Scheduler(Struct, frozen=True):
@@ -486,6 +540,7 @@ class Settings(Struct, frozen=True):
     controller: Controller = Controller()
     instances: Instances = Instances()
     moves: Moves = Moves()
+    fencing: Fencing = field(default_factory=Fencing)
     scheduler: Scheduler = field(default_factory=Scheduler)
     host_defaults: HostDefaults = HostDefaults()
     guest: Guest = Guest()

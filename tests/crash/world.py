@@ -22,14 +22,17 @@ from pysqlite3 import dbapi2
 from treadle.compute import actions, lifecycle, store
 from treadle.compute.actions import Rebuild, Wish
 from treadle.compute.changes import held
+from treadle.compute.failure import actions as failure
+from treadle.compute.failure.evacuation import EvacuationHandler
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
-from treadle.compute.model import SETTLED, Goal, Instance, State, is_settled
+from treadle.compute.model import HA_KEY, SETTLED, Instance, State, is_settled
 from treadle.compute.moves import actions as moving
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.handler import MoveHandler, MovePolicy
 from treadle.compute.moves.plan import ENDED, Move
 from treadle.compute.reconciler import (
+    EVACUATION_KIND,
     HOST_KIND,
     IMAGE_KIND,
     KIND,
@@ -245,6 +248,7 @@ class Brain:
             MOVE_KIND: Unwatched(
                 database, self.fleet, world.scheduler, MovePolicy(lease_s=LEASE_S), "cloud"
             ),
+            EVACUATION_KIND: EvacuationHandler(database, world.scheduler, BUILD_S),
             IMAGE_KIND: HostImageHandler(database, self.fleet, signals, world.policy),
             SNAPSHOT_KIND: SnapshotHandler(database, self.fleet, signals, world.contents),
         }
@@ -461,11 +465,15 @@ class World:
                 return None
         return answer
 
-    def create(self, count: int = 1, *, rollback: bool = False, name: str = "vm") -> list[int]:
+    def create(
+        self, count: int = 1, *, rollback: bool = False, name: str = "vm", ha: str = ""
+    ) -> list[int]:
         """Ask for instances; their small numbers."""
+        wish = Wish(
+            name, 1, 1, count=count, rollback=rollback, metadata={HA_KEY: ha} if ha else {}
+        )
         made = self.ask(lambda conn: actions.create(
-            conn, Wish(name, 1, 1, count=count, rollback=rollback), request_id="req",
-            build_deadline_s=BUILD_S,
+            conn, wish, request_id="req", build_deadline_s=BUILD_S,
         ))
         return [one.id for one in made]
 
@@ -489,6 +497,9 @@ class World:
             "shelve": lambda conn: actions.shelve(conn, id, **patient),
             "offload": lambda conn: actions.shelve_offload(conn, id, request_id="req"),
             "unshelve": lambda conn: actions.unshelve(conn, id, **patient),
+            "evacuate": lambda conn: failure.evacuate(
+                conn, id, failure.Wanted(), request_id="req"
+            ),
             "migrate": lambda conn: moving.live_migrate(conn, id, None, **patient),
             "mark": lambda conn: actions.reset_state(conn, id, "error", request_id="req"),
             "unmark": lambda conn: actions.reset_state(conn, id, "active", request_id="req"),
@@ -497,6 +508,12 @@ class World:
             what, lambda conn: actions.act(conn, id, what, **patient)
         ))
         return asked
+
+    def confirm_off(self, host_id: int) -> Any:
+        """An operator says that a host is off: what asks for it is evacuated."""
+        return self.ask(lambda conn: failure.confirm_off(
+            conn, host_id, evacuates=False, request_id="req"
+        ))
 
     def look(self) -> None:
         """Have each host looked at now."""
@@ -587,7 +604,7 @@ class World:
                 guest is not None
                 and (
                     not guest.defined or guest.power is not expected or guest.copy is not None
-                    or guest.autostart is not (there[uuid].goal is Goal.RUNNING)
+                    or guest.autostart is not lifecycle.host_starts(there[uuid], False)
                 )
                 for uuid in here if (expected := expected_power(there[uuid])) is not None
                 for guest in [machine.guests.get(uuid)]
@@ -641,7 +658,8 @@ def invariants(world: World, conn: sa.Connection) -> Iterator[str]:
     orphans = {(row.host_id, row.uuid) for row in conn.execute(sa.select(orphan))}
     world._one_at_most()
     for row in rows.values():
-        yield from _of_instance(world, row, jobs.get((KIND, row.uuid)), claims.get(row.id))
+        kept = {id for id, uuid in orphans if uuid == row.uuid and row.launched_at is not None}
+        yield from _of_instance(world, row, jobs.get((KIND, row.uuid)), claims.get(row.id), kept)
     for number in conn.execute(
         sa.select(action.c.instance_id).where(action.c.finished_at.is_(None))
     ).scalars():
@@ -669,7 +687,10 @@ def invariants(world: World, conn: sa.Connection) -> Iterator[str]:
             yield f"{machine.name}: image {sha256[:8]} is there and in no row"
 
 
-def _of_instance(world: World, row: Instance, job: Any, claim: Any) -> Iterator[str]:
+def _of_instance(
+    world: World, row: Instance, job: Any, claim: Any, kept: set[int]
+) -> Iterator[str]:
+    """`kept`: where a domain of one that ran once is listed, since its disk may be the last."""
     name = f"instance {row.id} ({row.goal}, {row.state}, {row.phase})"
     if row.state is not State.DELETED and not is_settled(row):
         yield f"{name} is not as wanted"
@@ -697,8 +718,8 @@ def _of_instance(world: World, row: Instance, job: Any, claim: Any) -> Iterator[
     if row.state is State.ERROR:
         if not row.fault:
             yield f"{name} does not say why"
-        if there:
-            yield f"{name}: left behind on {there}"
+        if there - kept:
+            yield f"{name}: left behind on {there - kept}"
         return
     if row.state is State.OFFLOADED:
         if there or row.host_id is not None or row.shelf_image_id is None:
@@ -720,7 +741,7 @@ def _of_instance(world: World, row: Instance, job: Any, claim: Any) -> Iterator[
             yield f"{name}: its disks are {set(guest.disks)}, not {row.disks}"
         if guest.rescue != rescue:
             yield f"{name}: it is rescued with {guest.rescue[:8]!r}, not {rescue[:8]!r}"
-        if guest.autostart is not (row.goal is Goal.RUNNING):
+        if guest.autostart is not lifecycle.host_starts(row, False):
             yield f"{name}: its host would{' not' * (not guest.autostart)} start it"
         if guest.copy is not None:
             yield f"{name}: a copy of its disk is left"

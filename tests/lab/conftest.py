@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,16 @@ def settings_for(lab: Lab) -> Settings:
 def cloud(
     lab: Lab, guest_image: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cloud]:
-    treadle = assemble(settings_for(lab), tmp_path_factory.mktemp("state"))
+    with running_cloud(lab, guest_image, tmp_path_factory.mktemp("state")) as one:
+        yield one
+
+
+@contextmanager
+def running_cloud(
+    lab: Lab, guest_image: Path, folder: Path, settings: Mapping[str, object] | None = None
+) -> Iterator[Cloud]:
+    """A controller over all hosts of the lab, ready; `settings` differ from those of others."""
+    treadle = assemble(settings_for(lab).with_overrides(settings or {}), folder)
     treadle.controller.start()
     treadle.register(Inventory(
         [HostEntry(n, one.uri, one.address) for n, one in enumerate(lab.status(), 1)],

@@ -37,7 +37,8 @@ def _body(conn: sa.Connection, id: int) -> dict[str, Any]:
         raise NotFound(f"there is no move {id}")
     progress = asdict(MoveProgress(*move.progress)) if move.progress else None
     return {
-        "id": move.id, "uuid": move.uuid, "instance": instance.uuid, "stage": move.stage,
+        "id": move.id, "uuid": move.uuid, "kind": move.kind, "instance": instance.uuid,
+        "stage": move.stage,
         "source": move.source_id, "target": move.target_id, "wanted": move.wanted_id,
         "progress": progress, "error": move.error, "deadline": move.deadline,
         "created_at": move.created_at, "updated_at": move.updated_at,

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from treadle.api.context import Context, answer, host_number, number
+from treadle.api.failure import Evacuation, fence_body, hosts_evacuate, hosts_fence_confirmed
 from treadle.api.faults import message_of, status_of
 from treadle.api.moves import Migration, hosts_drain, instances_migrate, moves_show
 from treadle.api.placement import (
@@ -98,7 +99,7 @@ def host_body(host: Host) -> dict[str, Any]:
         "vcpus": {"limit": host.vcpus_limit, "used": host.vcpus_used},
         "memory_mib": {"limit": host.memory_limit_mib, "used": host.memory_used_mib},
         "disk_mib": {"limit": host.disk_limit_mib, "used": host.disk_used_mib},
-        "facts": facts,
+        "facts": facts, "fence": fence_body(host),
     }
 
 
@@ -297,6 +298,8 @@ ROUTES: tuple[tuple[str, str, Endpoint, int], ...] = (
     ("POST", "/hosts/{id}/disable", hosts_disable, 200),
     ("POST", "/hosts/{id}/enable", hosts_enable, 200),
     ("GET", "/hosts/{id}/drain", hosts_drain, 200),
+    ("POST", "/hosts/{id}/fence-confirmed", hosts_fence_confirmed, 202),
+    ("POST", "/hosts/{id}/evacuate", hosts_evacuate, 202),
     ("GET", "/images", images_list, 200),
     ("POST", "/images", images_add, 201),
     ("GET", "/flavors", flavors_list, 200),
@@ -318,6 +321,7 @@ BODIES: dict[tuple[str, str], type[Any]] = {
     ("POST", "/instances/{id}/console"): NewConsole,
     ("POST", "/instances/{id}/migrate"): Migration,
     ("POST", "/hosts/{id}/disable"): Disabling,
+    ("POST", "/hosts/{id}/evacuate"): Evacuation,
     ("POST", "/placements:dry-run"): DryRun,
 }
 """What the calls that take a body take, for the OpenAPI document."""

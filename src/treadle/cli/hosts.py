@@ -1,4 +1,5 @@
-"""`treadle host disable`, `enable` and `drain`: a host out of use, and back."""
+"""`treadle host disable`, `enable` and `drain`: a host out of use, and back. `fence-confirmed` and
+`evacuate`: one that has failed."""
 
 from __future__ import annotations
 
@@ -73,6 +74,43 @@ def host_drain(
     left += [one for one in plan["stays"] if one["state"] in RUNS]
     if left:
         raise SystemExit(1)
+
+
+@click.command("fence-confirmed", epilog=examples("treadle host fence-confirmed 3"))
+@click.argument("id", type=int)
+@asks_controller
+def host_fence_confirmed(id: int, as_json: bool, **where: Any) -> None:
+    """Say that a host is off, for sure: you have switched it off, or pulled its power.
+
+    Instances that ask for it (treadle:ha) are built anew on other hosts then. Where the host in
+    truth runs on, they run twice. A host that answers is refused.
+    """
+    _show_outcome(client(**where).call("POST", f"/hosts/{id}/fence-confirmed"), as_json)
+
+
+@click.command("evacuate", epilog=examples(
+    "treadle host evacuate 3", "treadle host evacuate 3 --everyone",
+))
+@click.argument("id", type=int)
+@click.option("--everyone", is_flag=True,
+              help="Also those that do not ask for it: what is on their disks is lost.")
+@asks_controller
+def host_evacuate(id: int, everyone: bool, as_json: bool, **where: Any) -> None:
+    """Build the instances of a host that is off anew on others, each from its image.
+
+    Refused while nobody says that the host is off: a fence, or `treadle host fence-confirmed`.
+    """
+    said = client(**where).call("POST", f"/hosts/{id}/evacuate", {"everyone": everyone})
+    _show_outcome(said, as_json)
+
+
+def _show_outcome(said: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(said, indent=2))
+        return
+    if said["stays"]:
+        show(said["stays"], ("instance", "name", "why"), False, None)
+    click.echo(f"{len(said['evacuations'])} are evacuated, {len(said['stays'])} stay")
 
 
 def _show(plan: dict[str, Any]) -> None:

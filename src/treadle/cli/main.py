@@ -13,7 +13,13 @@ import click
 
 from treadle.cli.base import asks_controller, client, examples, guarded, show
 from treadle.cli.console import console
-from treadle.cli.hosts import host_disable, host_drain, host_enable
+from treadle.cli.hosts import (
+    host_disable,
+    host_drain,
+    host_enable,
+    host_evacuate,
+    host_fence_confirmed,
+)
 from treadle.cli.placing import explain, place
 from treadle.cli.rebalance import rebalance
 from treadle.cli.scheduler import scheduler
@@ -150,6 +156,8 @@ def host_remove(id: int, as_json: bool, **where: Any) -> None:
 host.add_command(host_disable)
 host.add_command(host_enable)
 host.add_command(host_drain)
+host.add_command(host_fence_confirmed)
+host.add_command(host_evacuate)
 
 
 HOST_COLUMNS = ("id", "name", "state", "virt", "vcpus", "memory_mib", "disk_mib", "vms", "error")

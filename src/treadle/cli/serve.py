@@ -23,11 +23,17 @@ from treadle.api.consoles import MESSAGE_MAX
 from treadle.api.context import Context
 from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry, check_uri
 from treadle.compute import store
+from treadle.compute.failure import fencing
+from treadle.compute.failure.evacuation import EvacuationHandler
+from treadle.compute.failure.fencing import FenceHandler
+from treadle.compute.failure.verdict import Patience
+from treadle.compute.failure.watch import Watch, WatchPolicy
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
 from treadle.compute.inventory import register_host, register_image
 from treadle.compute.moves.handler import MoveHandler, MovePolicy
 from treadle.compute.reconciler import (
+    EVACUATION_KIND,
     HOST_KIND,
     IMAGE_KIND,
     KIND,
@@ -45,7 +51,7 @@ from treadle.db.engine import Database, open_database
 from treadle.db.migrate import upgrade
 from treadle.db.schema import meta
 from treadle.errors import Permanent
-from treadle.hypervisor.base import DriverFactory, HostSetup, Hypervisor, MoveOptions
+from treadle.hypervisor.base import DriverFactory, HostSetup, Hypervisor, MoveOptions, Reach
 from treadle.hypervisor.fake import FakeFleet
 from treadle.identity.bootstrap import CLOUDS_FILE, bootstrap
 from treadle.identity.login import Login
@@ -124,6 +130,7 @@ class Treadle:
     signals: Signals
     fleet: Fleet
     controller: Controller
+    watch: Watch
     context: Context
     app: Faced
 
@@ -134,6 +141,7 @@ class Treadle:
 
     def close(self) -> None:
         """Stop the work, let the hosts and the database go."""
+        self.watch.stop()
         self.controller.stop()
         self.context.login.passwords.close()
         self.fleet.close()
@@ -166,20 +174,23 @@ def assemble(
     fleet = Fleet(driver)
     limits = settings.controller
     hosts = settings.host_defaults
+    evacuates = settings.instances.on_host_failure == "evacuate"
     policy = HostPolicy(
         HostSetup(
             pool=hosts.pool, pool_path=hosts.pool_path, network=hosts.network,
             bridge=hosts.bridge, virt_type=hosts.virt_type,
         ),
         guest_pool=hosts.guest_pool, resync_s=limits.resync_s, image_share=limits.image_share,
+        evacuates=evacuates,
     )
     timing = Timing(
         limits.lease_s, limits.build_deadline_s, limits.build_attempts,
         reclaim_s=settings.instances.reclaim_s,
         confirm_s=settings.instances.confirm_resize_s,
         offload_s=settings.instances.shelve_offload_s,
-        adopt_drift=settings.instances.drift == "adopt",
+        adopt_drift=settings.instances.drift == "adopt", evacuates=evacuates,
     )
+    fence = fencing.load(settings.fencing)
     tokens, rules = Tokens(database), load_rules(settings.server.rules_file)
     bootstrap(
         database, folder, region_name=settings.identity.region,
@@ -201,8 +212,12 @@ def assemble(
                     settings.moves.deadline_s, settings.moves.bandwidth_mib_s,
                     settings.moves.auto_converge, settings.moves.post_copy,
                 ),
-                settings.moves.at_once, limits.lease_s,
+                settings.moves.at_once, limits.lease_s, evacuates,
             ), cloud_id,
+        ),
+        EVACUATION_KIND: EvacuationHandler(database, scheduler, limits.build_deadline_s),
+        fencing.KIND: FenceHandler(
+            database, fence, settings.fencing.plugin, settings.fencing.deadline_s, evacuates
         ),
         IMAGE_KIND: HostImageHandler(database, fleet, signals, policy, contents),
         SNAPSHOT_KIND: SnapshotHandler(
@@ -218,8 +233,36 @@ def assemble(
         threads=limits.threads, host_threads=limits.host_threads,
     )
     watching.hint = controller.hint
+    watch = _watch(settings, folder, database, fleet, signals)
+    watch.hint = controller.hint
     return Treadle(
-        settings, folder, database, signals, fleet, controller, context, make_app(context)
+        settings, folder, database, signals, fleet, controller, watch, context, make_app(context)
+    )
+
+
+def _watch(
+    settings: Settings, folder: Path, database: Database, fleet: Fleet, signals: Signals
+) -> Watch:
+    wanted = settings.fencing
+    config = ssh_config(folder, settings.host_defaults)
+
+    def reach(uri: str, seconds: float) -> Reach:
+        from treadle.hypervisor.libvirt.reach import reach
+
+        return reach(uri, config, seconds)
+
+    def reach_from(peer: str, uri: str, seconds: float) -> Reach:
+        from treadle.hypervisor.libvirt.reach import reach_from
+
+        return reach_from(peer, uri, config, seconds)
+
+    return Watch(
+        database, fleet, signals,
+        WatchPolicy(
+            Patience(wanted.silent_s, wanted.share), wanted.beat_s, wanted.peers,
+            fences=wanted.plugin != fencing.NONE,
+        ),
+        reach, reach_from,
     )
 
 
@@ -341,6 +384,7 @@ def serve(settings: Settings, inventory: Inventory | None = None) -> None:
         treadle.register(inventory or Inventory())
         if settings.controller.enabled:
             treadle.controller.start()
+            treadle.watch.start()
         server = uvicorn.Server(server_config(treadle.app))
         # What is there now stays; a request leaves few cycles behind.
         gc.freeze()

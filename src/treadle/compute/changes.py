@@ -73,6 +73,21 @@ def rebuilt(instance: Instance, image_id: int, others: Columns) -> Columns:
     return changed | {KEEP: ("image_id", "disk_image_id", "disks", *others)}
 
 
+def evacuated(instance: Instance, target_id: int, *, left_off: bool) -> Columns:
+    """On a host that has room for it, on a new disk of its image: the one that had it is off, and
+    its disk with it."""
+    return {
+        "goal": Goal.STOPPED if left_off or instance.goal is Goal.STOPPED else Goal.RUNNING,
+        "mode": Mode.NORMAL, "settled_mode": Mode.NORMAL, "ends_at": None, "before": "",
+        "task": Task.REBUILDING, "state": State.BUILDING, "phase": Phase.PLACED,
+        "host_id": target_id, "address": None, "moving": None, "attempts": 1,
+        "excluded": str(instance.host_id), "fault": None,
+        "disk_image_id": None, "rescue_image_id": None, "snapshot_image_id": None,
+        "disks": str(instance.revision + 1), "generation": instance.generation + 1,
+        "graceful": False,
+    }
+
+
 def resized(instance: Instance, size: Columns) -> Columns:
     """Of another size, which can be taken back: a larger disk lies over the old one."""
     disks = ",".join(map(str, instance.disks))

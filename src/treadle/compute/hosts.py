@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import sqlalchemy as sa
 import structlog
 
 from treadle.compute import lifecycle, store
+from treadle.compute.failure import actions as failed
 from treadle.compute.fleet import Fleet, call
 from treadle.compute.model import Instance, State
 from treadle.compute.reconciler import (
@@ -35,7 +37,7 @@ from treadle.controller.signals import Key, Signals
 from treadle.controller.worker import backoff
 from treadle.db.clock import now
 from treadle.db.engine import Database
-from treadle.db.schema import image, instance, orphan
+from treadle.db.schema import image, orphan
 from treadle.errors import TreadleError
 from treadle.hypervisor.base import (
     Domain,
@@ -50,11 +52,15 @@ from treadle.hypervisor.base import (
 )
 from treadle.image.contents import Contents
 from treadle.placement import ledger
-from treadle.placement.ledger import Host, HostStatus, ImageState
+from treadle.placement.ledger import Fence, Host, HostStatus, ImageState
 
 log = structlog.get_logger("treadle.hosts")
 
 DOWN_POLL_S = 15.0
+OFF_POLL_S = 3.0
+"""How often one is asked that was switched off: what it starts by itself when it is back may run
+elsewhere, and is ended then."""
+AGAIN_S = 0.5
 PROBE_S = 3.0
 
 
@@ -63,12 +69,22 @@ class HostPolicy:
     """What every host is set up with; `setup.virt_type` "auto" means: find out by booting.
 
     `guest_pool` is a network in CIDR form; host N has the Nth /24 of it.
+    `evacuates` as in `reconciler.Timing`.
     """
 
     setup: HostSetup
     guest_pool: str = "10.64.0.0/12"
     resync_s: float = 30.0
     image_share: float = 0.25
+    evacuates: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a pass has removed from a host; `whole`: all that it found."""
+
+    uuids: frozenset[str]
+    whole: bool
 
 
 def subnet_of(pool: str, host_id: int) -> str:
@@ -111,8 +127,12 @@ class HostHandler:
         except TreadleError as error:
             self._down(ticket, host, error)
             return None
-        self._sweep(ticket, driver, host, domains)
-        self._up(ticket, host, facts, virt_type, domains)
+        swept = self._sweep(ticket, driver, host, domains)
+        if host.said_off and not swept.whole:
+            # It may run what runs elsewhere by now: it is not used before that is gone.
+            self._down(ticket, host, HostRefused("what was evacuated from it is still there"))
+            return None
+        self._up(ticket, host, facts, virt_type, domains, swept)
         return None
 
     # -- reaching it
@@ -176,14 +196,19 @@ class HostHandler:
         self._prepared.pop(host.id, None)
 
         def commit(conn: sa.Connection) -> bool:
-            delay = min(DOWN_POLL_S, backoff(ticket.tries, first=0.5))
+            most = OFF_POLL_S if host.said_off else DOWN_POLL_S
+            delay = min(most, backoff(ticket.tries, first=0.5))
             queue.finish(conn, ticket, delay=delay, error=str(error))
             fresh = ledger.set_down(conn, host.id, str(error))
             if fresh:
-                building = conn.execute(sa.select(instance.c.uuid).where(
-                    instance.c.host_id == host.id, instance.c.state == State.BUILDING
-                )).scalars()
-                queue.wake(conn, KIND, list(building))
+                queue.wake(conn, KIND, store.building_on(conn, host.id))
+            current = ledger.get_host(conn, host.id)
+            if current is not None and current.fence is Fence.OFF:
+                # Those that could not be asked for when it was switched off.
+                failed.evacuate_host(
+                    conn, host.id, evacuates=self._policy.evacuates,
+                    request_id=f"req-{uuid4()}",
+                )
             return fresh
 
         if self._db.write(commit):
@@ -191,14 +216,17 @@ class HostHandler:
 
     def _up(
         self, ticket: Ticket, host: Host, facts: HostFacts, virt_type: str,
-        domains: Sequence[Domain],
+        domains: Sequence[Domain], swept: Swept,
     ) -> None:
         def commit(conn: sa.Connection) -> None:
-            queue.finish(conn, ticket, delay=self._policy.resync_s)
+            strangers = leftovers(conn, host.id, domains) - swept.uuids
+            # One that was given to another host since the sweep is removed at once.
+            again = AGAIN_S if strangers and swept.whole else self._policy.resync_s
+            queue.finish(conn, ticket, delay=again)
             ledger.set_up(conn, host.id, facts, virt_type)
             rows = {row.uuid: row for row in store.on_host(conn, host.id)}
             if host.status is HostStatus.UP:
-                queue.wake(conn, KIND, drifted(rows, domains))
+                queue.wake(conn, KIND, drifted(rows, domains, self._policy.evacuates))
             else:
                 queue.wake(conn, KIND, list(rows))
                 for sha256 in ledger.doubt_images(conn, host.id):
@@ -208,11 +236,9 @@ class HostHandler:
                 row = rows.get(domain.uuid)
                 if domain.copied and row is not None and row.snapshot_image_id is None:
                     queue.enqueue(conn, SNAPSHOT_KIND, row.uuid, lane=bulk_lane(host.id))
-            strangers = [domain for domain in domains if domain.uuid not in rows]
-            swept = leftovers(conn, host.id, strangers)
             conn.execute(sa.delete(orphan).where(orphan.c.host_id == host.id))
-            for domain in strangers:
-                if domain.uuid not in swept:
+            for domain in domains:
+                if domain.uuid not in rows and domain.uuid not in strangers | swept.uuids:
                     conn.execute(sa.insert(orphan).values(
                         host_id=host.id, uuid=domain.uuid, power=domain.power, seen_at=now(),
                     ))
@@ -224,23 +250,28 @@ class HostHandler:
 
     def _sweep(
         self, ticket: Ticket, driver: Hypervisor, host: Host, domains: Sequence[Domain]
-    ) -> None:
+    ) -> Swept:
         """Remove what an instance left behind here when it was placed elsewhere or deleted.
 
         Before the commit that ends the pass, so that all of it is done under the lease.
         """
+        done: set[str] = set()
         for uuid in sorted(self._db.read(lambda conn: leftovers(conn, host.id, domains))):
             if ticket.lease.time_left() < MARGIN_S:
-                return
+                return Swept(frozenset(done), whole=False)
             try:
                 call(driver, "undefine", uuid)
             except TreadleError as error:
                 log.warning("sweep_failed", host=host.name, uuid=uuid, reason=str(error))
-                return
+                return Swept(frozenset(done), whole=False)
+            done.add(uuid)
             log.info("swept", host=host.name, uuid=uuid)
+        return Swept(frozenset(done), whole=True)
 
 
-def drifted(rows: dict[str, Instance], domains: Sequence[Domain]) -> list[str]:
+def drifted(
+    rows: dict[str, Instance], domains: Sequence[Domain], evacuates: bool
+) -> list[str]:
     """UUIDs of the settled instances that the host does not show as they should be."""
     seen = {domain.uuid: domain for domain in domains}
     found = []
@@ -251,7 +282,8 @@ def drifted(rows: dict[str, Instance], domains: Sequence[Domain]) -> list[str]:
         domain = seen.get(uuid)
         if (
             domain is None or domain.power is not expected or domain.generation < row.generation
-            or not domain.defined or lifecycle.autostart_differs(row.goal, domain)
+            or not domain.defined
+            or lifecycle.autostart_differs(lifecycle.host_starts(row, evacuates), domain)
         ):
             found.append(uuid)
     return found

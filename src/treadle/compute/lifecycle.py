@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from treadle.compute.model import Goal, Instance, Phase, State, is_settled
+from treadle.compute.model import Goal, Ha, Instance, Phase, State, is_settled
 from treadle.errors import RetryLater
 from treadle.hypervisor.base import Domain, HostRefused, Power, StopCause
 
@@ -119,6 +119,7 @@ GONE = {
     Goal.OFFLOADED: State.OFFLOADED,
 }
 """The goals for which nothing of it may be left on a host, and what it is then."""
+NOWHERE = frozenset(GONE.values())
 DRIFT = {
     Power.RUNNING: "it was started on its host, not by Treadle",
     Power.OFF: "it was stopped on its host, not by Treadle",
@@ -136,7 +137,8 @@ class Context:
     `late`: the deadline has passed. `tries`: how many passes in a row have failed.
     `max_attempts`: how many hosts may be tried. `last_error`: what the last failure said.
     `ended`: the time of its mode is up. `adopt_drift`: what somebody else did with the domain, not
-    through us, is wanted from now on; else it is undone.
+    through us, is wanted from now on; else it is undone. `evacuates`: instances that say nothing of
+    it are evacuated when their host fails.
     """
 
     image: ImageOnHost = ImageOnHost.READY
@@ -146,6 +148,7 @@ class Context:
     last_error: str = ""
     ended: bool = False
     adopt_drift: bool = False
+    evacuates: bool = False
 
 
 def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Action:
@@ -167,7 +170,7 @@ def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Ac
         return Call("define")  # it runs on; what is stored again is for its next start
     old = seen.generation < instance.generation
     if seen.power is POWER_OF[instance.goal] and not old:
-        if autostart_differs(instance.goal, seen):
+        if autostart_differs(host_starts(instance, context.evacuates), seen):
             return Call("autostart")
         return Settle(STATE_OF[seen.power])
     if new_here(instance) and context.late:
@@ -296,10 +299,20 @@ def needs_image(instance: Instance) -> bool:
     )
 
 
-def autostart_differs(goal: Goal, seen: Domain) -> bool:
-    """Whether its host, when it reboots, would do other than is wanted: what shall run is started
-    by the host alone, though no controller may be there."""
-    return seen.autostart is not None and seen.autostart is not (goal is Goal.RUNNING)
+def evacuates(instance: Instance, unsaid: bool) -> bool:
+    """Whether it is built anew elsewhere when its host is off for sure. `unsaid`: the settings."""
+    return instance.ha is Ha.EVACUATE or (instance.ha is Ha.UNSAID and unsaid)
+
+
+def host_starts(instance: Instance, unsaid: bool) -> bool:
+    """Whether its host shall start it when it reboots, though no controller may be there: what
+    shall run, but for what may run on another host by then."""
+    return instance.goal is Goal.RUNNING and not evacuates(instance, unsaid)
+
+
+def autostart_differs(wanted: bool, seen: Domain) -> bool:
+    """Whether its host, when it reboots, would do other than is wanted."""
+    return seen.autostart is not None and seen.autostart is not wanted
 
 
 def _somebody_did(seen: Domain) -> bool:

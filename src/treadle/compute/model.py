@@ -92,6 +92,19 @@ class Task(StrEnum):
     DELETING = "deleting"
 
 
+class Ha(StrEnum):
+    """What shall become of the instance where its host is off for sure: built anew on another, from
+    its image, or left until its host is back. `UNSAID`: as the settings say."""
+
+    UNSAID = ""
+    EVACUATE = "evacuate"
+    WAIT = "wait"
+
+
+HA_KEY = "treadle:ha"
+"""The key under which an instance's metadata, or else its flavor's extra specs, say it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One row of the instance table. Memory in MiB, disk in GiB, times in seconds since 1970.
@@ -106,6 +119,7 @@ class Instance:
     must be placed, if anywhere. `files` are what its first boot puts there, as `injected.text` has
     them. `before` is a JSON object:
     columns as they were before the wish that is being carried out, or can still be taken back.
+    `ha` is no column: its metadata or its flavor say it.
     """
 
     id: int
@@ -155,6 +169,7 @@ class Instance:
     group_id: int | None = None
     only_host_id: int | None = None
     files: str = ""
+    ha: Ha = Ha.UNSAID
 
 
 SETTLED = {

@@ -33,13 +33,22 @@ from treadle.compute.lifecycle import (
     Settle,
 )
 from treadle.compute.model import SETTLED, Goal, Instance, Mode, Phase, State, Task, is_settled
+from treadle.compute.moves import store as moves
+from treadle.compute.moves.plan import Stage
 from treadle.compute.store import Loaded, Step
 from treadle.controller import queue
 from treadle.controller.queue import FAR_S, LeaseLost, Ticket
 from treadle.controller.worker import backoff
 from treadle.db.engine import Database, note
 from treadle.errors import TreadleError
-from treadle.hypervisor.base import Domain, DomainSpec, HostUnreachable, Power, Seed
+from treadle.hypervisor.base import (
+    NOT_BY_HOST,
+    Domain,
+    DomainSpec,
+    HostUnreachable,
+    Power,
+    Seed,
+)
 from treadle.image import actions as image_actions
 from treadle.image import store as images
 from treadle.placement import groups, ledger
@@ -57,6 +66,7 @@ SNAPSHOT_KIND = "snapshot"
 IMAGE_KIND = "host_image"
 HOST_KIND = "host"
 MOVE_KIND = "move"
+EVACUATION_KIND = "evacuation"
 
 MOVE_POLL_S = 5.0
 MARGIN_S = 1.0
@@ -77,7 +87,8 @@ class Timing:
 
     `reclaim_s`: how long a soft-deleted instance is kept. `confirm_s`: after how long a resize is
     confirmed (0: never), `offload_s`: a shelved instance is taken off its host (-1: never).
-    `adopt_drift`: what somebody else did with a domain is taken as what is wanted.
+    `adopt_drift`: what somebody else did with a domain is taken as what is wanted. `evacuates`:
+    instances that say nothing of it are evacuated when their host fails.
     """
 
     lease_s: float = 30.0
@@ -87,6 +98,7 @@ class Timing:
     confirm_s: float = 0.0
     offload_s: float = 0.0
     adopt_drift: bool = False
+    evacuates: bool = False
 
     def lasts(self, mode: Mode) -> float | None:
         """After how many seconds the mode ends by itself; None: never."""
@@ -124,9 +136,12 @@ def room_of(loaded: Loaded) -> ledger.Room:
     )
 
 
-def spec_of(loaded: Loaded, cloud_id: str) -> DomainSpec:
-    """What its host needs to define the instance."""
+def spec_of(loaded: Loaded, cloud_id: str, evacuates: bool) -> DomainSpec:
+    """What its host needs to define the instance. `evacuates` as in `Timing`."""
     instance = loaded.instance
+    metadata = {"cloud": cloud_id, "id": str(instance.id), "name": instance.name}
+    if lifecycle.evacuates(instance, evacuates):
+        metadata[NOT_BY_HOST] = "evacuate"
     return DomainSpec(
         uuid=instance.uuid, name=instance.name, generation=instance.generation,
         vcpus=instance.vcpus, memory_mib=instance.memory_mib, disk_gib=instance.disk_gib,
@@ -135,7 +150,7 @@ def spec_of(loaded: Loaded, cloud_id: str) -> DomainSpec:
             hostname_of(instance.hostname or instance.name), instance.user_data,
             instance.ssh_keys, injected.of(instance.files),
         ),
-        metadata={"cloud": cloud_id, "id": str(instance.id), "name": instance.name},
+        metadata=metadata,
         disks=instance.disks, rescue=loaded.rescue, rescue_on=loaded.rescue_on,
     )
 
@@ -201,7 +216,7 @@ class InstanceHandler:
             max_attempts=self._timing.max_attempts,
             last_error=trouble or loaded.instance.fault or "",
             ended=loaded.instance.ends_at is not None and loaded.now >= loaded.instance.ends_at,
-            adopt_drift=self._timing.adopt_drift,
+            adopt_drift=self._timing.adopt_drift, evacuates=self._timing.evacuates,
         )
 
     def _observe(self, loaded: Loaded) -> tuple[Domain | Lost | None, str]:
@@ -360,9 +375,11 @@ class InstanceHandler:
         try:
             driver = self._fleet.driver(instance.host_id, loaded.host_uri)
             if verb == "define":
-                call(driver, verb, spec_of(loaded, self._cloud_id))
+                spec = spec_of(loaded, self._cloud_id, self._timing.evacuates)
+                call(driver, verb, spec)
             elif verb == "autostart":
-                call(driver, verb, instance.uuid, instance.goal is Goal.RUNNING)
+                on = lifecycle.host_starts(instance, context.evacuates)
+                call(driver, verb, instance.uuid, on)
             else:
                 call(driver, verb, instance.uuid)
         except TreadleError as error:
@@ -504,6 +521,11 @@ class InstanceHandler:
                     conn, SNAPSHOT_KIND, instance.uuid, lane=bulk_lane(instance.host_id)
                 )
                 return
+            if instance.generation > 1 and (values.get("state") or state in lifecycle.NOWHERE):
+                moves.built(
+                    conn, instance.id,
+                    Stage.CANCELLED if state in lifecycle.NOWHERE else Stage.DONE,
+                )
             if done := self._kept_for_nothing(instance, state):
                 image_actions.retire(conn, done)
             store.end_actions(
@@ -624,7 +646,10 @@ class InstanceHandler:
                 image_actions.retire(conn, instance.snapshot_image_id)
             store.end_actions(conn, instance.id, instance.revision, "error", reason)
 
-        differs = isinstance(seen, Domain) and lifecycle.autostart_differs(SETTLED[state], seen)
+        wanted = lifecycle.host_starts(
+            replace(instance, goal=SETTLED[state]), self._timing.evacuates
+        )
+        differs = isinstance(seen, Domain) and lifecycle.autostart_differs(wanted, seen)
         self._commit(ticket, change, delay=0.0 if differs else FAR_S)
         return None
 
@@ -666,6 +691,7 @@ class InstanceHandler:
                 public_fault=public, task=None, mode=Mode.NORMAL, settled_mode=Mode.NORMAL,
                 ends_at=None, before="", snapshot_image_id=None,
             )
+            moves.built(conn, instance.id, Stage.FAILED, reason)
             store.end_actions(conn, instance.id, instance.revision, "error", reason)
             if rollback:
                 give_up_batch(conn, instance, reason)
@@ -708,7 +734,8 @@ def give_up_batch(conn: sa.Connection, failed: Instance, reason: str) -> None:
 
 
 def _wake_move(conn: sa.Connection, id: str) -> None:
-    queue.wake(conn, MOVE_KIND, [id])
+    if not queue.wake(conn, MOVE_KIND, [id]):
+        queue.wake(conn, EVACUATION_KIND, [id])
 
 
 def expected_power(instance: Instance) -> Power | None:

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.compute import changes
-from treadle.compute.model import Goal, Instance, Mode, Phase, State, Task
+from treadle.compute.model import HA_KEY, Goal, Ha, Instance, Mode, Phase, State, Task
 from treadle.db.clock import now
 from treadle.db.engine import note
 from treadle.db.schema import (
@@ -167,6 +167,13 @@ def ids_on_host(conn: sa.Connection, host_id: int) -> list[int]:
 def on_host(conn: sa.Connection, host_id: int) -> list[Instance]:
     """All that are on the host."""
     return [of_row(row) for row in conn.execute(_ON_HOST, {"h": host_id})]
+
+
+def building_on(conn: sa.Connection, host_id: int) -> list[str]:
+    """UUIDs of those that are being built on the host."""
+    return list(conn.execute(sa.select(table.c.uuid).where(
+        table.c.host_id == host_id, table.c.state == State.BUILDING
+    )).scalars())
 
 
 def of_batch(conn: sa.Connection, batch: str) -> list[Instance]:
@@ -378,7 +385,7 @@ def flavor_of(row: Any) -> Flavor:
 
 # -- statements
 
-_COLUMNS = tuple(Instance.__dataclass_fields__)
+_COLUMNS = (*(name for name in Instance.__dataclass_fields__ if name != "ha"), "metadata", "flavor")
 
 
 def of_row(row: Any) -> Instance:
@@ -397,8 +404,20 @@ def of_row(row: Any) -> Instance:
         Task(row.task) if row.task else None, row.ends_at,
         tuple(int(n) for n in row.disks.split(",")), row.disk_image_id, row.rescue_image_id,
         row.shelf_image_id, row.snapshot_image_id, row.before, row.locked_by, row.locked_reason,
-        row.user_id, row.group_id, row.only_host_id, row.files,
+        row.user_id, row.group_id, row.only_host_id, row.files, ha_of(row.metadata, row.flavor),
     )
+
+
+def ha_of(metadata: str, flavor: str) -> Ha:
+    """What is asked for by `HA_KEY` in the two columns; what is no word of `Ha` says nothing."""
+    for text, inner in ((metadata, None), (flavor, "extra_specs")):
+        if HA_KEY not in text:
+            continue
+        found = json.loads(text)
+        said = (found.get(inner, {}) if inner else found).get(HA_KEY)
+        if said in (Ha.EVACUATE, Ha.WAIT):
+            return Ha(said)
+    return Ha.UNSAID
 
 
 _UNDER = sa.func.coalesce(table.c.disk_image_id, table.c.image_id)

@@ -101,6 +101,15 @@ def wake(conn: sa.Connection, kind: str, ids: Collection[str]) -> int:
     return found
 
 
+def shift(conn: sa.Connection, kind: str, id: str, lane: int) -> None:
+    """Have the row worked on in another lane from its next pass on, which is due now."""
+    conn.execute(
+        sa.update(work).where(work.c.kind == kind, work.c.id == id)
+        .values(lane=lane, **_WOKEN)
+    )
+    hint(conn)
+
+
 def postpone(conn: sa.Connection, kind: str, id: str, delay: float) -> None:
     """Make the row due in `delay` seconds only: who asks is at work on the thing himself."""
     conn.execute(

@@ -175,6 +175,11 @@ class DomainSpec:
     rescue_on: tuple[str, str] | None = None
 
 
+NOT_BY_HOST = "not-by-host"
+"""The key of `DomainSpec.metadata` with which a domain is never made to start with its host, but by
+`autostart` alone."""
+
+
 class EventKind(StrEnum):
     """What `watch` tells. Hints only: the truth is what `observe` says."""
 
@@ -407,6 +412,25 @@ class Moves(Protocol):
 
     def hurry_move(self, uuid: str) -> None:
         """Pause the guest, so that the move comes to its end."""
+
+
+class Reach(StrEnum):
+    """What became of a connection to a host's port. `OPEN` and `REFUSED` are answers of its kernel:
+    it runs. `SILENT`: none came in time, or no way led there. `UNKNOWN`: it cannot be tried."""
+
+    OPEN = "open"
+    REFUSED = "refused"
+    SILENT = "silent"
+    UNKNOWN = "unknown"
+
+
+@runtime_checkable
+class Beats(Protocol):
+    """A hypervisor that can be asked at little cost whether it still answers."""
+
+    def beat(self, seconds: float) -> bool | None:
+        """Whether it answers within `seconds`, over the connection that is open; None where none
+        is. Opens none, breaks none."""
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from treadle.errors import InvalidInput
 from treadle.hypervisor.base import (
+    NOT_BY_HOST,
     AgentFailed,
     ConsoleKind,
     ConsoleLine,
@@ -108,7 +109,8 @@ class _Guest:
                 "firmware\r\nboot loader\r\nkernel\r\n"
                 f"TREADLE-GUEST-UP hostname={self.spec.seed.hostname}\r\n".encode()
             )
-        self.power, self.cause, self.autostart = Power.RUNNING, StopCause.NONE, True
+        self.power, self.cause = Power.RUNNING, StopCause.NONE
+        self.autostart = NOT_BY_HOST not in self.spec.metadata
 
 
 @dataclass
@@ -221,6 +223,10 @@ class FakeHypervisor:
             booted_at=BOOTED_AT,
         )
         return self._call("facts", "", lambda: facts)
+
+    def beat(self, seconds: float) -> bool | None:
+        assert seconds > 0
+        return self.host.up
 
     def watch(self, watcher: Watcher) -> None:
         self._watcher = watcher
@@ -524,7 +530,8 @@ class FakeHypervisor:
             return
         if guest.power is not wanted:
             raise HostRefused(f"it is {guest.power}, not {wanted}")
-        guest.power, guest.autostart = result, result is Power.RUNNING
+        by_host = NOT_BY_HOST not in guest.spec.metadata
+        guest.power, guest.autostart = result, result is Power.RUNNING and by_host
 
     def _changing(self, verb: str, uuid: str, act: Callable[[], T]) -> T:
         if uuid in self.host.foreign:

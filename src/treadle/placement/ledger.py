@@ -48,6 +48,15 @@ class HostStatus(StrEnum):
     DOWN = "down"
 
 
+class Fence(StrEnum):
+    """Whether a host is off for sure. `ASKED`: it is to be switched off. `OFF`: it was, and has not
+    answered since."""
+
+    NONE = ""
+    ASKED = "asked"
+    OFF = "off"
+
+
 class ImageState(StrEnum):
     """Where an image stands on one host. `REFUSED`: the host's fault; `BROKEN`: the image's."""
 
@@ -93,6 +102,9 @@ class Host:
     uuid: str
     forced_down: bool
     added_at: float
+    fence: Fence = Fence.NONE
+    fenced_at: float | None = None
+    fence_note: str | None = None
 
     @property
     def state(self) -> str:
@@ -105,6 +117,11 @@ class Host:
     def answers(self) -> bool:
         """Whether it is up, and nobody has said that it must be taken for down."""
         return self.status is HostStatus.UP and not self.forced_down
+
+    @property
+    def said_off(self) -> bool:
+        """Whether a fence, or an operator, says that nothing runs there."""
+        return self.fence is Fence.OFF or self.forced_down
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +259,7 @@ def _host(row: sa.Row[Any]) -> Host:
         Ratios(row.cpu_ratio, row.memory_ratio, row.disk_ratio, row.reserved_memory_mib),
         row.vcpus_limit, row.memory_limit_mib, row.disk_limit_mib,
         row.vcpus_used, row.memory_used_mib, row.disk_used_mib, row.instances, row.seen_at,
-        row.uuid, row.forced_down, row.added_at,
+        row.uuid, row.forced_down, row.added_at, Fence(row.fence), row.fenced_at, row.fence_note,
     )
 
 
@@ -498,7 +515,8 @@ _RATIOS = sa.select(
     host.c.cpu_ratio, host.c.memory_ratio, host.c.disk_ratio, host.c.reserved_memory_mib
 ).where(host.c.id == sa.bindparam("h"))
 _SET_UP = sa.update(host).where(host.c.id == sa.bindparam("h")).values(
-    status=HostStatus.UP, error=None, facts=sa.bindparam("x_facts", type_=sa.Text),
+    status=HostStatus.UP, error=None, fence=Fence.NONE, fenced_at=None, fence_note=None,
+    facts=sa.bindparam("x_facts", type_=sa.Text),
     virt_type=sa.bindparam("x_type", type_=sa.String), seen_at=now(),
     vcpus_limit=_limit(host.c.vcpus_used, "v"),
     memory_limit_mib=_limit(host.c.memory_used_mib, "m"),

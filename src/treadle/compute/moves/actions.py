@@ -8,7 +8,7 @@ from treadle.compute import actions, store
 from treadle.compute.actions import OPERATOR, Caller
 from treadle.compute.model import Instance, Task
 from treadle.compute.moves import store as moves
-from treadle.compute.moves.plan import ENDED, Move, Stage
+from treadle.compute.moves.plan import ENDED, Kind, Move, Stage
 from treadle.compute.reconciler import MOVE_KIND
 from treadle.controller import queue
 from treadle.db.clock import now
@@ -65,9 +65,9 @@ def hurry(conn: sa.Connection, instance: Instance, move_id: int) -> None:
 
 
 def find(conn: sa.Connection, instance: Instance, move_id: int) -> Move:
-    """A move of the instance. Errors: `NotFound`."""
+    """A live migration of the instance. Errors: `NotFound`."""
     move = moves.get(conn, move_id)
-    if move is None or move.instance_id != instance.id:
+    if move is None or move.instance_id != instance.id or move.kind is not Kind.LIVE:
         raise NotFound(f"Migration {move_id} for server {instance.uuid} could not be found.")
     return move
 

@@ -68,11 +68,13 @@ WATCH_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class MovePolicy:
-    """How moves are made. `at_once`: how many may be under way to or from one host."""
+    """How moves are made. `at_once`: how many may be under way to or from one host. `evacuates` as
+    in `Timing`."""
 
     options: MoveOptions = field(default_factory=MoveOptions)
     at_once: int = 2
     lease_s: float = 30.0
+    evacuates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +280,7 @@ class MoveHandler:
         if begun is None:
             return None, ""
         ticket = begun
-        spec = spec_of(scene.loaded, self._cloud_id)
+        spec = spec_of(scene.loaded, self._cloud_id, self._policy.evacuates)
         if len(spec.disks) > 1:
             # Layers become one: all of the disk is sent into an empty one.
             spec = replace(spec, disks=spec.disks[:1], image=None)

@@ -18,8 +18,16 @@ from treadle.compute.lifecycle import ImageOnHost, Lost
 from treadle.hypervisor.base import Domain, Power
 
 
+class Kind(StrEnum):
+    """What a move is. An evacuation's source is off: the guest is built anew at the target."""
+
+    LIVE = "live-migration"
+    EVACUATION = "evacuation"
+
+
 class Stage(StrEnum):
-    """How far a move is. `MOVING`: it has been begun. `ARRIVED`: the source is being cleaned."""
+    """How far a move is. `MOVING`: it has been begun. `ARRIVED`: the source is being cleaned; of an
+    evacuation, the target has the claim and builds it."""
 
     QUEUED = "queued"
     READY = "ready"
@@ -39,7 +47,8 @@ Seen = Domain | Lost | None
 @dataclass(frozen=True, slots=True)
 class Move:
     """One row of the migration table. Times are seconds since 1970, the sizes what is held of the
-    target while `held`. `wanted_id`: the host that was asked for."""
+    target while `held`. `wanted_id`: the host that was asked for. `left_off`: an evacuation that
+    does not start it."""
 
     id: int
     uuid: str
@@ -62,6 +71,8 @@ class Move:
     error: str | None
     created_at: float
     updated_at: float
+    kind: Kind = Kind.LIVE
+    left_off: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.compute.moves.plan import Move, Stage
+from treadle.compute.moves.plan import Kind, Move, Stage
 from treadle.db.clock import now
 from treadle.db.schema import instance
 from treadle.db.schema import migration as table
@@ -62,6 +62,22 @@ def held(conn: sa.Connection) -> Sequence[Move]:
     return _all(conn, table.c.held)
 
 
+def built(conn: sa.Connection, instance_id: int, stage: Stage, error: str | None = None) -> None:
+    """The instance has come to an end of its building: so has the evacuation that asked for it."""
+    conn.execute(
+        sa.update(table).where(
+            table.c.instance_id == instance_id, table.c.kind == Kind.EVACUATION,
+            table.c.stage == Stage.ARRIVED,
+        ).values(
+            stage=stage, error=error, updated_at=now(),
+            target_id=sa.func.coalesce(
+                sa.select(instance.c.host_id).where(instance.c.id == instance_id)
+                .scalar_subquery(), table.c.target_id,
+            ),
+        )
+    )
+
+
 def _all(conn: sa.Connection, *where: Any) -> list[Move]:
     rows = conn.execute(sa.select(table).where(*where).order_by(table.c.id.desc()))
     return [_move(row) for row in rows]
@@ -73,4 +89,5 @@ def _move(row: Any) -> Move:
         row.wanted_id, row.stop, row.hurry, row.deadline, row.held, row.vcpus, row.memory_mib,
         row.disk_mib, row.revision, row.user_id, row.project_id,
         tuple(json.loads(row.progress)), row.error, row.created_at, row.updated_at,
+        Kind(row.kind), row.left_off,
     )

@@ -190,6 +190,7 @@ class Connection:
         self._link: Link | None = None
         self._opening: _Job[Link] | None = None
         self._late: list[_Job[Any]] = []
+        self._beat: tuple[Link | None, _Job[int] | None] = None, None
 
     # -- verbs
 
@@ -218,6 +219,26 @@ class Connection:
             if attempt.left() <= 0:
                 return self._give_up(attempt, job, used)
         return job.result()
+
+    def beat(self, seconds: float) -> bool | None:
+        """Whether the host answers within `seconds`; None where no connection is open. What does
+        not answer is left to hang, one call at a time, and the connection as it is."""
+        with self._lock:
+            link, (asked, job) = self._link, self._beat
+        if link is None or not link.alive():
+            return None
+        if job is None or asked is not link or job.done:
+            job = _Job(lambda: int(link.conn.getLibVersion()))
+            with self._lock:
+                self._beat = link, job
+            self._threads.start(job)
+        if not job.wait(seconds):
+            return False
+        try:
+            job.result()
+        except libvirt.libvirtError as error:
+            return not errors.is_broken(error)
+        return True
 
     def stuck(self) -> int:
         """How many threads wait in libvirt with nobody waiting for them."""

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import libvirt
 
 from treadle.hypervisor.base import (
+    NOT_BY_HOST,
     ConsoleKind,
     ConsoleLine,
     Domain,
@@ -113,6 +114,9 @@ class LibvirtDriver:
         self._images = threading.Lock()
 
     # -- the host
+
+    def beat(self, seconds: float) -> bool | None:
+        return self._main.beat(seconds)
 
     def prepare(self, setup: HostSetup) -> None:
         """Connect; make the pool, the network and the filter. Errors: `HostRefused`."""
@@ -544,7 +548,7 @@ class LibvirtDriver:
             running = self._power(it.attempt, it.domain) is not None
             if not running:
                 self._create(it)
-                self._set_autostart(it, True)
+                self._set_autostart(it, NOT_BY_HOST not in it.mark.values)
             if it.link.session and it.link.kind == "QEMU" and not (running and it.mark.forward):
                 self._forward(it)
 
@@ -714,7 +718,8 @@ class LibvirtDriver:
         except libvirt.libvirtError as error:
             if errors.is_broken(error) or self._power(attempt, domain) is not goal:
                 raise
-        self._set_autostart(it, goal is Power.RUNNING)
+        by_host = NOT_BY_HOST not in it.mark.values
+        self._set_autostart(it, goal is Power.RUNNING and by_host)
 
     def _create(self, it: _Subject) -> None:
         attempt, domain = it.attempt, it.domain

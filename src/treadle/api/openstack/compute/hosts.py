@@ -26,6 +26,8 @@ from treadle.api.openstack.compute.common import (
 )
 from treadle.api.openstack.wire import Ask, Call, NotSupported, Schema
 from treadle.compute import census
+from treadle.compute.reconciler import HOST_KIND
+from treadle.controller import queue
 from treadle.errors import Conflict, InvalidInput, NotFound
 from treadle.placement import aggregates, ledger
 from treadle.placement.ledger import DEFAULT_ZONE, Host
@@ -122,7 +124,7 @@ async def update(ask: Ask) -> Body:
     def write(conn: sa.Connection) -> None:
         host = by_name(conn, said["host"])
         if down is not None:
-            ledger.force_down(conn, host.id, down)
+            _force_down(conn, host, down)
         else:
             _switch(conn, host, action == "enable", reason)
 
@@ -149,6 +151,12 @@ def _switch(conn: sa.Connection, host: Host, enabled: bool, reason: str | None) 
         ledger.disable_host(conn, host.id, reason)
 
 
+def _force_down(conn: sa.Connection, host: Host, down: bool) -> None:
+    """The word of an operator that the host is off; whether it answers is looked at now."""
+    ledger.force_down(conn, host.id, down)
+    queue.wake(conn, HOST_KIND, [str(host.id)])
+
+
 async def _update_by_uuid(ask: Ask) -> Body:
     said = ask.body
     status, reason = said.get("status"), said.get("disabled_reason")
@@ -165,7 +173,7 @@ async def _update_by_uuid(ask: Ask) -> Body:
         if status is not None:
             _switch(conn, host, status == "enabled", reason)
         if down is not None:
-            ledger.force_down(conn, host.id, down)
+            _force_down(conn, host, down)
         return view(ask, _service(conn, ask), aggregates.zones(conn))
 
     return {"service": await ask.write(write)}

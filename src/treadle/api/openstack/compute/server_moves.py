@@ -1,4 +1,4 @@
-"""Moves of servers from host to host: live migration, how far it is, and its end."""
+"""Moves of servers from host to host: live migration, how far it is, and its end; evacuation."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.api.openstack.compute.action_base import Action, changing
-from treadle.api.openstack.compute.common import BOOLEAN, closed, precise
+from treadle.api.openstack.compute.common import BOOLEAN, closed, precise, truth
 from treadle.api.openstack.compute.server_cache import Views
-from treadle.api.openstack.compute.servers import asker, find_row
-from treadle.api.openstack.wire import Ask, Call, Schema
+from treadle.api.openstack.compute.server_schemas import PASSWORD
+from treadle.api.openstack.compute.servers import asker, find_row, new_password
+from treadle.api.openstack.wire import Ask, Call, Reply, Schema
 from treadle.compute import listing
+from treadle.compute.failure import actions as failure
+from treadle.compute.failure.actions import Wanted
 from treadle.compute.listing import HostWords, Row
 from treadle.compute.moves import actions as moving
 from treadle.compute.moves import store as moves
-from treadle.compute.moves.plan import ENDED, Move, Stage
+from treadle.compute.moves.plan import ENDED, Kind, Move, Stage
 from treadle.errors import InvalidInput, NotFound
 
 STATUS = {
@@ -24,7 +27,13 @@ STATUS = {
     Stage.ARRIVED: "post-migrating", Stage.DONE: "completed", Stage.FAILED: "error",
     Stage.CANCELLED: "cancelled",
 }
+EVACUATED = STATUS | {
+    Stage.QUEUED: "accepted", Stage.ARRIVED: "pre-migrating", Stage.DONE: "done",
+}
 MOST = 1000
+NO_PASSWORD, STOPPED = 14, 95
+"""The minor microversions from which an evacuation answers with no password, and leaves the server
+off."""
 AMOUNTS = (
     "memory_total_bytes", "memory_processed_bytes", "memory_remaining_bytes",
     "disk_total_bytes", "disk_processed_bytes", "disk_remaining_bytes",
@@ -43,6 +52,34 @@ def _live(conn: sa.Connection, ask: Ask, row: Row, value: Mapping[str, Any]) -> 
         conn, row.instance.id, target, request_id=ask.request_id,
         deadline_s=ask.context.settings.moves.deadline_s, by=asker(ask),
     )
+
+
+def _host_id(conn: sa.Connection, name: str | None) -> int | None:
+    if not name:
+        return None
+    found = next((id for id, one in listing.host_words(conn).items() if one.name == name), None)
+    if found is None:
+        raise NotFound(f"Compute host {name} not found.")
+    return found
+
+
+@changing("evacuate")
+def _evacuate(conn: sa.Connection, ask: Ask, row: Row, value: Mapping[str, Any]) -> Reply | None:
+    shared = value.get("onSharedStorage", False)
+    if truth("onSharedStorage", shared):
+        raise InvalidInput("onSharedStorage", shared, "no storage is shared here: the server is "
+                           "built anew from its image")
+    failure.evacuate(
+        conn, row.instance.id,
+        Wanted(
+            _host_id(conn, value.get("host")), left_off=ask.minor >= STOPPED,
+            deadline_s=ask.context.settings.moves.deadline_s,
+        ),
+        request_id=ask.request_id, by=asker(ask),
+    )
+    if ask.minor >= NO_PASSWORD:
+        return None
+    return Reply({"adminPass": value.get("adminPass") or new_password()})
 
 
 def server_migration(
@@ -65,8 +102,8 @@ def every_migration(conn: sa.Connection, ask: Ask) -> list[tuple[float, dict[str
             "new_instance_type_id": flavor_id,
         }
         if ask.minor >= 23:
-            shown["migration_type"] = "live-migration"
-            if move.stage not in ENDED:
+            shown["migration_type"] = str(move.kind)
+            if move.stage not in ENDED and move.kind is Kind.LIVE:
                 href = f"{ask.root}/v2.1/servers/{uuid}/migrations/{move.id}"
                 shown["links"] = [
                     {"rel": "self", "href": href},
@@ -80,7 +117,7 @@ def _common(ask: Ask, move: Move, words: Mapping[int, HostWords]) -> dict[str, A
     names = {key: words[id].name if id in words else None
              for key, id in (("source", move.source_id), ("dest", move.target_id or 0))}
     shown: dict[str, Any] = {
-        "id": move.id, "status": STATUS[move.stage],
+        "id": move.id, "status": (STATUS if move.kind is Kind.LIVE else EVACUATED)[move.stage],
         "source_node": names["source"], "source_compute": names["source"],
         "dest_node": names["dest"], "dest_compute": names["dest"], "dest_host": names["dest"],
         "created_at": precise(move.created_at), "updated_at": precise(move.updated_at),
@@ -99,7 +136,8 @@ async def listed(ask: Ask) -> dict[str, Any]:
         row, words = find_row(conn, ask), ask.context.shared(Views).hosts(conn)
         return {"migrations": [
             server_migration(ask, move, row.instance.uuid, words)
-            for move in moves.of_instance(conn, row.instance.id) if move.stage not in ENDED
+            for move in moves.of_instance(conn, row.instance.id)
+            if move.stage not in ENDED and move.kind is Kind.LIVE
         ]}
 
     return await ask.read(work)
@@ -147,8 +185,17 @@ LIVE = Schema(
     (30, closed({**_HOST, **_AUTO, "force": BOOLEAN}, ["host", "block_migration"])),
     (68, closed({**_HOST, **_AUTO}, ["host", "block_migration"])),
 )
+EVACUATE = Schema(
+    (1, closed({**_HOST, "onSharedStorage": BOOLEAN, "adminPass": PASSWORD}, ["onSharedStorage"])),
+    (NO_PASSWORD, closed({**_HOST, "adminPass": PASSWORD})),
+    (29, closed({**_HOST, "adminPass": PASSWORD, "force": BOOLEAN})),
+    (68, closed({**_HOST, "adminPass": PASSWORD})),
+)
 FORCE = Schema((1, closed({"force_complete": {"type": "null"}}, ["force_complete"])))
-ACTIONS = {"os-migrateLive": Action(_live, "compute:servers:migrate_live", LIVE)}
+ACTIONS = {
+    "os-migrateLive": Action(_live, "compute:servers:migrate_live", LIVE),
+    "evacuate": Action(_evacuate, "compute:servers:evacuate", EVACUATE, 200),
+}
 ONE = "/v2.1/servers/{server_id}/migrations/{migration_id}"
 RULE = "compute:servers:migrate_live"
 CALLS = [

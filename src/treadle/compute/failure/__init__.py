@@ -1,0 +1,1 @@
+"""Hosts that fail: finding out, switching them off for sure, building their instances elsewhere."""

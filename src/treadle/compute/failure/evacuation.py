@@ -1,0 +1,257 @@
+"""One pass over an evacuation: find a host with room, and give the instance over to it.
+
+Nothing is done on any host here. One commit takes the room there, gives the old host's back and
+makes the row that of an instance that is being built on the new one; from then on its own passes
+carry it. Before that commit nothing has changed; after it, the old host has no say any more: it is
+off, and what it still has is swept when it is back.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import sqlalchemy as sa
+import structlog
+
+from treadle.compute import changes, placing, store
+from treadle.compute.model import Goal
+from treadle.compute.moves import store as moves
+from treadle.compute.moves.plan import ENDED, Move, Stage
+from treadle.compute.reconciler import (
+    IMAGE_KIND,
+    KIND,
+    MIB,
+    PLACE_TRIES,
+    image_work_id,
+)
+from treadle.compute.store import Loaded, Step
+from treadle.controller import queue
+from treadle.controller.queue import Ticket
+from treadle.controller.worker import backoff
+from treadle.db.engine import Database, note
+from treadle.image import store as images
+from treadle.placement import fences, groups, ledger
+from treadle.placement.board import Board
+from treadle.placement.ledger import Host, HostStatus, ImageState, Room
+from treadle.scheduler.engine import Scheduler
+from treadle.scheduler.plugin import PluginError
+from treadle.scheduler.record import Decision
+
+log = structlog.get_logger("treadle.failure")
+
+BUSY_S = 0.25
+LOOK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """An evacuation with what one pass needs to know around it. `leased`: a pass over the instance
+    that began before is not over."""
+
+    move: Move
+    loaded: Loaded
+    source: Host | None
+    room: Room
+    leased: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Choose:
+    """Find a host, and give the instance over to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """It does not come about: the instance stays where it is."""
+
+    stage: Stage
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing can be done now. `hurry`: it will not be long."""
+
+    reason: str
+    hurry: bool = False
+
+
+def plan(scene: Scene) -> Choose | End | Wait:
+    """What to do next. A source that answers, or of which nobody says that it is off, is never
+    evacuated: a guest may run there."""
+    move, source = scene.move, scene.source
+    if move.stop or scene.loaded.instance.goal in (Goal.DELETED, Goal.FAILED):
+        return End(Stage.CANCELLED)
+    if source is None or scene.loaded.instance.host_id != source.id:
+        return End(Stage.FAILED, "it is on another host")
+    if not source.said_off:
+        return End(Stage.FAILED, "its host is back")
+    if scene.loaded.now > move.deadline:
+        return End(Stage.FAILED, "no host had room for it in time")
+    if source.status is HostStatus.UP:
+        return Wait("its host answers, though it was said to be off")
+    if scene.leased:
+        return Wait("a pass over it that began before is not over", hurry=True)
+    return Choose()
+
+
+class EvacuationHandler:
+    """Makes passes over evacuations."""
+
+    def __init__(
+        self, database: Database, scheduler: Scheduler, build_deadline_s: float
+    ) -> None:
+        self._db = database
+        self._scheduler = scheduler
+        self._build_deadline_s = build_deadline_s
+        self._board = Board(database)
+
+    def run(self, ticket: Ticket) -> Ticket | None:
+        """One pass."""
+        scene = self._db.read(lambda conn: _scene(conn, int(ticket.id)))
+        if scene is None:
+            self._db.write(lambda conn: queue.remove(conn, ticket))
+            return None
+        match plan(scene):
+            case Choose():
+                self._choose(ticket, scene)
+            case End(stage, reason):
+                self._end(ticket, scene, stage, reason)
+            case Wait(reason, hurry):
+                self._wait(ticket, reason, BUSY_S if hurry else LOOK_S)
+        return None
+
+    def _wait(self, ticket: Ticket, reason: str, delay: float) -> None:
+        self._db.write(lambda conn: queue.finish(conn, ticket, delay=delay, error=reason))
+
+    def _choose(self, ticket: Ticket, scene: Scene) -> None:
+        move, instance, room = scene.move, scene.loaded.instance, scene.room
+        started = time.time()
+        for attempt in range(PLACE_TRIES):
+            request = self._db.read(lambda conn: placing.request_of(
+                conn, instance, room, with_flavors=self._scheduler.wants_flavors,
+            ))
+            only = request.only_hosts
+            if move.wanted_id is not None:
+                only = frozenset({move.wanted_id}) & (only or frozenset({move.wanted_id}))
+            request = replace(
+                request, excluded_hosts=request.excluded_hosts | {move.source_id},
+                only_hosts=only,
+            )
+            try:
+                outlook = self._board.rank(self._scheduler, request, room, anew=attempt > 0)
+            except PluginError as error:
+                self._wait(ticket, str(error), backoff(ticket.tries))
+                return
+            order, record = list(map(int, outlook.ranking)), outlook.record
+            if not order and outlook.exact:
+                self._no_room(ticket, scene, record)
+                return
+            if not order:
+                continue
+            _ = record.detail  # worked out here, not in the transaction
+
+            def give(
+                conn: sa.Connection, order: list[int] = order, record: Decision = record
+            ) -> bool:
+                return self._give(conn, ticket, scene, order, record, started)
+
+            try:
+                given = self._db.write(give)
+            finally:
+                self._board.let_go(instance.uuid)
+            if given:
+                log.info("evacuated", instance=instance.uuid, source=move.source_id)
+                return
+        self._wait(ticket, "others are taking the room at this moment", BUSY_S)
+
+    def _give(
+        self, conn: sa.Connection, ticket: Ticket, scene: Scene, order: list[int],
+        record: Decision, started: float,
+    ) -> bool:
+        """The commit. False, and nothing is changed, where it cannot be made now."""
+        move, room = scene.move, scene.room
+        instance = store.get(conn, move.instance_id)
+        if (
+            instance is None or instance.host_id != move.source_id
+            or instance.goal in (Goal.DELETED, Goal.FAILED)
+            or not fences.still_off(conn, move.source_id)
+            or queue.is_leased(conn, KIND, instance.uuid)
+        ):
+            return False
+        record.conflicts.clear()  # the transaction may be run again
+        allowed = groups.rule(conn, instance.group_id, instance.id)
+        target = None
+        for host_id in order:
+            if allowed(host_id) and ledger.hold(conn, host_id, room):
+                target = host_id
+                break
+            record.lost(host_id)
+        if target is None:
+            return False
+        queue.remove(conn, ticket)
+        record.won(target)
+        note(conn, ledger.PLACED, instance.uuid)
+        ledger.moved(conn, instance.id, target)
+        store.update(
+            conn, instance.id, deadline=scene.loaded.now + self._build_deadline_s,
+            **changes.evacuated(instance, target, left_off=move.left_off),
+        )
+        store.hold(conn, instance.id)
+        moves.update(conn, move.id, stage=Stage.ARRIVED, target_id=target)
+        if ledger.image_state(conn, target, room.sha256) is ImageState.WANTED:
+            queue.enqueue(conn, IMAGE_KIND, image_work_id(target, room.sha256), lane=target)
+        store.record_decision(conn, instance.id, target, record.to_dict())
+        store.log_step(conn, instance.id, move.revision, Step(
+            "place", target, started, time.time(), "ok",
+        ))
+        queue.shift(conn, KIND, instance.uuid, target)
+        return True
+
+    def _no_room(self, ticket: Ticket, scene: Scene, record: Decision) -> None:
+        refusal = record.error()
+        why = "; ".join(f"{name}: {text}" for name, text in refusal.reasons.items())
+        reason = f"{refusal}: {why}" if why else str(refusal)
+
+        def wait(conn: sa.Connection) -> None:
+            queue.finish(conn, ticket, delay=backoff(ticket.tries, first=LOOK_S), error=reason)
+            if scene.move.error != reason:
+                moves.update(conn, scene.move.id, error=reason)
+
+        self._db.write(wait)
+
+    def _end(self, ticket: Ticket, scene: Scene, stage: Stage, reason: str) -> None:
+        move, uuid = scene.move, scene.loaded.instance.uuid
+
+        def end(conn: sa.Connection) -> None:
+            queue.remove(conn, ticket)
+            moves.update(conn, move.id, stage=stage, error=reason or move.error)
+            columns: dict[str, object] = {"moving": None}
+            current = store.get(conn, move.instance_id)
+            if current is not None and current.revision == move.revision:
+                columns["task"] = None
+            store.update(conn, move.instance_id, **columns)
+            store.end_actions(conn, move.instance_id, move.revision, "error", reason or None)
+            queue.wake(conn, KIND, [uuid])
+
+        self._db.write(end)
+        log.info("evacuation_ended", instance=uuid, stage=stage, reason=reason)
+
+
+def _scene(conn: sa.Connection, id: int) -> Scene | None:
+    move = moves.get(conn, id)
+    if move is None or move.stage in ENDED or move.stage is Stage.ARRIVED:
+        return None
+    instance = store.get(conn, move.instance_id)
+    loaded = None if instance is None else store.load(conn, instance.uuid)
+    if instance is None or loaded is None:
+        return None
+    image = images.get(conn, instance.image_id)
+    assert image is not None
+    sha256, size = image.sha256 or "", image.size_bytes or 0
+    return Scene(
+        move, loaded, ledger.get_host(conn, move.source_id),
+        Room(*changes.held(instance), sha256, -(-size // MIB)),
+        queue.is_leased(conn, KIND, instance.uuid),
+    )
