@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
@@ -86,6 +86,7 @@ class Watch:
         self._reach = reach
         self._reach_from = reach_from
         self._heard: dict[int, float] = {}
+        self._asked: dict[int, list[Future[Reach]]] = {}
         self.verdicts: Mapping[int, Verdict] = {}
         """Of the last look, by the host's number."""
         self._stop = threading.Event()
@@ -137,25 +138,36 @@ class Watch:
                 sign.libvirt, sign.reach, now - self._heard[one.id], silent, len(counted)
             )
             verdict = judge(evidence, self._policy.patience)
+            if verdict in (Verdict.DOUBT, Verdict.GONE):
+                # Asked while there is doubt: their answers are there when there is none.
+                asked = self._asked.get(one.id) or self._ask_peers(
+                    one, [peer for peer in hosts if signs[peer.id].libvirt]
+                )
+                self._asked[one.id] = asked
             if verdict is Verdict.GONE:
-                peers = self._ask_peers(one, [peer for peer in hosts if signs[peer.id].libvirt])
+                peers = tuple(answer.result(PEER_S + ANSWER_S) for answer in asked)
                 verdict = judge(replace(evidence, peers=peers), self._policy.patience)
+            if verdict is not Verdict.DOUBT:
+                self._asked.pop(one.id, None)
             found[one.id] = verdict
             self._act(one, verdict, evidence.silent_s)
         self.verdicts = found
         return found
 
     def _ask(self, one: _Host) -> _Sign:
-        driver = self._fleet.driver(one.id, one.uri)
-        if isinstance(driver, Beats) and driver.beat(ANSWER_S):
-            return _Sign(True, Reach.UNKNOWN)
-        return _Sign(False, self._reach(one.uri, ANSWER_S))
+        try:
+            driver = self._fleet.driver(one.id, one.uri)
+            if isinstance(driver, Beats) and driver.beat(ANSWER_S):
+                return _Sign(True, Reach.UNKNOWN)
+            return _Sign(False, self._reach(one.uri, ANSWER_S))
+        except TreadleError:  # no driver takes its URI
+            return _Sign(False, Reach.UNKNOWN)
 
-    def _ask_peers(self, one: _Host, others: list[_Host]) -> tuple[Reach, ...]:
+    def _ask_peers(self, one: _Host, others: list[_Host]) -> list[Future[Reach]]:
         asked = [peer for peer in others if peer.id != one.id][: self._policy.peers]
-        return tuple(self._pool.map(
-            lambda peer: self._reach_from(peer.uri, one.uri, PEER_S), asked
-        ))
+        return [
+            self._pool.submit(self._reach_from, peer.uri, one.uri, PEER_S) for peer in asked
+        ]
 
     def _act(self, one: _Host, verdict: Verdict, silent_s: float) -> None:
         before = self.verdicts.get(one.id)

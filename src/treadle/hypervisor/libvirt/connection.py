@@ -227,11 +227,12 @@ class Connection:
             link, (asked, job) = self._link, self._beat
         if link is None or not link.alive():
             return None
-        if job is None or asked is not link or job.done:
-            job = _Job(lambda: int(link.conn.getLibVersion()))
-            with self._lock:
-                self._beat = link, job
-            self._threads.start(job)
+        if job is not None and asked is link and not job.done:
+            return False  # it has not answered what it was asked before
+        job = _Job(lambda: int(link.conn.getLibVersion()))
+        with self._lock:
+            self._beat = link, job
+        self._threads.start(job)
         if not job.wait(seconds):
             return False
         try:
