@@ -13,6 +13,8 @@ import pytest
 from tests.contract.conftest import UP, World
 from tests.waiting import wait_for
 from treadle.hypervisor.base import (
+    NOT_BY_HOST,
+    Beats,
     Console,
     HostRefused,
     ImageSpec,
@@ -173,6 +175,27 @@ def test_what_shall_run_starts_with_its_host_and_nothing_else(world: World) -> N
     assert starts() is False
     with pytest.raises(HostRefused):
         driver.autostart(str(uuid4()), True)
+
+
+def test_what_may_run_elsewhere_by_then_is_not_started_with_its_host(world: World) -> None:
+    driver = world.driver
+    uuid = world.new(metadata={NOT_BY_HOST: "evacuate"})
+    for verb in (driver.start, driver.pause, driver.resume):
+        verb(uuid)
+        found = driver.observe(uuid)
+        assert found is not None
+        assert found.autostart is False, verb
+    driver.autostart(uuid, True)
+    found = driver.observe(uuid)
+    assert found is not None
+    assert found.autostart is True
+
+
+def test_a_host_gives_a_sign_of_life_over_the_connection_that_is_open(world: World) -> None:
+    driver = world.driver
+    assert isinstance(driver, Beats)
+    world.new()
+    assert driver.beat(10.0) is True
 
 
 # -- copies

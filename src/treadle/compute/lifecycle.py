@@ -138,7 +138,8 @@ class Context:
     `max_attempts`: how many hosts may be tried. `last_error`: what the last failure said.
     `ended`: the time of its mode is up. `adopt_drift`: what somebody else did with the domain, not
     through us, is wanted from now on; else it is undone. `evacuates`: instances that say nothing of
-    it are evacuated when their host fails.
+    it are evacuated when their host fails. `host_off`: its host does not answer, and is off for
+    sure; told where it is to be removed.
     """
 
     image: ImageOnHost = ImageOnHost.READY
@@ -149,6 +150,7 @@ class Context:
     ended: bool = False
     adopt_drift: bool = False
     evacuates: bool = False
+    host_off: bool = False
 
 
 def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Action:
@@ -156,6 +158,8 @@ def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Ac
     if context.ended and instance.goal is not Goal.DELETED:
         return End()
     if instance.goal in GONE:
+        if seen is Lost.HOST and context.host_off:
+            return Release(again=False)  # what is left there is swept when it is back
         return _remove(instance, seen)
     if instance.host_id is None:
         return Fail(_too_late("not placed", context)) if context.late else Place()

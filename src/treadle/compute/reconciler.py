@@ -196,6 +196,8 @@ class InstanceHandler:
         seen, trouble = self._observe(loaded)
         if trouble:
             context = replace(context, last_error=trouble)
+        if seen is Lost.HOST and loaded.instance.goal in lifecycle.GONE:
+            context = replace(context, host_off=self._is_off(loaded.instance.host_id))
         action = lifecycle.plan(loaded.instance, seen, context)
         if isinstance(action, Call):
             if action.verb in done:
@@ -235,6 +237,10 @@ class InstanceHandler:
             self._db.write(lambda conn: queue.wake(conn, HOST_KIND, [str(host_id)]))
             return Lost.HOST, str(error)
         return seen, ""
+
+    def _is_off(self, host_id: int | None) -> bool:
+        host = self._db.read(lambda conn: ledger.get_host(conn, host_id or 0))
+        return host is not None and host.status is not HostStatus.UP and host.said_off
 
     # -- what the plan says
 

@@ -11,7 +11,7 @@ from treadle.compute.actions import OPERATOR, Caller
 from treadle.compute.model import Goal, Instance, Mode, Task, vm_state, word
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import Kind, Stage
-from treadle.compute.reconciler import EVACUATION_KIND, HOST_KIND
+from treadle.compute.reconciler import EVACUATION_KIND, HOST_KIND, KIND
 from treadle.compute.store import Step
 from treadle.controller import queue
 from treadle.db.clock import now
@@ -105,10 +105,14 @@ def evacuate_host(
     """Evacuate the instances of the host that ask for it and shall run; `everyone`: all that can
     be. Those that wait for the host say so. `evacuates` as in `reconciler.Timing`. Asking again
     is harmless. Errors: as for `evacuate`, of the host."""
-    host = require_off(conn, host_id)
+    require_off(conn, host_id)
     going: list[int] = []
     staying: list[tuple[Instance, str]] = []
     for instance in store.on_host(conn, host_id):
+        if instance.goal in lifecycle.GONE:
+            queue.wake(conn, KIND, [instance.uuid])
+            staying.append((instance, "it is being removed"))
+            continue
         asks = lifecycle.evacuates(instance, evacuates) and instance.goal is Goal.RUNNING
         if not (asks or everyone):
             staying.append((instance, "it does not ask to be evacuated"))
@@ -118,7 +122,6 @@ def evacuate_host(
             going.append(evacuate(conn, instance.id, Wanted(), request_id=request_id, fence=fence))
         except TreadleError as error:
             staying.append((instance, str(error)))
-    assert host.said_off
     return Outcome(going, staying)
 
 

@@ -138,6 +138,8 @@ class MoveHandler:
         """One pass: the ticket of the next, and what went wrong in this one."""
         move, uuid = scene.move, scene.loaded.instance.uuid
         here, there = self._look(scene.source, uuid), self._look(scene.target, uuid)
+        if there is Lost.HOST and scene.target is not None and scene.target.said_off:
+            there = None  # nothing runs there; what is left is swept when it is back
         action = course.plan(move, here, there, self._context(scene, trouble))
         match action:
             case Choose():
