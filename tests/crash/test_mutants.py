@@ -177,7 +177,7 @@ def test_room_that_is_taken_twice_is_caught(
     def greedy(conn: sa.Connection, host_id: int, instance_id: int, room: ledger.Room) -> bool:
         taken = real(conn, host_id, instance_id, room)
         if taken:
-            conn.execute(ledger._TAKE, {"h": host_id, "v": 1, "m": 0, "d": 0, "n": 0})
+            ledger._TAKE(conn, {"h": host_id, "v": 1, "m": 0, "d": 0, "n": 0})
         return taken
 
     monkeypatch.setattr(ledger, "claim", greedy)
@@ -215,7 +215,7 @@ def test_room_that_a_revert_keeps_is_caught(
     real = ledger.resize
 
     def hoards(conn: sa.Connection, id: int, *size: int) -> bool:
-        held = conn.execute(ledger._HELD, {"i": id}).one()
+        held = ledger._HELD(conn, {"i": id}).one()
         now = (held.vcpus, held.memory_mib, held.disk_mib)
         return real(conn, id, *map(max, now, size))
 

@@ -243,7 +243,7 @@ def test_key_pairs_groups_and_members_have_their_own_sentences(database: Databas
 
 def test_the_sum_reads_the_index_of_living_rows_alone(sqlite_database: Database) -> None:
     """With a million deleted rows beside the living ones it must not get slower."""
-    statement = str(quota._USED.compile(sqlite_database.engine)).replace("?", "'x'")
+    statement = str(quota._USED.statement.compile(sqlite_database.engine)).replace("?", "'x'")
     plan = sqlite_database.read(
         lambda conn: conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}").all()
     )

@@ -32,6 +32,7 @@ from treadle.compute.reconciler import KIND
 from treadle.compute.store import Flavor
 from treadle.controller import queue
 from treadle.db.clock import now
+from treadle.db.prepared import Prepared
 from treadle.db.schema import meta
 from treadle.errors import (
     CannotPlace,
@@ -110,7 +111,7 @@ def create(
     image = _image(conn, wish.image)
     check_fits(flavor, image)
     names = _names(replace(wish, count=_allowed(conn, wish, flavor)))
-    time, home, owner = conn.execute(_SCENE).one()
+    time, home, owner = _SCENE(conn).one()
     project, user = wish.project_id or home or "", wish.user_id or owner or ""
     batch = str(uuids.uuid4())
     made = [uuids.uuid4() for _ in names]
@@ -151,7 +152,7 @@ def _known(key: str) -> sa.ScalarSelect[Any]:
     return sa.select(meta.c.value).where(meta.c.key == key).scalar_subquery()
 
 
-_SCENE = sa.select(now(), _known("admin_project"), _known("admin_user"))
+_SCENE = Prepared(sa.select(now(), _known("admin_project"), _known("admin_user")))
 """The clock, and to whom belongs what an API without users makes."""
 
 

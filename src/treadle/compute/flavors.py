@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from treadle.compute import store
 from treadle.compute.store import Flavor, compact, flavor_of
+from treadle.db.prepared import Prepared
 from treadle.db.schema import flavor as table
 from treadle.db.schema import flavor_access
 from treadle.errors import Conflict, NotFound
@@ -40,7 +41,7 @@ def accessible(conn: sa.Connection, project_id: str | None) -> set[int]:
 def get(conn: sa.Connection, public_id: str, project_id: str | None = None, *,
         everything: bool = True) -> Flavor:
     """One on offer; without `everything`, to this project. Errors: `NotFound`."""
-    row = conn.execute(_GET, {"p": public_id}).one_or_none()
+    row = _GET(conn, {"p": public_id}).one_or_none()
     if row is None or not (
         everything or row.is_public or row.id in accessible(conn, project_id)
     ):
@@ -131,4 +132,4 @@ def _of(project_id: str | None) -> sa.Select[Any]:
     return sa.select(flavor_access.c.flavor_id).where(flavor_access.c.project_id == project_id)
 
 
-_GET = sa.select(table).where(table.c.public_id == sa.bindparam("p"), table.c.active)
+_GET = Prepared(sa.select(table).where(table.c.public_id == sa.bindparam("p"), table.c.active))

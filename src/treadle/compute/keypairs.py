@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from treadle.compute import quota
 from treadle.db.clock import now
+from treadle.db.prepared import Prepared
 from treadle.db.schema import keypair as table
 from treadle.errors import Conflict, NotFound
 
@@ -54,7 +55,7 @@ def add(
 
 def find(conn: sa.Connection, user_id: str, name: str) -> KeyPair | None:
     """The user's key of that name, or None."""
-    row = conn.execute(_GET, {"u": user_id, "n": name}).one_or_none()
+    row = _GET(conn, {"u": user_id, "n": name}).one_or_none()
     return None if row is None else _keypair(row)
 
 
@@ -82,6 +83,8 @@ def _keypair(row: Any) -> KeyPair:
                    row.created_at)
 
 
-_GET = sa.select(table).where(
-    table.c.user_id == sa.bindparam("u"), table.c.name == sa.bindparam("n")
+_GET = Prepared(
+    sa.select(table).where(
+        table.c.user_id == sa.bindparam("u"), table.c.name == sa.bindparam("n")
+    )
 )

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from treadle.compute import store
 from treadle.compute.model import Instance
+from treadle.db.prepared import Prepared
 from treadle.db.schema import (
     LIVE_INSTANCE,
     host,
@@ -120,7 +121,7 @@ def keys(
 
 def key_of(conn: sa.Connection, uuid: str, project_id: str | None) -> Key | None:
     """One instance that is not deleted, of the project (None: of any)."""
-    row = conn.execute(_KEY, {"u": uuid}).one_or_none()
+    row = _KEY(conn, {"u": uuid}).one_or_none()
     if row is None or row.state == "deleted" or project_id not in (None, row.project_id):
         return None
     return _key(row)
@@ -165,8 +166,10 @@ def _key(row: Any) -> Key:
 _KEYS = (
     table.c.id, table.c.uuid, table.c.version, table.c.host_id, table.c.name, table.c.project_id,
 )
-_KEY = sa.select(*_KEYS, table.c.state).where(
-    table.c.uuid == sa.bindparam("u")
+_KEY = Prepared(
+    sa.select(*_KEYS, table.c.state).where(
+        table.c.uuid == sa.bindparam("u")
+    )
 )
 _ROWS = (
     sa.select(table, image.c.uuid.label("image_uuid"), server_group.c.uuid.label("group_uuid"))

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.compute.model import Instance
+from treadle.db.prepared import Prepared
 from treadle.db.schema import flavor, host, image
 from treadle.db.schema import instance as table
 from treadle.placement import groups
@@ -31,7 +32,7 @@ def request_of(
     alone; `host` is a host's name, for the first placement alone. A build that failed somewhere
     does not go there again.
     """
-    row = conn.execute(_ASKED, {"i": instance.id}).one()
+    row = _ASKED(conn, {"i": instance.id}).one()
     hints = _object(row.scheduler_hints)
     specs = _pairs(_object(row.flavor).get("extra_specs"))
     properties = _pairs(_object(row.properties))
@@ -44,7 +45,7 @@ def request_of(
         asked = frozenset({instance.only_host_id})
         only = asked if only is None else only & asked
     apart = _hosts_of(conn, row.project_id, hints.get("different_host"))
-    flavors: Iterable[Any] = conn.execute(_FLAVORS) if with_flavors else ()
+    flavors: Iterable[Any] = _FLAVORS(conn) if with_flavors else ()
     return PlacementRequest(
         instance_id=instance.uuid, vcpus=room.vcpus, memory_mib=room.memory_mib,
         disk_mib=room.disk_mib, image=room.sha256, image_mib=room.image_mib,
@@ -122,7 +123,7 @@ def _devices(text: str) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(found.items()))
 
 
-_ASKED = (
+_ASKED = Prepared(
     sa.select(
         table.c.availability_zone, table.c.group_id, table.c.scheduler_hints, table.c.project_id,
         table.c.flavor, image.c.properties,
@@ -130,6 +131,8 @@ _ASKED = (
     .join(image, image.c.id == table.c.image_id)
     .where(table.c.id == sa.bindparam("i"))
 )
-_FLAVORS = sa.select(flavor.c.vcpus, flavor.c.memory_mib, flavor.c.disk_gib).where(
-    flavor.c.active
-).order_by(flavor.c.vcpus, flavor.c.memory_mib, flavor.c.disk_gib).distinct()
+_FLAVORS = Prepared(
+    sa.select(flavor.c.vcpus, flavor.c.memory_mib, flavor.c.disk_gib).where(
+        flavor.c.active
+    ).order_by(flavor.c.vcpus, flavor.c.memory_mib, flavor.c.disk_gib).distinct()
+)

@@ -14,6 +14,7 @@ from zlib import crc32
 
 import sqlalchemy as sa
 
+from treadle.db.prepared import Prepared
 from treadle.db.schema import (
     LIVE_INSTANCE,
     instance,
@@ -49,7 +50,7 @@ def limits(conn: sa.Connection, project_id: str, user_id: str | None = None) -> 
 
 def class_limits(conn: sa.Connection, name: str) -> dict[str, int]:
     """The limits of a class; what it does not name is as `DEFAULTS` has it."""
-    rows = conn.execute(_CLASS, {"n": name})
+    rows = _CLASS(conn, {"n": name})
     return {**DEFAULTS, **{row.resource: row.hard_limit for row in rows}}
 
 
@@ -213,7 +214,7 @@ def _counted(
     statement = _USED
     if user_id is not None:
         statement, bound = _USED_BY, {**bound, "u": user_id}
-    row = conn.execute(statement, bound).one()
+    row = statement(conn, bound).one()
     return {name: int(value) for name, value in zip(COUNTED, row, strict=True)}
 
 
@@ -223,7 +224,7 @@ def _limits(
     """What the project may have, and what of it was said for the user alone."""
     project = dict(DEFAULTS)
     user: dict[str, int] = {}
-    for row in conn.execute(_SAID, {"p": project_id, "u": user_id or ""}):
+    for row in _SAID(conn, {"p": project_id, "u": user_id or ""}):
         (user if row.rank == _USER else project)[row.resource] = row.hard_limit
     return project, user
 
@@ -235,23 +236,29 @@ def _put(conn: sa.Connection, table: sa.Table, key: Mapping[str, str], limit: in
         conn.execute(sa.insert(table).values(**key, hard_limit=limit))
 
 
-_USED = sa.select(
-    sa.func.count(), sa.func.coalesce(sa.func.sum(instance.c.vcpus), 0),
-    sa.func.coalesce(sa.func.sum(instance.c.memory_mib), 0),
-).select_from(instance).where(instance.c.project_id == sa.bindparam("p"), LIVE_INSTANCE)
-_USED_BY = _USED.where(instance.c.user_id == sa.bindparam("u"))
-_CLASS = sa.select(quota_class.c.resource, quota_class.c.hard_limit).where(
-    quota_class.c.name == sa.bindparam("n")
+_USED = Prepared(
+    sa.select(
+        sa.func.count(), sa.func.coalesce(sa.func.sum(instance.c.vcpus), 0),
+        sa.func.coalesce(sa.func.sum(instance.c.memory_mib), 0),
+    ).select_from(instance).where(instance.c.project_id == sa.bindparam("p"), LIVE_INSTANCE)
+)
+_USED_BY = Prepared(_USED.statement.where(instance.c.user_id == sa.bindparam("u")))
+_CLASS = Prepared(
+    sa.select(quota_class.c.resource, quota_class.c.hard_limit).where(
+        quota_class.c.name == sa.bindparam("n")
+    )
 )
 _USER = 2
-_SAID = sa.union_all(
-    sa.select(sa.literal(0).label("rank"), quota_class.c.resource, quota_class.c.hard_limit)
-    .where(quota_class.c.name == DEFAULT_CLASS),
-    sa.select(sa.literal(1), quota.c.resource, quota.c.hard_limit)
-    .where(quota.c.project_id == sa.bindparam("p")),
-    sa.select(sa.literal(_USER), quota_user.c.resource, quota_user.c.hard_limit)
-    .where(quota_user.c.project_id == sa.bindparam("p"),
-           quota_user.c.user_id == sa.bindparam("u")),
-).order_by("rank")
+_SAID = Prepared(
+    sa.union_all(
+        sa.select(sa.literal(0).label("rank"), quota_class.c.resource, quota_class.c.hard_limit)
+        .where(quota_class.c.name == DEFAULT_CLASS),
+        sa.select(sa.literal(1), quota.c.resource, quota.c.hard_limit)
+        .where(quota.c.project_id == sa.bindparam("p")),
+        sa.select(sa.literal(_USER), quota_user.c.resource, quota_user.c.hard_limit)
+        .where(quota_user.c.project_id == sa.bindparam("p"),
+               quota_user.c.user_id == sa.bindparam("u")),
+    ).order_by("rank")
+)
 """All that was said of a project's limits; what comes later holds."""
 _LOCK = sa.text("SELECT pg_advisory_xact_lock(:k, :n)")

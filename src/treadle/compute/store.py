@@ -15,6 +15,7 @@ from treadle.compute import changes
 from treadle.compute.model import HA_KEY, Goal, Ha, Instance, Mode, Phase, State, Task
 from treadle.db.clock import now
 from treadle.db.engine import note
+from treadle.db.prepared import Prepared
 from treadle.db.schema import (
     action,
     action_step,
@@ -98,7 +99,7 @@ class Step:
 
 def load(conn: sa.Connection, uuid: str) -> Loaded | None:
     """The instance and its surroundings; None where there is no such row."""
-    row = conn.execute(_LOAD, {"u": uuid}).one_or_none()
+    row = _LOAD(conn, {"u": uuid}).one_or_none()
     if row is None:
         return None
     return Loaded(
@@ -128,13 +129,13 @@ def _rescue_on(properties: str | None) -> tuple[str, str] | None:
 
 def get(conn: sa.Connection, id: int) -> Instance | None:
     """The instance by its small number, deleted ones too; None where there never was one."""
-    row = conn.execute(_GET, {"i": id}).one_or_none()
+    row = _GET(conn, {"i": id}).one_or_none()
     return None if row is None else of_row(row)
 
 
 def by_uuid(conn: sa.Connection, uuid: str) -> Instance | None:
     """The instance by its UUID, deleted ones too."""
-    row = conn.execute(_GET_UUID, {"u": uuid}).one_or_none()
+    row = _GET_UUID(conn, {"u": uuid}).one_or_none()
     return None if row is None else of_row(row)
 
 
@@ -166,7 +167,7 @@ def ids_on_host(conn: sa.Connection, host_id: int) -> list[int]:
 
 def on_host(conn: sa.Connection, host_id: int) -> list[Instance]:
     """All that are on the host."""
-    return [of_row(row) for row in conn.execute(_ON_HOST, {"h": host_id})]
+    return [of_row(row) for row in _ON_HOST(conn, {"h": host_id})]
 
 
 def building_on(conn: sa.Connection, host_id: int) -> list[str]:
@@ -217,17 +218,17 @@ def waiting_for_image(conn: sa.Connection, host_id: int, sha256: str) -> list[st
 
 def insert(conn: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """New instances; returns their ids in the same order. `created_at` is set here."""
-    return [int(conn.execute(_insert_of(tuple(row)), dict(row)).scalar_one()) for row in rows]
+    return [int(_insert_of(tuple(row))(conn, row).scalar_one()) for row in rows]
 
 
 @cache
-def _insert_of(names: tuple[str, ...]) -> Any:
+def _insert_of(names: tuple[str, ...]) -> Prepared:
     values: dict[str, Any] = {
         name: sa.bindparam(name, type_=table.c[name].type) for name in names
     }
-    return sa.insert(table).values(
+    return Prepared(sa.insert(table).values(
         **values, created_at=now(), updated_at=now()
-    ).returning(table.c.id)
+    ).returning(table.c.id))
 
 
 def update(conn: sa.Connection, id: int, **values: Any) -> None:
@@ -239,20 +240,20 @@ def update(conn: sa.Connection, id: int, **values: Any) -> None:
         values = {"public_fault": None, **values}
     note(conn, CHANGED, id)
     bound = {f"x_{name}": value for name, value in values.items()}
-    conn.execute(_update_of(tuple(values)), {"x_id": id, **bound})
+    _update_of(tuple(values))(conn, {"x_id": id, **bound})
 
 
 @cache
-def _update_of(names: tuple[str, ...]) -> sa.Update:
+def _update_of(names: tuple[str, ...]) -> Prepared:
     """The statement that sets these columns: building one costs more than running it."""
     values: dict[str, Any] = {
         name: sa.bindparam(f"x_{name}", type_=table.c[name].type) for name in names
     }
     if "fault" in names:
         values["fault_at"] = now()
-    return sa.update(table).where(table.c.id == sa.bindparam("x_id")).values(
+    return Prepared(sa.update(table).where(table.c.id == sa.bindparam("x_id")).values(
         **values, version=table.c.version + 1, updated_at=now()
-    )
+    ))
 
 
 def set_tags(conn: sa.Connection, id: int, tags: Collection[str]) -> None:
@@ -269,7 +270,7 @@ def begin_action(
     user_id: str = "", project_id: str = "",
 ) -> None:
     """Open an entry of the action log."""
-    conn.execute(_BEGIN, {
+    _BEGIN(conn, {
         "i": id, "q": request_id, "n": name, "r": revision, "u": user_id, "p": project_id,
     })
 
@@ -278,12 +279,12 @@ def end_actions(
     conn: sa.Connection, id: int, revision: int, outcome: str, message: str | None = None
 ) -> None:
     """Close the entries up to `revision` that are still open."""
-    conn.execute(_END, {"i": id, "r": revision, "x_outcome": outcome, "x_message": message})
+    _END(conn, {"i": id, "r": revision, "x_outcome": outcome, "x_message": message})
 
 
 def log_step(conn: sa.Connection, id: int, revision: int, step: Step) -> None:
     """Add a step to the action log."""
-    conn.execute(_STEP, {
+    _STEP(conn, {
         "i": id, "r": revision, "n": step.name, "h": step.host_id, "s": step.started_at,
         "f": step.finished_at, "o": step.outcome, "m": step.message,
     })
@@ -293,7 +294,7 @@ def record_decision(
     conn: sa.Connection, id: int, host_id: int | None, record: Mapping[str, Any]
 ) -> None:
     """Keep the record of a placement."""
-    conn.execute(_DECISION, {
+    _DECISION(conn, {
         "i": id, "h": host_id, "d": compact(record),
     })
 
@@ -342,7 +343,7 @@ def list_flavors(conn: sa.Connection) -> list[Flavor]:
 
 def get_flavor(conn: sa.Connection, id: int) -> Flavor | None:
     """One on offer, or None."""
-    row = conn.execute(_FLAVOR, {"i": id}).one_or_none()
+    row = _FLAVOR(conn, {"i": id}).one_or_none()
     return None if row is None else flavor_of(row)
 
 
@@ -425,13 +426,13 @@ _UNDER = sa.func.coalesce(table.c.disk_image_id, table.c.image_id)
 _RESCUE = image.alias("rescue")
 _RESCUE_HERE = host_image.alias("rescue_here")
 _SELECTED = [table.c[name] for name in _COLUMNS]
-_GET = sa.select(*_SELECTED).where(table.c.id == sa.bindparam("i"))
-_ON_HOST = (
+_GET = Prepared(sa.select(*_SELECTED).where(table.c.id == sa.bindparam("i")))
+_ON_HOST = Prepared(
     sa.select(*_SELECTED).where(table.c.host_id == sa.bindparam("h")).order_by(table.c.id)
 )
-_GET_UUID = sa.select(*_SELECTED).where(table.c.uuid == sa.bindparam("u"))
+_GET_UUID = Prepared(sa.select(*_SELECTED).where(table.c.uuid == sa.bindparam("u")))
 _LIVE = sa.select(table.c.id).where(table.c.state != State.DELETED.value).order_by(table.c.id)
-_LOAD = (
+_LOAD = Prepared(
     sa.select(
         *_SELECTED, image.c.sha256, image.c.format, image.c.size_bytes, image.c.virtual_bytes,
         host.c.uri, host.c.name.label("host_name"), host.c.status,
@@ -457,25 +458,33 @@ _LOAD = (
     )
     .where(table.c.uuid == sa.bindparam("u"))
 )
-_BEGIN = sa.insert(action).values(
-    instance_id=sa.bindparam("i"), request_id=sa.bindparam("q"), name=sa.bindparam("n"),
-    revision=sa.bindparam("r"), started_at=now(), user_id=sa.bindparam("u"),
-    project_id=sa.bindparam("p"),
+_BEGIN = Prepared(
+    sa.insert(action).values(
+        instance_id=sa.bindparam("i"), request_id=sa.bindparam("q"), name=sa.bindparam("n"),
+        revision=sa.bindparam("r"), started_at=now(), user_id=sa.bindparam("u"),
+        project_id=sa.bindparam("p"),
+    )
 )
-_END = sa.update(action).where(
-    action.c.instance_id == sa.bindparam("i"), action.c.revision <= sa.bindparam("r"),
-    action.c.finished_at.is_(None),
-).values(
-    finished_at=now(), outcome=sa.bindparam("x_outcome", type_=sa.String),
-    message=sa.bindparam("x_message", type_=sa.Text),
+_END = Prepared(
+    sa.update(action).where(
+        action.c.instance_id == sa.bindparam("i"), action.c.revision <= sa.bindparam("r"),
+        action.c.finished_at.is_(None),
+    ).values(
+        finished_at=now(), outcome=sa.bindparam("x_outcome", type_=sa.String),
+        message=sa.bindparam("x_message", type_=sa.Text),
+    )
 )
-_STEP = sa.insert(action_step).values(
-    instance_id=sa.bindparam("i"), revision=sa.bindparam("r"), name=sa.bindparam("n"),
-    host_id=sa.bindparam("h"), started_at=sa.bindparam("s"), finished_at=sa.bindparam("f"),
-    outcome=sa.bindparam("o"), message=sa.bindparam("m"),
+_STEP = Prepared(
+    sa.insert(action_step).values(
+        instance_id=sa.bindparam("i"), revision=sa.bindparam("r"), name=sa.bindparam("n"),
+        host_id=sa.bindparam("h"), started_at=sa.bindparam("s"), finished_at=sa.bindparam("f"),
+        outcome=sa.bindparam("o"), message=sa.bindparam("m"),
+    )
 )
-_DECISION = sa.insert(decision).values(
-    instance_id=sa.bindparam("i"), made_at=now(), host_id=sa.bindparam("h"),
-    record=sa.bindparam("d"),
+_DECISION = Prepared(
+    sa.insert(decision).values(
+        instance_id=sa.bindparam("i"), made_at=now(), host_id=sa.bindparam("h"),
+        record=sa.bindparam("d"),
+    )
 )
-_FLAVOR = sa.select(flavor).where(flavor.c.id == sa.bindparam("i"), flavor.c.active)
+_FLAVOR = Prepared(sa.select(flavor).where(flavor.c.id == sa.bindparam("i"), flavor.c.active))

@@ -22,6 +22,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.db.clock import now
+from treadle.db.prepared import Prepared
 from treadle.db.schema import work
 from treadle.errors import RetryLater
 
@@ -78,14 +79,14 @@ def enqueue(conn: sa.Connection, kind: str, id: str, *, lane: int = 0, delay: fl
     """Make the row, due in `delay` seconds; where it exists, wake it."""
     if wake(conn, kind, [id]):
         return
-    conn.execute(_INSERT, {"x_kind": kind, "x_id": id, "x_lane": lane, "x_delay": delay})
+    _INSERT(conn, {"x_kind": kind, "x_id": id, "x_lane": lane, "x_delay": delay})
     hint(conn)
 
 
 def enqueue_new(conn: sa.Connection, kind: str, ids: Iterable[str]) -> None:
     """Make rows that cannot exist yet, due now."""
-    rows = [{"x_kind": kind, "x_id": id, "x_lane": 0, "x_delay": 0.0} for id in ids]
-    conn.execute(_INSERT, rows)
+    for id in ids:
+        _INSERT(conn, {"x_kind": kind, "x_id": id, "x_lane": 0, "x_delay": 0.0})
     hint(conn)
 
 
@@ -93,9 +94,10 @@ def wake(conn: sa.Connection, kind: str, ids: Collection[str]) -> int:
     """Make the rows due now; return how many there are. A leased row is looked at again after."""
     if not ids:
         return 0
-    statement = _WAKE_ONE if len(ids) == 1 else _WAKE
-    bound = {"k": kind, "i": next(iter(ids))} if len(ids) == 1 else {"k": kind, "ids": list(ids)}
-    found = conn.execute(statement, bound).rowcount
+    if len(ids) == 1:
+        found = _WAKE_ONE(conn, {"k": kind, "i": next(iter(ids))}).rowcount
+    else:
+        found = conn.execute(_WAKE, {"k": kind, "ids": list(ids)}).rowcount
     if found:
         hint(conn)
     return found
@@ -177,7 +179,7 @@ def finish(
 
     `error` counts a try; None starts the count anew. Errors: `LeaseLost`.
     """
-    done = conn.execute(_FINISH, {
+    done = _FINISH(conn, {
         "k": ticket.kind, "i": ticket.id, "t": ticket.token, "x_wake": ticket.wake,
         "x_delay": delay, "x_tries": 0 if error is None else ticket.tries + 1, "x_error": error,
         "x_lane": ticket.lane if lane is None else lane,
@@ -188,7 +190,7 @@ def finish(
 
 def remove(conn: sa.Connection, ticket: Ticket) -> None:
     """End the pass and the row with it: nothing is left to do, ever. Errors: `LeaseLost`."""
-    done = conn.execute(_REMOVE, {"k": ticket.kind, "i": ticket.id, "t": ticket.token})
+    done = _REMOVE(conn, {"k": ticket.kind, "i": ticket.id, "t": ticket.token})
     if done.rowcount != 1:
         raise LeaseLost(f"{ticket.kind} {ticket.id} was taken over")
 
@@ -198,7 +200,7 @@ def complete(conn: sa.Connection, ticket: Ticket) -> bool:
 
     Errors: `LeaseLost`.
     """
-    if conn.execute(_COMPLETE, {
+    if _COMPLETE(conn, {
         "k": ticket.kind, "i": ticket.id, "t": ticket.token, "x_wake": ticket.wake,
     }).rowcount == 1:
         return True
@@ -209,7 +211,7 @@ def complete(conn: sa.Connection, ticket: Ticket) -> bool:
 def carry(conn: sa.Connection, ticket: Ticket, lease_s: float, *, lane: int) -> Ticket:
     """End one pass and begin the next with the same lease, lengthened. Errors: `LeaseLost`."""
     started = time.monotonic()
-    row = conn.execute(_CARRY, {
+    row = _CARRY(conn, {
         "k": ticket.kind, "i": ticket.id, "t": ticket.token, "x_lease": lease_s, "x_lane": lane,
     }).one_or_none()
     if row is None:
@@ -225,9 +227,9 @@ def renew(conn: sa.Connection, tickets: Iterable[Ticket], lease_s: float) -> set
     """
     kept = set()
     for ticket in tickets:
-        done = conn.execute(
-            _RENEW, {"k": ticket.kind, "i": ticket.id, "t": ticket.token, "x_lease": lease_s}
-        )
+        done = _RENEW(conn, {
+            "k": ticket.kind, "i": ticket.id, "t": ticket.token, "x_lease": lease_s,
+        })
         if done.rowcount == 1:
             kept.add(ticket.key)
     return kept
@@ -244,11 +246,11 @@ def is_leased(conn: sa.Connection, kind: str, id: str) -> bool:
 
 def next_due(conn: sa.Connection) -> float | None:
     """Seconds until the next row can be claimed (0 or less: now); None where there is none."""
-    wait: float | None = conn.execute(_NEXT).scalar()
+    wait: float | None = _NEXT(conn).scalar()
     return wait
 
 
-_NEXT = (
+_NEXT = Prepared(
     sa.select((work.c.due_at - now()).label("wait"))
     .where(work.c.lease_until < now())
     .order_by(work.c.due_at)
@@ -258,33 +260,45 @@ _MINE = sa.and_(
     work.c.kind == sa.bindparam("k"), work.c.id == sa.bindparam("i"),
     work.c.token == sa.bindparam("t"),
 )
-_INSERT = sa.insert(work).values(
-    kind=sa.bindparam("x_kind"), id=sa.bindparam("x_id"), lane=sa.bindparam("x_lane"),
-    due_at=now() + sa.bindparam("x_delay", type_=sa.Float),
+_INSERT = Prepared(
+    sa.insert(work).values(
+        kind=sa.bindparam("x_kind"), id=sa.bindparam("x_id"), lane=sa.bindparam("x_lane"),
+        due_at=now() + sa.bindparam("x_delay", type_=sa.Float),
+    )
 )
 _WOKEN = {"due_at": now(), "wake": work.c.wake + 1}
-_WAKE_ONE = sa.update(work).where(
-    work.c.kind == sa.bindparam("k"), work.c.id == sa.bindparam("i")
-).values(_WOKEN)
+_WAKE_ONE = Prepared(
+    sa.update(work).where(
+        work.c.kind == sa.bindparam("k"), work.c.id == sa.bindparam("i")
+    ).values(_WOKEN)
+)
 _WAKE = sa.update(work).where(
     work.c.kind == sa.bindparam("k"), work.c.id.in_(sa.bindparam("ids", expanding=True))
 ).values(_WOKEN)
-_FINISH = sa.update(work).where(_MINE).values(
-    lease_until=0,
-    due_at=sa.case(
-        (work.c.wake != sa.bindparam("x_wake", type_=sa.Integer), now()),
-        else_=now() + sa.bindparam("x_delay", type_=sa.Float),
-    ),
-    tries=sa.bindparam("x_tries", type_=sa.Integer),
-    last_error=sa.bindparam("x_error", type_=sa.Text),
-    lane=sa.bindparam("x_lane", type_=sa.Integer),
+_FINISH = Prepared(
+    sa.update(work).where(_MINE).values(
+        lease_until=0,
+        due_at=sa.case(
+            (work.c.wake != sa.bindparam("x_wake", type_=sa.Integer), now()),
+            else_=now() + sa.bindparam("x_delay", type_=sa.Float),
+        ),
+        tries=sa.bindparam("x_tries", type_=sa.Integer),
+        last_error=sa.bindparam("x_error", type_=sa.Text),
+        lane=sa.bindparam("x_lane", type_=sa.Integer),
+    )
 )
-_REMOVE = sa.delete(work).where(_MINE)
-_COMPLETE = _REMOVE.where(work.c.wake == sa.bindparam("x_wake", type_=sa.Integer))
-_CARRY = sa.update(work).where(_MINE).values(
-    lease_until=now() + sa.bindparam("x_lease", type_=sa.Float), tries=0,
-    lane=sa.bindparam("x_lane", type_=sa.Integer),
-).returning(work.c.wake, now().label("now"))
-_RENEW = sa.update(work).where(_MINE, work.c.lease_until > 0).values(
-    lease_until=now() + sa.bindparam("x_lease", type_=sa.Float)
+_REMOVE = Prepared(sa.delete(work).where(_MINE))
+_COMPLETE = Prepared(
+    _REMOVE.statement.where(work.c.wake == sa.bindparam("x_wake", type_=sa.Integer))
+)
+_CARRY = Prepared(
+    sa.update(work).where(_MINE).values(
+        lease_until=now() + sa.bindparam("x_lease", type_=sa.Float), tries=0,
+        lane=sa.bindparam("x_lane", type_=sa.Integer),
+    ).returning(work.c.wake, now().label("now"))
+)
+_RENEW = Prepared(
+    sa.update(work).where(_MINE, work.c.lease_until > 0).values(
+        lease_until=now() + sa.bindparam("x_lease", type_=sa.Float)
+    )
 )

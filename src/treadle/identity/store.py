@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from treadle.db.clock import now
 from treadle.db.engine import note
+from treadle.db.prepared import Prepared
 from treadle.db.schema import (
     access_rule,
     app_credential,
@@ -45,9 +46,9 @@ _decode = msgspec.json.Decoder().decode
 # -- rows
 
 
-def row_of(found: sa.Row[Any]) -> Row:
+def row_of(found: Any) -> Row:
     """A row as a dict, its JSON decoded."""
-    made = dict(found._mapping)
+    made = dict(zip(found._fields, found, strict=True))
     for name in JSON_COLUMNS & made.keys():
         if made[name] is not None:
             made[name] = _decode(made[name])
@@ -129,12 +130,12 @@ def rows_of(conn: sa.Connection, table: sa.Table, ids: Iterable[str]) -> dict[st
 
 def time(conn: sa.Connection) -> float:
     """The database's clock."""
-    return float(conn.execute(_NOW).scalar_one())
+    return float(_NOW(conn).scalar_one())
 
 
 def get_meta(conn: sa.Connection, key: str) -> str | None:
     """A value of the meta table."""
-    value: str | None = conn.execute(_META, {"k": key}).scalar()
+    value: str | None = _META(conn, {"k": key}).scalar()
     return value
 
 
@@ -166,7 +167,7 @@ def kill_one(conn: sa.Connection, hash: str) -> None:
 def _tell(conn: sa.Connection, what: str) -> None:
     note(conn, TOKENS, what)
     # Every controller but this one learns of it by the number: see `Tokens`.
-    if conn.dialect.name == "postgresql" and conn.execute(_BUMP).rowcount == 0:
+    if conn.dialect.name == "postgresql" and _BUMP(conn).rowcount == 0:
         put_meta(conn, EPOCH, "1")
 
 
@@ -187,7 +188,7 @@ def add_token(conn: sa.Connection, new: Token) -> None:
 
 def get_token(conn: sa.Connection, hash: str) -> Token | None:
     """The token, unless it has expired."""
-    found = conn.execute(_TOKEN, {"h": hash}).one_or_none()
+    found = _TOKEN(conn, {"h": hash}).one_or_none()
     return None if found is None else Token(
         found.hash, found.user_id, Scope(found.scope), found.scope_id,
         tuple(found.methods.split(",")), tuple(found.audit_ids.split(",")),
@@ -209,14 +210,14 @@ def standing(
     app_credential_id: str | None = None,
 ) -> Standing | None:
     """What a user is in a scope; None where he, or it, is disabled or gone, or without a role."""
-    found = conn.execute(_USER, {"u": user_id}).one_or_none()
+    found = _USER(conn, {"u": user_id}).one_or_none()
     if found is None or not (found.enabled and found.domain_enabled):
         return None
     user = row_of(found)
     user_domain = {"id": found.domain_id, "name": found.domain_name}
     made: dict[str, Any] = {}
     if scope is Scope.PROJECT:
-        there = conn.execute(_PROJECT, {"p": scope_id}).one_or_none()
+        there = _PROJECT(conn, {"p": scope_id}).one_or_none()
         if there is None or not (there.enabled and there.domain_enabled):
             return None
         made["project"] = row_of(there)
@@ -312,7 +313,7 @@ def assigned(conn: sa.Connection, *where: sa.ColumnElement[bool]) -> list[Row]:
 
 def password_of(conn: sa.Connection, user_id: str) -> Row | None:
     """The newest password of a user."""
-    found = conn.execute(_PASSWORD, {"u": user_id}).one_or_none()
+    found = _PASSWORD(conn, {"u": user_id}).one_or_none()
     return None if found is None else row_of(found)
 
 
@@ -411,22 +412,28 @@ def has_foundlings(conn: sa.Connection) -> bool:
     ).first() is not None
 
 
-_NOW = sa.select(now())
-_META = sa.select(meta.c.value).where(meta.c.key == sa.bindparam("k"))
-_BUMP = sa.update(meta).where(meta.c.key == EPOCH).values(
-    value=sa.cast(sa.cast(meta.c.value, sa.BigInteger) + 1, sa.Text)
+_NOW = Prepared(sa.select(now()))
+_META = Prepared(sa.select(meta.c.value).where(meta.c.key == sa.bindparam("k")))
+_BUMP = Prepared(
+    sa.update(meta).where(meta.c.key == EPOCH).values(
+        value=sa.cast(sa.cast(meta.c.value, sa.BigInteger) + 1, sa.Text)
+    )
 )
 _ADD_TOKEN = sa.insert(token)
-_TOKEN = sa.select(token).where(token.c.hash == sa.bindparam("h"), token.c.expires_at > now())
-_PASSWORD = sa.select(user_password).where(
-    user_password.c.user_id == sa.bindparam("u")
-).order_by(user_password.c.id.desc()).limit(1)
+_TOKEN = Prepared(
+    sa.select(token).where(token.c.hash == sa.bindparam("h"), token.c.expires_at > now())
+)
+_PASSWORD = Prepared(
+    sa.select(user_password).where(
+        user_password.c.user_id == sa.bindparam("u")
+    ).order_by(user_password.c.id.desc()).limit(1)
+)
 _domain = project.alias("domain")
 _one = user_password.alias("one")
 _newest = sa.select(sa.func.max(_one.c.id)).where(
     _one.c.user_id == user_account.c.id
 ).correlate(user_account).scalar_subquery()
-_USER = (
+_USER = Prepared(
     sa.select(
         user_account, _domain.c.name.label("domain_name"),
         _domain.c.enabled.label("domain_enabled"), user_password.c.id.label("password_id"),
@@ -436,9 +443,11 @@ _USER = (
     .outerjoin(user_password, user_password.c.id == _newest)
     .where(user_account.c.id == sa.bindparam("u"))
 )
-_PROJECT = sa.select(
-    project, _domain.c.name.label("domain_name"), _domain.c.enabled.label("domain_enabled")
-).join(_domain, _domain.c.id == project.c.domain_id).where(project.c.id == sa.bindparam("p"))
+_PROJECT = Prepared(
+    sa.select(
+        project, _domain.c.name.label("domain_name"), _domain.c.enabled.label("domain_enabled")
+    ).join(_domain, _domain.c.id == project.c.domain_id).where(project.c.id == sa.bindparam("p"))
+)
 _groups = sa.select(group_member.c.group_id).where(group_member.c.user_id == sa.bindparam("u"))
 _held = sa.select(role_assignment.c.role_id.label("id")).where(
     sa.or_(role_assignment.c.actor_id == sa.bindparam("u"),

@@ -12,6 +12,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from treadle.db.clock import now
+from treadle.db.prepared import Prepared
 from treadle.db.schema import image, image_member, image_tag, instance, meta
 from treadle.errors import Conflict
 
@@ -122,13 +123,13 @@ class Content:
 
 def get(conn: sa.Connection, id: int) -> Image | None:
     """The image by its small number, deleted ones too; or None."""
-    row = conn.execute(_GET, {"i": id}).one_or_none()
+    row = _GET(conn, {"i": id}).one_or_none()
     return None if row is None else image_of(row)
 
 
 def by_uuid(conn: sa.Connection, uuid: str) -> Image | None:
     """The image by its UUID, deleted ones too; or None."""
-    row = conn.execute(_GET_UUID, {"u": uuid}).one_or_none()
+    row = _GET_UUID(conn, {"u": uuid}).one_or_none()
     return None if row is None else image_of(row)
 
 
@@ -153,7 +154,7 @@ def visible(
 
 def first(conn: sa.Connection) -> Image | None:
     """The image with the smallest number of those that the operator named."""
-    row = conn.execute(_FIRST).one_or_none()
+    row = _FIRST(conn).one_or_none()
     return None if row is None else image_of(row)
 
 
@@ -304,9 +305,9 @@ def image_of(row: sa.Row[Any]) -> Image:
     )
 
 
-_GET = sa.select(image).where(image.c.id == sa.bindparam("i"))
-_GET_UUID = sa.select(image).where(image.c.uuid == sa.bindparam("u"))
-_FIRST = (
+_GET = Prepared(sa.select(image).where(image.c.id == sa.bindparam("i")))
+_GET_UUID = Prepared(sa.select(image).where(image.c.uuid == sa.bindparam("u")))
+_FIRST = Prepared(
     sa.select(image)
     .where(image.c.deleted_at.is_(None), ~image.c.source.startswith("image:"))
     .order_by(image.c.id).limit(1)

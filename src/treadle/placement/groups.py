@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from treadle.db.prepared import Prepared
 from treadle.db.schema import allocation, instance, server_group
 
 AFFINITY = "affinity"
@@ -42,7 +43,7 @@ class Group:
 
 def get(conn: sa.Connection, group_id: int) -> Group | None:
     """The group's rule; None where the group is gone, and binds nobody any more."""
-    return _group(conn.execute(_GET, {"g": group_id}).one_or_none())
+    return _group(_GET(conn, {"g": group_id}).one_or_none())
 
 
 def rule(conn: sa.Connection, group_id: int | None, but: int) -> Callable[[int], bool]:
@@ -52,7 +53,7 @@ def rule(conn: sa.Connection, group_id: int | None, but: int) -> Callable[[int],
     """
     if group_id is None:
         return lambda _host_id: True
-    group = _group(conn.execute(_LOCK, {"g": group_id}).one_or_none())
+    group = _group(_LOCK(conn, {"g": group_id}).one_or_none())
     if group is None or not group.hard:
         return lambda _host_id: True
     there = members(conn, group_id, but)
@@ -61,7 +62,7 @@ def rule(conn: sa.Connection, group_id: int | None, but: int) -> Callable[[int],
 
 def members(conn: sa.Connection, group_id: int, but: int) -> dict[int, int]:
     """How many members hold room on each host, by its id; `but` this instance."""
-    rows = conn.execute(_MEMBERS, {"g": group_id, "i": but})
+    rows = _MEMBERS(conn, {"g": group_id, "i": but})
     return {row.host_id: row.members for row in rows}
 
 
@@ -69,11 +70,13 @@ def _group(row: Any) -> Group | None:
     return None if row is None else Group(row.policy, max(row.max_per_host or 1, 1))
 
 
-_GET = sa.select(server_group.c.policy, server_group.c.max_per_host).where(
-    server_group.c.id == sa.bindparam("g")
+_GET = Prepared(
+    sa.select(server_group.c.policy, server_group.c.max_per_host).where(
+        server_group.c.id == sa.bindparam("g")
+    )
 )
-_LOCK = _GET.with_for_update()
-_MEMBERS = (
+_LOCK = Prepared(_GET.statement.with_for_update())
+_MEMBERS = Prepared(
     sa.select(allocation.c.host_id, sa.func.count().label("members"))
     .join(instance, instance.c.id == allocation.c.instance_id)
     .where(instance.c.group_id == sa.bindparam("g"), instance.c.id != sa.bindparam("i"))

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from treadle.db.clock import now
 from treadle.db.engine import note
+from treadle.db.prepared import Prepared
 from treadle.db.schema import (
     aggregate,
     aggregate_host,
@@ -191,7 +192,7 @@ def remove_host(conn: sa.Connection, host_id: int) -> bool:
 
 def get_host(conn: sa.Connection, host_id: int) -> Host | None:
     """The host, or None."""
-    row = conn.execute(_HOST, {"h": host_id}).one_or_none()
+    row = _HOST(conn, {"h": host_id}).one_or_none()
     return None if row is None else _host(row)
 
 
@@ -335,7 +336,7 @@ def claim(conn: sa.Connection, host_id: int, instance_id: int, room: Room) -> bo
     """
     if not hold(conn, host_id, room):
         return False
-    conn.execute(_ALLOCATE, {
+    _ALLOCATE(conn, {
         "i": instance_id, "h": host_id, "v": room.vcpus, "m": room.memory_mib, "d": room.disk_mib,
     })
     return True
@@ -346,10 +347,10 @@ def hold(conn: sa.Connection, host_id: int, room: Room) -> bool:
     bound = {
         "h": host_id, "v": room.vcpus, "m": room.memory_mib, "d": room.disk_mib, "n": 1,
     }
-    if conn.execute(_TAKE, bound).rowcount != 1:
+    if _TAKE(conn, bound).rowcount != 1:
         return False
     if not want_image(conn, host_id, room.sha256, room.image_mib):
-        conn.execute(_GIVE, bound)
+        _GIVE(conn, bound)
         return False
     note(conn, CHANGED, host_id)
     return True
@@ -357,14 +358,14 @@ def hold(conn: sa.Connection, host_id: int, room: Room) -> bool:
 
 def let_go(conn: sa.Connection, host_id: int, vcpus: int, memory_mib: int, disk_mib: int) -> None:
     """Give back what `hold` took."""
-    conn.execute(_GIVE, {"h": host_id, "v": vcpus, "m": memory_mib, "d": disk_mib, "n": 1})
+    _GIVE(conn, {"h": host_id, "v": vcpus, "m": memory_mib, "d": disk_mib, "n": 1})
     note(conn, CHANGED, host_id)
 
 
 def moved(conn: sa.Connection, instance_id: int, host_id: int) -> None:
     """What the instance holds is given back where it was; what was taken of the host with `hold`,
     the same size, is its own now."""
-    row = conn.execute(_HELD, {"i": instance_id}).one()
+    row = _HELD(conn, {"i": instance_id}).one()
     let_go(conn, row.host_id, row.vcpus, row.memory_mib, row.disk_mib)
     conn.execute(
         sa.update(allocation).where(allocation.c.instance_id == instance_id)
@@ -374,9 +375,9 @@ def moved(conn: sa.Connection, instance_id: int, host_id: int) -> None:
 
 def release(conn: sa.Connection, instance_id: int) -> None:
     """Give back what the instance holds; nothing where it holds nothing."""
-    row = conn.execute(_FREE, {"i": instance_id}).one_or_none()
+    row = _FREE(conn, {"i": instance_id}).one_or_none()
     if row is not None:
-        conn.execute(_GIVE, {
+        _GIVE(conn, {
             "h": row.host_id, "v": row.vcpus, "m": row.memory_mib, "d": row.disk_mib, "n": 1,
         })
         note(conn, CHANGED, row.host_id)
@@ -387,7 +388,7 @@ def resize(
 ) -> bool:
     """Have the instance hold that much of its host, instead of what it holds. False, and nothing
     is changed, where the host has not got it. Nothing where the instance holds nothing."""
-    row = conn.execute(_HELD, {"i": instance_id}).one_or_none()
+    row = _HELD(conn, {"i": instance_id}).one_or_none()
     if row is None:
         return True
     change = {
@@ -398,9 +399,9 @@ def resize(
         return True
     grows = change["v"] > 0 or change["m"] > 0 or change["d"] > 0
     # What only shrinks is taken whatever the host is doing.
-    if conn.execute(_TAKE_MORE if grows else _TAKE_LESS, change).rowcount != 1:
+    if (_TAKE_MORE if grows else _TAKE_LESS)(conn, change).rowcount != 1:
         return False
-    conn.execute(_HOLD, {"i": instance_id, "v": vcpus, "m": memory_mib, "d": disk_mib})
+    _HOLD(conn, {"i": instance_id, "v": vcpus, "m": memory_mib, "d": disk_mib})
     note(conn, CHANGED, row.host_id)
     return True
 
@@ -412,27 +413,27 @@ def want_image(conn: sa.Connection, host_id: int, sha256: str, size_mib: int) ->
     """See to it that the image is, or comes, on the host; False where there is no room for it."""
     key = {"h": host_id, "s": sha256}
     note(conn, CHANGED, host_id)
-    state = conn.execute(_IMAGE_STATE, key).scalar()
+    state = _IMAGE_STATE(conn, key).scalar()
     if state in (ImageState.READY, ImageState.WANTED):
-        conn.execute(_IMAGE_USED, key)
+        _IMAGE_USED(conn, key)
         return True
     if state == ImageState.EVICTING:
-        conn.execute(_IMAGE_SET, {**key, "x_state": ImageState.WANTED, "x_error": None})
+        _IMAGE_SET(conn, {**key, "x_state": ImageState.WANTED, "x_error": None})
         return True
     room = {"h": host_id, "v": 0, "m": 0, "d": size_mib, "n": 0}
-    if conn.execute(_TAKE, room).rowcount != 1:
+    if _TAKE(conn, room).rowcount != 1:
         return False
     if state is None:
-        conn.execute(_IMAGE_INSERT, {**key, "x_size": size_mib})
+        _IMAGE_INSERT(conn, {**key, "x_size": size_mib})
     else:
-        conn.execute(_IMAGE_SET, {**key, "x_state": ImageState.WANTED, "x_error": None})
-        conn.execute(_IMAGE_SIZE, {**key, "x_size": size_mib})
+        _IMAGE_SET(conn, {**key, "x_state": ImageState.WANTED, "x_error": None})
+        _IMAGE_SIZE(conn, {**key, "x_size": size_mib})
     return True
 
 
 def image_state(conn: sa.Connection, host_id: int, sha256: str) -> ImageState | None:
     """Where the image stands on the host; None where it is not known there."""
-    state = conn.execute(_IMAGE_STATE, {"h": host_id, "s": sha256}).scalar()
+    state = _IMAGE_STATE(conn, {"h": host_id, "s": sha256}).scalar()
     return None if state is None else ImageState(state)
 
 
@@ -444,8 +445,8 @@ def set_image(
     note(conn, CHANGED, host_id)
     if state in (ImageState.REFUSED, ImageState.BROKEN):
         _free_image_room(conn, host_id, sha256)
-        conn.execute(_IMAGE_SIZE, {**key, "x_size": 0})
-    conn.execute(_IMAGE_SET, {**key, "x_state": state, "x_error": error})
+        _IMAGE_SIZE(conn, {**key, "x_size": 0})
+    _IMAGE_SET(conn, {**key, "x_state": state, "x_error": error})
 
 
 def doubt_images(conn: sa.Connection, host_id: int) -> list[str]:
@@ -485,7 +486,7 @@ def evict(conn: sa.Connection, host_id: int, share: float) -> Sequence[str]:
         if taken <= share * limit:
             break
         if row.state == ImageState.READY and row.sha256 not in used:
-            conn.execute(_IMAGE_SET, {
+            _IMAGE_SET(conn, {
                 "h": host_id, "s": row.sha256, "x_state": ImageState.EVICTING, "x_error": None,
             })
             note(conn, CHANGED, host_id)
@@ -500,7 +501,7 @@ def _free_image_room(conn: sa.Connection, host_id: int, sha256: str) -> None:
         .where(host_image.c.host_id == host_id, host_image.c.sha256 == sha256)
     ).scalar()
     if size:
-        conn.execute(_GIVE, {"h": host_id, "v": 0, "m": 0, "d": size, "n": 0})
+        _GIVE(conn, {"h": host_id, "v": 0, "m": 0, "d": size, "n": 0})
 
 
 def _p(name: str) -> sa.BindParameter[int]:
@@ -522,7 +523,7 @@ _SET_UP = sa.update(host).where(host.c.id == sa.bindparam("h")).values(
     memory_limit_mib=_limit(host.c.memory_used_mib, "m"),
     disk_limit_mib=_limit(host.c.disk_used_mib, "d"),
 )
-_HOST = sa.select(host).where(host.c.id == sa.bindparam("h"))
+_HOST = Prepared(sa.select(host).where(host.c.id == sa.bindparam("h")))
 _SNAPSHOT = sa.select(
     host.c.id, host.c.name, host.c.status, host.c.enabled, host.c.facts, host.c.vcpus_limit,
     host.c.vcpus_used, host.c.memory_limit_mib, host.c.memory_used_mib, host.c.disk_limit_mib,
@@ -537,23 +538,27 @@ _IMAGES = sa.select(host_image.c.host_id, host_image.c.sha256).where(
 )
 _SNAPSHOT_OF = _SNAPSHOT.where(host.c.id.in_(sa.bindparam("ids", expanding=True)))
 _IMAGES_OF = _IMAGES.where(host_image.c.host_id.in_(sa.bindparam("ids", expanding=True)))
-_TAKE = sa.update(host).where(
-    host.c.id == sa.bindparam("h"), host.c.enabled, host.c.status == HostStatus.UP,
-    sa.not_(host.c.forced_down),
-    host.c.vcpus_used + _p("v") <= host.c.vcpus_limit,
-    host.c.memory_used_mib + _p("m") <= host.c.memory_limit_mib,
-    host.c.disk_used_mib + _p("d") <= host.c.disk_limit_mib,
-).values(
-    vcpus_used=host.c.vcpus_used + _p("v"),
-    memory_used_mib=host.c.memory_used_mib + _p("m"),
-    disk_used_mib=host.c.disk_used_mib + _p("d"),
-    instances=host.c.instances + _p("n"),
+_TAKE = Prepared(
+    sa.update(host).where(
+        host.c.id == sa.bindparam("h"), host.c.enabled, host.c.status == HostStatus.UP,
+        sa.not_(host.c.forced_down),
+        host.c.vcpus_used + _p("v") <= host.c.vcpus_limit,
+        host.c.memory_used_mib + _p("m") <= host.c.memory_limit_mib,
+        host.c.disk_used_mib + _p("d") <= host.c.disk_limit_mib,
+    ).values(
+        vcpus_used=host.c.vcpus_used + _p("v"),
+        memory_used_mib=host.c.memory_used_mib + _p("m"),
+        disk_used_mib=host.c.disk_used_mib + _p("d"),
+        instances=host.c.instances + _p("n"),
+    )
 )
-_GIVE = sa.update(host).where(host.c.id == sa.bindparam("h")).values(
-    vcpus_used=host.c.vcpus_used - _p("v"),
-    memory_used_mib=host.c.memory_used_mib - _p("m"),
-    disk_used_mib=host.c.disk_used_mib - _p("d"),
-    instances=host.c.instances - _p("n"),
+_GIVE = Prepared(
+    sa.update(host).where(host.c.id == sa.bindparam("h")).values(
+        vcpus_used=host.c.vcpus_used - _p("v"),
+        memory_used_mib=host.c.memory_used_mib - _p("m"),
+        disk_used_mib=host.c.disk_used_mib - _p("d"),
+        instances=host.c.instances - _p("n"),
+    )
 )
 _CHANGE = {
     "vcpus_used": host.c.vcpus_used + _p("v"),
@@ -561,36 +566,48 @@ _CHANGE = {
     "disk_used_mib": host.c.disk_used_mib + _p("d"),
     "instances": host.c.instances + _p("n"),
 }
-_TAKE_LESS = sa.update(host).where(host.c.id == sa.bindparam("h")).values(_CHANGE)
-_TAKE_MORE = _TAKE_LESS.where(
-    host.c.status == HostStatus.UP, host.c.vcpus_used + _p("v") <= host.c.vcpus_limit,
-    host.c.memory_used_mib + _p("m") <= host.c.memory_limit_mib,
-    host.c.disk_used_mib + _p("d") <= host.c.disk_limit_mib,
+_TAKE_LESS = Prepared(sa.update(host).where(host.c.id == sa.bindparam("h")).values(_CHANGE))
+_TAKE_MORE = Prepared(
+    _TAKE_LESS.statement.where(
+        host.c.status == HostStatus.UP, host.c.vcpus_used + _p("v") <= host.c.vcpus_limit,
+        host.c.memory_used_mib + _p("m") <= host.c.memory_limit_mib,
+        host.c.disk_used_mib + _p("d") <= host.c.disk_limit_mib,
+    )
 )
-_HELD = sa.select(allocation).where(allocation.c.instance_id == _p("i"))
-_HOLD = sa.update(allocation).where(allocation.c.instance_id == _p("i")).values(
-    vcpus=_p("v"), memory_mib=_p("m"), disk_mib=_p("d")
+_HELD = Prepared(sa.select(allocation).where(allocation.c.instance_id == _p("i")))
+_HOLD = Prepared(
+    sa.update(allocation).where(allocation.c.instance_id == _p("i")).values(
+        vcpus=_p("v"), memory_mib=_p("m"), disk_mib=_p("d")
+    )
 )
-_ALLOCATE = sa.insert(allocation).values(
-    instance_id=_p("i"), host_id=_p("h"), vcpus=_p("v"), memory_mib=_p("m"), disk_mib=_p("d"),
+_ALLOCATE = Prepared(
+    sa.insert(allocation).values(
+        instance_id=_p("i"), host_id=_p("h"), vcpus=_p("v"), memory_mib=_p("m"), disk_mib=_p("d"),
+    )
 )
-_FREE = sa.delete(allocation).where(allocation.c.instance_id == _p("i")).returning(
-    allocation.c.host_id, allocation.c.vcpus, allocation.c.memory_mib, allocation.c.disk_mib
+_FREE = Prepared(
+    sa.delete(allocation).where(allocation.c.instance_id == _p("i")).returning(
+        allocation.c.host_id, allocation.c.vcpus, allocation.c.memory_mib, allocation.c.disk_mib
+    )
 )
 _THIS_IMAGE = sa.and_(
     host_image.c.host_id == sa.bindparam("h"), host_image.c.sha256 == sa.bindparam("s")
 )
-_IMAGE_STATE = sa.select(host_image.c.state).where(_THIS_IMAGE)
-_IMAGE_USED = sa.update(host_image).where(_THIS_IMAGE).values(used_at=now())
-_IMAGE_SET = sa.update(host_image).where(_THIS_IMAGE).values(
-    state=sa.bindparam("x_state", type_=sa.String), error=sa.bindparam("x_error", type_=sa.Text),
-    used_at=now(),
+_IMAGE_STATE = Prepared(sa.select(host_image.c.state).where(_THIS_IMAGE))
+_IMAGE_USED = Prepared(sa.update(host_image).where(_THIS_IMAGE).values(used_at=now()))
+_IMAGE_SET = Prepared(
+    sa.update(host_image).where(_THIS_IMAGE).values(
+        state=sa.bindparam("x_state", type_=sa.String),
+        error=sa.bindparam("x_error", type_=sa.Text), used_at=now(),
+    )
 )
 _IMAGES_DOUBTED = sa.update(host_image).where(
     host_image.c.host_id == sa.bindparam("h"), host_image.c.state == ImageState.READY
 ).values(state=ImageState.WANTED).returning(host_image.c.sha256)
-_IMAGE_SIZE = sa.update(host_image).where(_THIS_IMAGE).values(size_mib=_p("x_size"))
-_IMAGE_INSERT = sa.insert(host_image).values(
-    host_id=sa.bindparam("h"), sha256=sa.bindparam("s"), state=ImageState.WANTED,
-    size_mib=_p("x_size"), used_at=now(),
+_IMAGE_SIZE = Prepared(sa.update(host_image).where(_THIS_IMAGE).values(size_mib=_p("x_size")))
+_IMAGE_INSERT = Prepared(
+    sa.insert(host_image).values(
+        host_id=sa.bindparam("h"), sha256=sa.bindparam("s"), state=ImageState.WANTED,
+        size_mib=_p("x_size"), used_at=now(),
+    )
 )
