@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,18 @@ def put(conn: sa.Connection, key: str, value: str = "") -> str:
 
 def keys(conn: sa.Connection) -> set[str]:
     return set(conn.execute(sa.select(meta.c.key)).scalars())
+
+
+def before(database: SqliteDatabase, words: str, do: Callable[[], None]) -> None:
+    """Have the writer do something before it says `words` of a transaction."""
+    say = database._writer.say
+
+    def said(what: str) -> None:
+        if what == words:
+            do()
+        say(what)
+
+    database._writer.say = said  # type: ignore[method-assign]
 
 
 class Held:
@@ -189,8 +202,8 @@ def test_a_job_that_fails_does_not_hurt_its_neighbours(sqlite_database: SqliteDa
 
 
 def test_what_waits_together_is_committed_together(sqlite_database: SqliteDatabase) -> None:
-    commits = []
-    sa.event.listen(sqlite_database.engine, "commit", commits.append)
+    commits: list[None] = []
+    before(sqlite_database, "COMMIT", lambda: commits.append(None))
     held = Held(sqlite_database)
     jobs = [
         sqlite_database.submit(lambda conn, n=n: put(conn, f"{n:03}"))
@@ -207,10 +220,7 @@ def test_no_caller_is_told_before_its_group_is_durable(sqlite_database: SqliteDa
     seen: list[bool] = []
     jobs: list[Future[str]] = []
     held = Held(sqlite_database)
-    sa.event.listen(
-        sqlite_database.engine, "commit",
-        lambda _conn: seen.append(any(job.done() for job in jobs)),
-    )
+    before(sqlite_database, "COMMIT", lambda: seen.append(any(job.done() for job in jobs)))
     jobs += [sqlite_database.submit(lambda conn, n=n: put(conn, str(n))) for n in range(5)]
     held.let_go.set()
     for job in jobs:
@@ -225,11 +235,11 @@ def test_a_commit_that_fails_is_told_to_everybody_in_its_group(
     jobs = [sqlite_database.submit(lambda conn, n=n: put(conn, str(n))) for n in range(3)]
     listening = [True]
 
-    def fail(_conn: sa.Connection) -> None:
+    def fail() -> None:
         if listening:
             raise OSError("no room on the disk")
 
-    sa.event.listen(sqlite_database.engine, "commit", fail)
+    before(sqlite_database, "COMMIT", fail)
     held.let_go.set()
     for job in jobs:
         with pytest.raises(OSError, match="no room on the disk"):
@@ -247,12 +257,12 @@ def test_a_database_that_cannot_be_begun_on_is_asked_once_for_a_whole_group(
     jobs = [sqlite_database.submit(lambda conn, n=n: put(conn, str(n))) for n in range(20)]
     askings: list[int] = []
 
-    def fail(_conn: sa.Connection) -> None:
+    def fail() -> None:
         askings.append(1)
         if len(askings) <= 5:
             raise OSError("database is locked")
 
-    sa.event.listen(sqlite_database.engine, "begin", fail)
+    before(sqlite_database, "BEGIN IMMEDIATE", fail)
     held.let_go.set()
     for job in jobs:
         with pytest.raises(OSError, match="database is locked"):
@@ -356,12 +366,35 @@ def test_readers_that_are_all_taken_are_busy(
 ) -> None:
     monkeypatch.setattr(engine, "WRITE_DEADLINE_S", 0.1)
     database = SqliteDatabase(sqlite_template, readers=1)
-    others = [database._read_engine.connect(), database._read_engine.connect()]
-    with pytest.raises(DatabaseBusy):
-        database.read(keys)
-    for other in others:
-        other.close()
+    with ExitStack() as others:
+        for _ in range(2):
+            others.enter_context(database._readers.snapshot())
+        with pytest.raises(DatabaseBusy):
+            database.read(keys)
     assert database.read(keys) == set()
+    database.close()
+
+
+@pytest.mark.parametrize("way", ["read", "submit_read"])
+def test_what_an_error_leaves_half_read_hides_nothing_from_later_reads(
+    sqlite_template: Path, tmp_path: Path, way: str
+) -> None:
+    database = SqliteDatabase(Path(shutil.copy(sqlite_template, tmp_path)), readers=1)
+    for n in range(3):
+        database.write(lambda conn, n=n: put(conn, str(n)))
+
+    def fails(conn: sa.Connection) -> None:
+        for row in conn.execute(sa.select(meta.c.key)):
+            raise LookupError(row.key)
+
+    ask = database.read if way == "read" else lambda work: database.submit_read(work).result(9)
+    with pytest.raises(LookupError) as raised:
+        ask(fails)
+    assert raised.tb is not None  # it keeps what the read was at work on
+    database.write(lambda conn: put(conn, "later"))
+    for _ in range(3):
+        assert "later" in database.read(keys)
+        assert "later" in database.submit_read(keys).result(PATIENCE_S)
     database.close()
 
 

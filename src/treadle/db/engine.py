@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from treadle.db.prepared import execute
 from treadle.errors import Permanent, RetryLater
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ T = TypeVar("T")
 Work = Callable[[sa.Connection], T]
 Noted = dict[str, set[int | str]]
 _NOTED = "treadle_noted"
+_SPOILT = "treadle_spoilt"
 
 WRITE_DEADLINE_S = 30.0
 GROUP = 64
@@ -126,7 +128,7 @@ class Database:
 
     def read(self, work: Work[T]) -> T:
         """Run `work` on one consistent snapshot in this thread. Errors: `DatabaseBusy`."""
-        with _marked(), _in_time(), self._reader().connect() as conn, conn.begin():
+        with _marked(), self._snapshot() as conn:
             return work(conn)
 
     def submit_read(self, work: Work[T]) -> Future[T]:
@@ -151,7 +153,7 @@ class Database:
 
     _watchers: tuple[Callable[[Noted], None], ...] = ()
 
-    def _reader(self) -> sa.Engine:
+    def _snapshot(self) -> AbstractContextManager[sa.Connection]:
         raise NotImplementedError
 
 
@@ -179,6 +181,79 @@ def _gather(jobs: queue.SimpleQueue[_Job | None], most: int) -> list[_Job] | Non
             break
         batch.append(job)
     return batch
+
+
+class _Line:
+    """A connection to SQLite that stays open. Its transactions are begun and ended on the driver
+    itself: SQLAlchemy's own, with a connection of the pool, take a tenth of a millisecond each.
+
+    To SQLAlchemy it is in one transaction for ever, which it never ends.
+    """
+
+    def __init__(self, sql: sa.Engine, begin: str) -> None:
+        self._conn = sql.connect()
+        self._begin = begin
+        self._conn.begin()
+        self.say("COMMIT")
+
+    def say(self, words: str) -> None:
+        """One statement about transactions. Errors: `DBAPIError`."""
+        execute(self._conn, words)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """All or nothing. Errors: `DBAPIError` at the beginning and at the end."""
+        self.say(self._begin)
+        try:
+            yield self._conn
+            self.say("COMMIT")
+        except BaseException:
+            driver: Any = self._conn.connection.dbapi_connection
+            if driver.in_transaction:  # on some errors SQLite has ended it already
+                self.say("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        """Let the connection go."""
+        self._conn.close()
+
+
+class _Readers:
+    """The connections that read: made as they are asked for, `most` at a time."""
+
+    def __init__(self, sql: sa.Engine, most: int) -> None:
+        self._sql = sql
+        self._free = threading.BoundedSemaphore(most)
+        self._idle: list[_Line] = []
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """One consistent state of the database. Errors: `DatabaseBusy`, `DBAPIError`."""
+        if not self._free.acquire(timeout=WRITE_DEADLINE_S):
+            raise DatabaseBusy(f"no answer from the database in {WRITE_DEADLINE_S:g} s")
+        try:
+            try:
+                line = self._idle.pop()
+            except IndexError:
+                line = _Line(self._sql, "BEGIN")
+            sound = False
+            try:
+                with line.transaction() as conn:
+                    yield conn
+                sound = not conn.info.pop(_SPOILT, False)
+            finally:
+                # A statement that an error has left half read would hold its snapshot for long.
+                if sound:
+                    self._idle.append(line)
+                else:
+                    line.close()
+        finally:
+            self._free.release()
+
+    def close(self) -> None:
+        """Let them go."""
+        while self._idle:
+            self._idle.pop().close()
 
 
 class SqliteDatabase(Database):
@@ -210,11 +285,11 @@ class SqliteDatabase(Database):
             },
         }
         self.engine = sa.create_engine(url, poolclass=sa.StaticPool, **shared)
-        self._read_engine = sa.create_engine(
-            url, pool_size=readers, max_overflow=readers, pool_timeout=WRITE_DEADLINE_S, **shared
-        )
+        self._read_engine = sa.create_engine(url, poolclass=sa.NullPool, **shared)
         self._prepare(self.engine, clock, synchronous, "BEGIN IMMEDIATE", read_only=False)
         self._prepare(self._read_engine, clock, synchronous, "BEGIN", read_only=True)
+        self._writer = _Line(self.engine, "BEGIN IMMEDIATE")
+        self._readers = _Readers(self._read_engine, 2 * readers)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
@@ -249,8 +324,8 @@ class SqliteDatabase(Database):
         def _begin(conn: sa.Connection) -> None:
             conn.exec_driver_sql(begin)
 
-    def _reader(self) -> sa.Engine:
-        return self._read_engine
+    def _snapshot(self) -> AbstractContextManager[sa.Connection]:
+        return self._readers.snapshot()
 
     def submit(self, work: Work[T]) -> Future[T]:
         return self._hand_over(work, self._jobs)
@@ -284,6 +359,8 @@ class SqliteDatabase(Database):
         end = time.monotonic() + WRITE_DEADLINE_S
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
+        self._readers.close()
+        self._writer.close()
         self._read_engine.dispose()
         self.engine.dispose()
 
@@ -300,11 +377,12 @@ class SqliteDatabase(Database):
         batch = [job for job in batch if job.future.set_running_or_notify_cancel()]
         told = 0
         try:
-            with _marked(), _in_time(), self._read_engine.connect() as conn, conn.begin():
+            with _marked(), self._readers.snapshot() as conn:
                 for job in batch:
                     try:
                         value = job.work(conn)
                     except Exception as error:  # noqa: BLE001 - it is the caller's to deal with
+                        conn.info[_SPOILT] = True
                         job.future.set_exception(error)
                     else:
                         job.future.set_result(value)
@@ -333,14 +411,12 @@ class SqliteDatabase(Database):
         values: list[Any] = []
         begun = False
         try:
-            with _marked(), self.engine.connect() as conn:
+            with _marked(), self._writer.transaction() as conn:
+                begun = True
                 conn.info.pop(_NOTED, None)
-                with conn.begin():
-                    begun = True
-                    for job in batch:
-                        values.append(job.work(conn))
-                noted = conn.info.pop(_NOTED, None)
-            self._publish(noted)
+                for job in batch:
+                    values.append(job.work(conn))
+            self._publish(conn.info.pop(_NOTED, None))
         except Exception as error:  # noqa: BLE001 - it is the callers' to deal with
             if begun and len(values) < len(batch) and len(batch) > 1:
                 return len(values)
@@ -371,8 +447,10 @@ class PostgresDatabase(Database):
         )
         self._pool = ThreadPoolExecutor(pool_size, thread_name_prefix="db")
 
-    def _reader(self) -> sa.Engine:
-        return self._snapshots
+    @contextmanager
+    def _snapshot(self) -> Iterator[sa.Connection]:
+        with _in_time(), self._snapshots.connect() as conn, conn.begin():
+            yield conn
 
     def submit(self, work: Work[T]) -> Future[T]:
         return self._pool.submit(self.write, work)

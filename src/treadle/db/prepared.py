@@ -20,6 +20,23 @@ from sqlalchemy.sql.compiler import SQLCompiler
 Convert = Callable[[Any], Any]
 
 
+def execute(
+    conn: sa.Connection, text: str, values: Any = (), *, fetch: bool = False
+) -> tuple[Any, Sequence[Any]]:
+    """The driver's cursor after `text`, and with `fetch` all that it gives.
+
+    Errors: `sa.exc.DBAPIError`, as from any execution.
+    """
+    driver: Any = conn.connection.dbapi_connection
+    try:
+        cursor = driver.execute(text, values)
+        return cursor, cursor.fetchall() if fetch else ()
+    except conn.dialect.loaded_dbapi.Error as error:
+        raise DBAPIError.instance(
+            text, values, error, conn.dialect.loaded_dbapi.Error, dialect=conn.dialect
+        ) from error
+
+
 class Answer:
     """What a statement gave: its rows, with the columns as attributes, and how many it changed."""
 
@@ -101,19 +118,12 @@ class Prepared:
         ]
         if not form.positional:
             values = {bind[0]: value for bind, value in zip(form.binds, values, strict=True)}
-        driver: Any = conn.connection.dbapi_connection
-        try:
-            cursor = driver.execute(form.text, values)
-            if form.row is None:
-                return Answer((), cursor.rowcount)
-            rows = cursor.fetchall()
-            count = cursor.rowcount
-            if form.converts is None:
-                form.converts = tuple(_converts(form.types, cursor.description, dialect))
-        except dialect.loaded_dbapi.Error as error:
-            raise DBAPIError.instance(
-                form.text, values, error, dialect.loaded_dbapi.Error, dialect=dialect
-            ) from error
+        cursor, rows = execute(conn, form.text, values, fetch=form.row is not None)
+        count = cursor.rowcount
+        if form.row is None:
+            return Answer((), count)
+        if form.converts is None:
+            form.converts = tuple(_converts(form.types, cursor.description, dialect))
         if form.converts:
             return Answer([form.row(_converted(row, form.converts)) for row in rows], count)
         return Answer([form.row(row) for row in rows], count)
