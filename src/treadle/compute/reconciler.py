@@ -77,6 +77,8 @@ NO_EFFECT_S = 5.0
 ADDRESS_POLL_S = 0.5
 ADDRESS_PATIENCE_S = 120.0
 PLACE_TRIES = 3
+FRESH_S = 0.5
+"""How long a pass that waits for its lane may go by the row that the one before has left it."""
 MAY_BE_THE_LAST = frozenset({"start", "pause", "resume", "suspend", "power_off", "autostart"})
 MIB = 1 << 20
 
@@ -172,7 +174,10 @@ class InstanceHandler:
         """Make passes while the next one follows at once and stays on the same lane."""
         lane = ticket.lane
         done: set[str] = set()
-        following: Following = (ticket, self._db.read(lambda conn: store.load(conn, ticket.id)))
+        read_at, row = ticket.row or (0.0, None)
+        if row is None or time.monotonic() - read_at > FRESH_S:
+            row = self._db.read(lambda conn: store.load(conn, ticket.id))
+        following: Following = ticket, row
         while following is not None:
             ticket, loaded = following
             if ticket.lane != lane:
@@ -364,7 +369,8 @@ class InstanceHandler:
         store.log_step(conn, instance.id, instance.revision, Step(
             "place", host_id, started, time.time(), "ok",
         ))
-        return following, None
+        row = store.load(conn, instance.uuid)
+        return replace(following, row=(time.monotonic(), row)), row
 
     # -- acting
 

@@ -57,7 +57,8 @@ class Lease:
 class Ticket:
     """The right to make one pass over one row while its lease lasts.
 
-    `now` is the database's clock at the claim, `tries` how many passes in a row have failed.
+    `now` is the database's clock at the claim, `tries` how many passes in a row have failed. `row`
+    is what the pass before has left for this one: the thing as it was at the commit between them.
     """
 
     kind: str
@@ -68,6 +69,7 @@ class Ticket:
     tries: int
     lease: Lease
     now: float
+    row: Any = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -217,7 +219,7 @@ def carry(conn: sa.Connection, ticket: Ticket, lease_s: float, *, lane: int) -> 
     if row is None:
         raise LeaseLost(f"{ticket.kind} {ticket.id} was taken over")
     ticket.lease.expires = started + lease_s
-    return replace(ticket, lane=lane, wake=row.wake, tries=0, now=row.now)
+    return replace(ticket, lane=lane, wake=row.wake, tries=0, now=row.now, row=None)
 
 
 def renew(conn: sa.Connection, tickets: Iterable[Ticket], lease_s: float) -> set[tuple[str, str]]:

@@ -195,7 +195,8 @@ class Controller:
             log.exception("pass_failed", kind=ticket.kind, id=ticket.id)
             self._release(ticket, f"{type(error).__name__}: {error}")
             return None
-        self._signals.changed(ticket.key)
+        if following is None:  # or the pass that goes on will say so
+            self._signals.changed(ticket.key)
         return following
 
     def _release(self, ticket: Ticket, error: str | None) -> None:
