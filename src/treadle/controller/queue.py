@@ -142,12 +142,12 @@ def claim(
     )
     return [
         Ticket(r.kind, r.id, r.lane, r.token, r.wake, r.tries, Lease(started + lease_s), r.now)
-        for r in conn.execute(statement, {"x_lease": lease_s})
+        for r in statement(conn, {"x_lease": lease_s})
     ]
 
 
 @lru_cache(maxsize=256)
-def _claim_of(limit: int, busy: tuple[int, ...], kinds: tuple[str, ...] | None) -> Any:
+def _claim_of(limit: int, busy: tuple[int, ...], kinds: tuple[str, ...] | None) -> Prepared:
     due = (
         sa.select(work.c.kind, work.c.id)
         .where(work.c.due_at <= now(), work.c.lease_until < now())
@@ -155,12 +155,11 @@ def _claim_of(limit: int, busy: tuple[int, ...], kinds: tuple[str, ...] | None) 
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    if busy:
-        due = due.where(work.c.lane.not_in(busy))
+    due = due.where(*(work.c.lane != lane for lane in busy))
     if kinds is not None:
-        due = due.where(work.c.kind.in_(kinds))
+        due = due.where(sa.or_(sa.false(), *(work.c.kind == kind for kind in kinds)))
     picked = due.cte("picked")
-    return (
+    return Prepared(
         sa.update(work)
         .where(sa.tuple_(work.c.kind, work.c.id).in_(sa.select(picked.c.kind, picked.c.id)))
         .values(

@@ -8,7 +8,7 @@ behind it. The functions take an open connection and belong to the caller's tran
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -269,14 +269,13 @@ def _host(row: sa.Row[Any]) -> Host:
 
 def snapshot(conn: sa.Connection, only: Collection[int] | None = None) -> list[HostView]:
     """Every host, or `only` those of the ids, as the scheduler sees it."""
-    bound = {} if only is None else {"ids": list(only)}
     images: dict[int, set[str]] = {}
-    for host_id, sha256 in conn.execute(_IMAGES if only is None else _IMAGES_OF, bound):
+    for host_id, sha256 in _each(conn, _IMAGES, only):
         images.setdefault(host_id, set()).add(sha256)
     places = _places(conn, only)
     nothing: frozenset[str] = frozenset()
     views = []
-    for row in conn.execute(_SNAPSHOT if only is None else _SNAPSHOT_OF, bound):
+    for row in _each(conn, _SNAPSHOT, only):
         state = "disabled" if not row.enabled else row.status
         if row.forced_down and row.enabled:
             state = HostStatus.DOWN
@@ -295,13 +294,24 @@ def snapshot(conn: sa.Connection, only: Collection[int] | None = None) -> list[H
     return views
 
 
+def _each(
+    conn: sa.Connection, statements: tuple[Prepared, Prepared], only: Collection[int] | None
+) -> Iterator[Any]:
+    """The rows of every host, or of `only` some: a few, that is, one after the other."""
+    every, one = statements
+    if only is None:
+        yield from every(conn)
+    else:
+        for host_id in sorted(only):
+            yield from one(conn, {"h": host_id})
+
+
 def _places(
     conn: sa.Connection, only: Collection[int] | None
 ) -> dict[int, tuple[str | None, Pairs]]:
     """The zone of each host that is in an aggregate, and what its aggregates say of it."""
-    bound = {} if only is None else {"ids": list(only)}
     found: dict[int, tuple[str | None, Pairs]] = {}
-    for row in conn.execute(_PLACES if only is None else _PLACES_OF, bound):
+    for row in _each(conn, _PLACES, only):
         zone, pairs = found.get(row.host_id, (None, ()))
         said = json.loads(row.metadata).items()
         found[row.host_id] = (
@@ -524,20 +534,25 @@ _SET_UP = sa.update(host).where(host.c.id == sa.bindparam("h")).values(
     disk_limit_mib=_limit(host.c.disk_used_mib, "d"),
 )
 _HOST = Prepared(sa.select(host).where(host.c.id == sa.bindparam("h")))
-_SNAPSHOT = sa.select(
+
+
+def _all_or_one(statement: sa.Select[Any], key: sa.Column[int]) -> tuple[Prepared, Prepared]:
+    return Prepared(statement), Prepared(statement.where(key == sa.bindparam("h")))
+
+
+_SNAPSHOT = _all_or_one(sa.select(
     host.c.id, host.c.name, host.c.status, host.c.enabled, host.c.facts, host.c.vcpus_limit,
     host.c.vcpus_used, host.c.memory_limit_mib, host.c.memory_used_mib, host.c.disk_limit_mib,
     host.c.disk_used_mib, host.c.instances, host.c.forced_down,
-).order_by(host.c.id)
-_PLACES = sa.select(
+).order_by(host.c.id), host.c.id)
+_PLACES = _all_or_one(sa.select(
     aggregate_host.c.host_id, aggregate.c.availability_zone, aggregate.c.metadata,
-).join_from(aggregate_host, aggregate, aggregate.c.id == aggregate_host.c.aggregate_id)
-_PLACES_OF = _PLACES.where(aggregate_host.c.host_id.in_(sa.bindparam("ids", expanding=True)))
-_IMAGES = sa.select(host_image.c.host_id, host_image.c.sha256).where(
-    host_image.c.state.in_([ImageState.READY, ImageState.WANTED])
-)
-_SNAPSHOT_OF = _SNAPSHOT.where(host.c.id.in_(sa.bindparam("ids", expanding=True)))
-_IMAGES_OF = _IMAGES.where(host_image.c.host_id.in_(sa.bindparam("ids", expanding=True)))
+).join_from(
+    aggregate_host, aggregate, aggregate.c.id == aggregate_host.c.aggregate_id
+), aggregate_host.c.host_id)
+_IMAGES = _all_or_one(sa.select(host_image.c.host_id, host_image.c.sha256).where(
+    sa.or_(host_image.c.state == ImageState.READY, host_image.c.state == ImageState.WANTED)
+), host_image.c.host_id)
 _TAKE = Prepared(
     sa.update(host).where(
         host.c.id == sa.bindparam("h"), host.c.enabled, host.c.status == HostStatus.UP,
