@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from computekit import Api, named, schema
+from tempest.lib.services.compute.interfaces_client import InterfacesClient
 from tempest.lib.services.compute.servers_client import ServersClient
 from test_compute_moves import ended, migrate, where
 from test_compute_servers import ask, become, gone
@@ -202,3 +203,43 @@ def test_104_a_pinned_server_stays_in_its_zone_until_it_is_unpinned(
     gone(api, id)
     api.ok("POST", f"/os-aggregates/{aggregate}/action", {"remove_host": {"host": here}})
     api.ok("DELETE", f"/os-aggregates/{aggregate}")
+
+
+def test_a_server_has_one_interface_and_no_nodes(api: Api, server: str) -> None:
+    path = f"/servers/{server}/os-interface"
+    judge = schema(InterfacesClient, 104)
+    [port] = api.get(path, minor=104, by="reader", judge=judge.list_interfaces)[
+        "interfaceAttachments"
+    ]
+    shown = api.get(f"{path}/{port['port_id']}", by="reader",
+                    judge=schema(InterfacesClient, 1).get_create_interfaces)
+    assert shown == {"interfaceAttachment": {k: v for k, v in port.items() if k != "tag"}}
+    address = api.get(f"/servers/{server}/ips")["addresses"]["default"][0]["addr"]
+    assert [one["ip_address"] for one in port["fixed_ips"]] == [address]
+    api.fails("GET", f"{path}/{SHARE}", status=404)
+    api.fails("GET", path, status=404, by="other")
+    body = {"interfaceAttachment": {"net_id": port["net_id"]}}
+    api.fails("POST", path, body, status=400, by="member", says="one network")
+    api.fails("POST", path, {"interfaceAttachment": {"tag": "x"}}, status=400, by="member")
+    api.fails("DELETE", f"{path}/{port['port_id']}", status=409, by="member", says="one network")
+    api.fails("DELETE", f"{path}/{SHARE}", status=404, by="member")
+    api.fails("GET", f"/servers/{server}/topology", minor=77, status=404)
+    assert api.get(f"/servers/{server}/topology", minor=78, by="reader") == {
+        "nodes": [], "pagesize_kb": None,
+    }
+
+
+def test_a_security_group_goes_by_its_id_too(api: Api, image_id: str, server: str) -> None:
+    [group] = api.get(f"/servers/{server}/os-security-groups", by="member")["security_groups"]
+    for name in (group["name"], group["id"]):
+        api.ok("POST", f"/servers/{server}/action", {"addSecurityGroup": {"name": name}},
+               status=202, by="member")
+    id = ask(api, image_id, security_groups=[{"name": group["id"]}])["id"]
+    become(api, id, "ACTIVE")
+    api.ok("DELETE", f"/servers/{id}", status=204, by="member")
+    gone(api, id)
+    wish = {"name": "x", "imageRef": image_id, "flavorRef": "1",
+            "security_groups": [{"name": SHARE}]}
+    api.fails("POST", "/servers", {"server": wish}, status=400, by="member", says="default")
+    api.fails("POST", f"/servers/{server}/action", {"trigger_crash_dump": None}, minor=17,
+              status=400, by="member", says="NMI")

@@ -294,6 +294,25 @@ def test_projects_users_and_roles(openstack: OpenStack) -> None:
     openstack("project delete throwaway")
 
 
+def test_what_few_ask_for(openstack: OpenStack, team: OpenStack) -> None:
+    """What a walk through every command of the client found missing."""
+    create(team, "looked-at", "--security-group", "default")  # the client sends the group's id
+    team("server add security group looked-at default")
+    assert "injects no NMI" in team.refused("server dump create looked-at")
+    assert team.json("server volume list looked-at") == []
+    assert team.json("server share list looked-at") == []
+    first = team.json("server event list --limit 1 --changes-since 2020-01-01T00:00:00Z looked-at")
+    assert len(first) == 1
+    team("server delete --wait looked-at")
+    assert team.json("image metadef namespace list") == []
+    assert team.json("image metadef resource type list") == []
+    made = openstack.json("credential create --type totp anna SEED")
+    openstack("credential set --user anna --type totp --data OTHER", made["id"])
+    assert team.json(f"credential show {made['id']}")["blob"] == "OTHER"
+    assert [one["ID"] for one in team.json("credential list --type totp")] == [made["id"]]
+    team(f"credential delete {made['id']}")
+
+
 def test_a_wrong_password_is_refused(treadle: RunningTreadle) -> None:
     with command_line(treadle, OS_PASSWORD="wrong") as stranger:
         assert "401" in stranger.refused("token issue")

@@ -49,6 +49,12 @@ def default_network_id(conn: sa.Connection) -> str:
     return network_id(cloud)
 
 
+def group_of(conn: sa.Connection, project_id: str) -> SecurityGroup:
+    """The one security group of a project."""
+    cloud: str = conn.execute(sa.select(meta.c.value).where(meta.c.key == "cloud_id")).scalar_one()
+    return SecurityGroup(security_group_id(cloud, project_id), project_id)
+
+
 def scene(conn: sa.Connection, guest_pool: str, bridge: str) -> Scene:
     """The default network; `guest_pool` and `bridge` are the settings of the hosts."""
     found: Mapping[str, str] = {

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from treadle.api.openstack.compute import server_changes, server_consoles, server_moves
 from treadle.api.openstack.compute.action_base import NULL, Action, changing
 from treadle.api.openstack.compute.common import inside, one_of
-from treadle.api.openstack.compute.servers import asker, find
+from treadle.api.openstack.compute.servers import asker, find, is_own_group
 from treadle.api.openstack.wire import Ask, Call, Reply, Schema
 from treadle.compute import actions
 from treadle.compute.listing import Row
@@ -75,10 +75,19 @@ def reset_state(conn: sa.Connection, ask: Ask, row: Row, value: Any) -> None:
 
 async def no_group(ask: Ask, value: Any) -> Reply | None:
     """Security groups are not to be had yet: every server is in the one there is."""
-    await ask.read(lambda conn: find(conn, ask))
-    if value.get("name") != "default":
+    def look(conn: sa.Connection) -> bool:
+        return is_own_group(conn, value.get("name"), find(conn, ask).project_id)
+
+    if not await ask.read(look):
         raise NotFound(f"Security group {value.get('name')} not found")
     return None
+
+
+async def no_dump(ask: Ask, _value: Any) -> None:
+    """No host sends its guests the signal for it."""
+    key = await ask.read(lambda conn: find(conn, ask))
+    raise InvalidInput("action", "trigger_crash_dump",
+                       f"the hypervisor of instance {key.uuid} injects no NMI")
 
 
 REBOOT = Schema((1, inside("type", one_of("HARD", "Hard", "hard", "SOFT", "Soft", "soft"))))
@@ -117,6 +126,7 @@ ACTIONS: dict[str, Action] = {
     ),
     **server_changes.ACTIONS,
     **server_moves.ACTIONS,
+    "trigger_crash_dump": Action(no_dump, "compute:servers:reboot", NULL, since=17),
     "addSecurityGroup": Action(no_group, "compute:servers:update", GROUP),
     "removeSecurityGroup": Action(no_group, "compute:servers:update", GROUP),
 }

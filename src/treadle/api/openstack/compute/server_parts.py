@@ -22,6 +22,7 @@ from treadle.api.openstack.compute.server_view import addresses, host_id
 from treadle.api.openstack.compute.servers import (
     NO_SERVER,
     asker,
+    find,
     find_row,
     scope,
     uuid_of,
@@ -32,6 +33,7 @@ from treadle.compute import quota, store
 from treadle.compute.actions import unlocked
 from treadle.compute.listing import HostWords, Row
 from treadle.errors import InvalidInput, NotFound
+from treadle.network.store import group_of
 
 TAGS_MAX = 50
 PAGES, BEFORE = 58, 66
@@ -197,10 +199,10 @@ async def ips_show(ask: Ask) -> dict[str, Any]:
 
 async def security_groups(ask: Ask) -> dict[str, Any]:
     """Its security groups: the one there is."""
-    row = await ask.read(lambda conn: find_row(conn, ask))
+    group = await ask.read(lambda conn: group_of(conn, find(conn, ask).project_id))
     return {"security_groups": [{
-        "id": "default", "name": "default", "description": "Default security group",
-        "tenant_id": row.columns.project_id, "rules": [],
+        "id": group.id, "name": group.name, "description": "Default security group",
+        "tenant_id": group.project_id, "rules": [],
     }]}
 
 

@@ -41,7 +41,7 @@ from treadle.compute.patterns import is_literal, matcher
 from treadle.errors import Conflict, Forbidden, InvalidInput, NotFound
 from treadle.image import store as images
 from treadle.image.store import Image
-from treadle.network.store import default_network_id
+from treadle.network.store import default_network_id, group_of
 from treadle.placement.ledger import DEFAULT_ZONE
 
 PASSWORD_LETTERS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -358,7 +358,7 @@ def _wish(conn: sa.Connection, ask: Ask, given: Mapping[str, Any]) -> actions.Wi
     key = given.get("key_name")
     networked = _networked(conn, given.get("networks"))
     for group in given.get("security_groups", ()):
-        if group.get("name") != "default":
+        if not is_own_group(conn, group.get("name"), caller.project_id or ""):
             raise InvalidInput("security_groups", group.get("name"),
                                "there is only the security group default")
     return actions.Wish(
@@ -376,6 +376,11 @@ def _wish(conn: sa.Connection, ask: Ask, given: Mapping[str, Any]) -> actions.Wi
         tags=frozenset(given.get("tags", ())), zone=zone,
         group=_group(conn, ask, hints.get("group")), hints=hints,
     )
+
+
+def is_own_group(conn: sa.Connection, name: str | None, project_id: str) -> bool:
+    """Whether a security group of the project has that name, or id: clients send either."""
+    return name == "default" or name == group_of(conn, project_id).id
 
 
 def hostname_from(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from treadle.api.openstack.image.schemas import PUBLISHED
 from treadle.api.openstack.wire import Ask, Call, Reply
-from treadle.errors import NotFound
+from treadle.errors import Forbidden, NotFound
 
 MINORS = range(12, -1, -1)
 METHODS = ("glance-direct", "web-download")
@@ -61,6 +61,29 @@ async def some_schema(ask: Ask) -> Reply:
     return await schema(ask)
 
 
+async def namespaces(_ask: Ask) -> dict[str, object]:
+    """Definitions of properties that operators have written: there are none."""
+    return {
+        "namespaces": [], "first": "/v2/metadefs/namespaces",
+        "schema": "/v2/schemas/metadefs/namespaces",
+    }
+
+
+async def resource_types(_ask: Ask) -> dict[str, object]:
+    """What definitions of properties are for: there are none."""
+    return {"resource_types": []}
+
+
+async def no_namespace(ask: Ask) -> None:
+    """There is none by that name."""
+    raise NotFound(f"Metadata definition namespace not found: {ask.path['namespace'][:80]}")
+
+
+async def keep_none(_ask: Ask) -> None:
+    """Properties need no definition here: an image takes any."""
+    raise Forbidden("Definitions of properties are not kept: an image takes any property.")
+
+
 CALLS = [
     Call("GET", "", choices, "", status=300),
     Call("GET", "/versions", versions, ""),
@@ -69,4 +92,8 @@ CALLS = [
     Call("GET", "/v2/schemas/metadefs/{name}", metadefs_schema, "image:get_schema"),
     Call("GET", "/v2/info/import", import_info, "image:get_info"),
     Call("GET", "/v2/info/stores", stores, "image:get_info"),
+    Call("GET", "/v2/metadefs/namespaces", namespaces, "image:get_schema"),
+    Call("POST", "/v2/metadefs/namespaces", keep_none, "image:set_owner", 403),
+    Call("GET", "/v2/metadefs/namespaces/{namespace}", no_namespace, "image:get_schema"),
+    Call("GET", "/v2/metadefs/resource_types", resource_types, "image:get_schema"),
 ]
