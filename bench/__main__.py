@@ -9,10 +9,11 @@ import tempfile
 from pathlib import Path
 
 from bench import parts
+from bench.life import life, moves
 from bench.openstack import openstack
 from bench.parts import TARGETS
 
-PARTS = {**parts.PARTS, "openstack": openstack}
+PARTS = {**parts.PARTS, "openstack": openstack, "life": life, "moves": moves}
 
 
 def main() -> int:

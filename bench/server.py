@@ -37,13 +37,31 @@ class Controller:
 
     def admin(self, path: str) -> Any:
         """One call of the native API; the decoded answer."""
+        return json.loads(self.native("GET", path))
+
+    def console(self, vmid: int) -> bytes:
+        """What the guest printed."""
+        return self.native("GET", f"/instances/{vmid}/console")
+
+    def native(self, method: str, path: str, body: Any = None) -> bytes:
+        """One call of the native API; the answer as it came."""
         environ = Path(f"/proc/{self.process.pid}/environ").read_bytes().split(b"\0")
         folder = next(e for e in environ if e.startswith(b"TREADLE_STATE__FOLDER="))
         token = Path(folder.partition(b"=")[2].decode(), "admin-token").read_text().strip()
-        return json.loads(self.http.request(
-            "GET", f"http://127.0.0.1:{self.port}/treadle/v1{path}",
+        return bytes(self.http.request(
+            method, f"http://127.0.0.1:{self.port}/treadle/v1{path}",
             headers={"Authorization": f"Bearer {token}"},
+            body=None if body is None else json.dumps(body).encode(),
         ).data)
+
+    def end(self) -> None:
+        """Stop it."""
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(5)
 
     def rss_mb(self) -> float:
         """Resident memory in MB (10^6 bytes)."""
@@ -92,12 +110,7 @@ def controller(
         wait_until(lambda: _ready(made), START_S, "hosts and image to be ready")
         yield made
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(5)
+        Controller(process, port, 0.0).end()
 
 
 def _first_answer(

@@ -427,3 +427,23 @@ def test_an_image_goes_to_a_host_once(start: Start) -> None:
     cloud = start(f"fake://h1{ROOMY}")
     cloud.ok("/vm/create?name=web&instance_type=1&count=5")
     assert list(cloud.host("h1").uploads.values()) == [1]
+
+
+def test_a_hard_stop_does_not_ask_the_guest(cloud: Cloud) -> None:
+    vmid = cloud.create()
+    [uuid] = cloud.guests()
+    host = next(host for host in cloud.fleet.hosts.values() if uuid in host.guests)
+    host.guests[uuid].ignores_acpi = True
+    cloud.fails(f"/vm/stop?vmid={vmid}&hard=yes", 400, {"status": 0}, "0 or 1")
+    assert cloud.ok(f"/vm/stop?vmid={vmid}&hard=1") == {"status": 1}
+    assert host.calls["shut_down"] == 0
+    assert cloud.ok(f"/vm/start?vmid={vmid}") == {"status": 1}
+    assert cloud.ok(f"/vm/reboot?vmid={vmid}&hard=1") == {"status": 1}
+    assert host.calls["shut_down"] == 0
+    # Who was asked, and does not listen, can still be stopped at once.
+    asked = threading.Thread(target=cloud.get, args=(f"/vm/stop?vmid={vmid}",))
+    asked.start()
+    until(lambda: host.calls["shut_down"], "the guest to be asked")
+    assert cloud.ok(f"/vm/stop?vmid={vmid}&hard=1") == {"status": 1}
+    asked.join(20)
+    assert not asked.is_alive()

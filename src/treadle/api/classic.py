@@ -179,12 +179,15 @@ async def vm_act(
 ) -> Any:
     """One step of the life cycle, answered when it has been carried out."""
     vmid = number(arguments, "vmid")
+    hard = arguments.get("hard", "0")
+    if hard not in ("0", "1"):
+        raise InvalidInput("hard", hard, "it must be 0 or 1")
     limits = context.settings.controller
     patience = (
         limits.stop_deadline_s if action in ("stop", "reboot") else limits.build_deadline_s
     )
     before = await context.write(lambda conn: actions.act(
-        conn, vmid, action, request_id=request_id, deadline_s=patience
+        conn, vmid, action, request_id=request_id, deadline_s=patience, hard=hard == "1"
     ))
     already = before.goal is actions.ACTIONS[action].goal and action != "reboot"
     seen = await context.settled(
@@ -272,6 +275,7 @@ async def no_volumes(_context: Context, _arguments: Arguments, _request_id: str)
 
 def _calls() -> list[CallSpec]:
     vmid, none = frozenset({"vmid"}), frozenset[str]()
+    stopping = vmid | {"hard"}
     create = frozenset({"name", "instance_type", "image_id", "count", "wait"})
     volume, both = frozenset({"volumeid"}), frozenset({"vmid", "volumeid"})
     return [
@@ -279,8 +283,11 @@ def _calls() -> list[CallSpec]:
         CallSpec("/vm/query", vm_query, "vmid", 0, vmid),
         CallSpec("/vm/destroy", vm_destroy, "status", 0, vmid, changes=True),
         *(
-            CallSpec(f"/vm/{action}", partial(vm_act, action), "status", 0, vmid, changes=True)
-            for action in ("start", "stop", "reboot", "pause", "resume", "suspend")
+            CallSpec(f"/vm/{action}", partial(vm_act, action), "status", 0, takes, changes=True)
+            for action, takes in (
+                ("start", vmid), ("stop", stopping), ("reboot", stopping), ("pause", vmid),
+                ("resume", vmid), ("suspend", vmid),
+            )
         ),
         CallSpec("/vm/list", vm_list, "vmids", 0, none),
         CallSpec("/vm/types", vm_types, "types", 0, none),

@@ -52,6 +52,8 @@ from treadle.placement import ledger
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 NAME_RULE = "1 to 63 letters, digits, '-', '_' or '.', beginning and ending with a letter or digit"
 COUNT_MAX = 100
+NO_PATIENCE_S = -1.0
+"""A deadline that has passed: the guest is not asked."""
 GIB = 1 << 30
 
 
@@ -250,18 +252,20 @@ def act(
 ) -> Instance:
     """Ask for one of `ACTIONS`; the instance as it was before comes back.
 
-    `hard`: a reboot that does not ask the guest. `strict`: exactly OpenStack's table; without it
-    what is so already is success. Errors: `NotFound`, `Locked`, `InvalidState`.
+    `hard`: a stop or reboot that does not ask the guest. `strict`: exactly OpenStack's table;
+    without it what is so already is success. Errors: `NotFound`, `Locked`, `InvalidState`.
     """
     rule = HARD_REBOOT if action == "reboot" and hard else ACTIONS[action]
     instance = require(conn, id)
     unlocked(instance, action, by)
     reboot = action == "reboot"
     already = instance.goal is rule.goal and instance.state is not State.BUILDING
-    if already and not reboot and not strict:
+    # Who asked the guest first may have it stopped now.
+    at_last = action == "stop" and hard and instance.task is Task.POWERING_OFF
+    if already and not reboot and not strict and not at_last:
         return instance
     rebooting = instance.task in (Task.REBOOTING, Task.REBOOTING_HARD)
-    again = reboot and rebooting and (hard or not strict)
+    again = at_last or (reboot and rebooting and (hard or not strict))
     expect(instance, action, rule.allowed if strict else rule.allowed | rule.loosely,
            idle=not again)
     values: dict[str, object] = {"goal": rule.goal, "task": rule.task}
@@ -269,6 +273,8 @@ def act(
         values["mode"] = Mode.NORMAL
     if reboot:
         values |= {"generation": instance.generation + 1, "graceful": not hard}
+    elif hard:
+        deadline_s = NO_PATIENCE_S
     wish(conn, instance, action, values, request_id, by, deadline_s)
     return instance
 

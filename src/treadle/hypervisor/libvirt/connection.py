@@ -96,6 +96,8 @@ class Link:
         self.kind: str = conn.getType()
         self.session = urlsplit(uri).path.endswith("/session")
         self.known: dict[Hashable, Any] = {}
+        self.domains: dict[str, Any] = {}
+        """Handles by UUID. Each may be of a domain that is gone."""
         self.undo: Callable[[], None] = lambda: None
 
     def alive(self) -> bool:
@@ -364,6 +366,9 @@ def _keep_alive(conn: Any) -> None:
 
 def _dispose(link: Link) -> None:
     link.undo()
+    # Each handle holds the connection open.
+    link.known.clear()
+    link.domains.clear()
     try:
         link.conn.close()
     except libvirt.libvirtError:

@@ -220,7 +220,7 @@ class LibvirtDriver:
             )
             return replace(found, defined=bool(attempt(domain.isPersistent)))
 
-        return self._run("observe", self._options.deadlines.look, act, gone=uuid)
+        return self._run("observe", self._options.deadlines.look, act)
 
     def observe_all(self) -> Sequence[Domain]:
         """All of ours, and remnants; by UUID."""
@@ -333,7 +333,8 @@ class LibvirtDriver:
         def act(link: Link, attempt: Attempt) -> None:
             if link.kind != "QEMU":
                 raise Unsupported("only QEMU guests can be moved while they run")
-            if self._lookup(link, attempt, spec.uuid) is not None:
+            domain = self._lookup(link, attempt, spec.uuid)
+            if domain is not None and attempt(domain.state, 0):
                 raise HostRefused("a domain with this UUID is there")
             pool = storage.pool_of(link, attempt, self._setup.pool)
             storage.remove_volumes(attempt, pool, spec.uuid)
@@ -365,7 +366,7 @@ class LibvirtDriver:
             domain = self._lookup(link, attempt, uuid)
             return None if domain is None else moves.progress(attempt, domain)
 
-        return self._run("move_progress", self._options.deadlines.look, act, gone=uuid)
+        return self._run("move_progress", self._options.deadlines.look, act)
 
     def abort_move(self, uuid: str) -> None:
         """Absent is success."""
@@ -609,11 +610,11 @@ class LibvirtDriver:
 
         def act(it: _Subject) -> None:
             attempt, domain = it.attempt, it.domain
-            self._set_autostart(it, False)
             self._destroy(attempt, domain)
             # One without a definition is gone with its process.
             if as_value(attempt, domain.hasManagedSaveImage, 0, missing=NO_DOMAIN):
                 attempt(domain.managedSaveRemove, 0)
+            self._set_autostart(it, False)
 
         self._change("power_off", uuid, act, absent_is_success=True)
 
@@ -641,16 +642,16 @@ class LibvirtDriver:
         seconds: float,
         body: Callable[[Link, Attempt], T],
         lane: Connection | None = None,
-        gone: str = "",
     ) -> T:
         def whole(link: Link, attempt: Attempt) -> T:
             try:
                 return body(link, attempt)
             except libvirt.libvirtError as error:
-                # It went away between two calls: look again, once, at what is there now.
-                if gone and errors.code_of(error) == NO_DOMAIN:
-                    return body(link, attempt)
-                raise
+                if errors.code_of(error) != NO_DOMAIN:
+                    raise
+                # It is gone, perhaps for long: look again, once, at what is there now.
+                link.domains.clear()
+                return body(link, attempt)
 
         return (lane or self._main).run(verb, seconds, whole)
 
@@ -683,7 +684,14 @@ class LibvirtDriver:
         return domain
 
     def _lookup(self, link: Link, attempt: Attempt, uuid: str) -> Any:
-        return as_value(attempt, link.conn.lookupByUUIDString, uuid, missing=NO_DOMAIN)
+        """A handle, or None. One that was got before is taken again: whether the domain is still
+        there, the next call says."""
+        found = link.domains.get(uuid)
+        if found is None:
+            found = as_value(attempt, link.conn.lookupByUUIDString, uuid, missing=NO_DOMAIN)
+            if found is not None:
+                link.domains[uuid] = found
+        return found
 
     def _mark(self, attempt: Attempt, domain: Any, flags: int = 0) -> Mark | None:
         """The mark of the running guest if there is one, else of the definition."""
@@ -755,10 +763,14 @@ class LibvirtDriver:
             attempt(domain.undefineFlags, least)
 
     def _set_autostart(self, it: _Subject, on: bool) -> None:
-        if self._autostart(it.attempt, it.domain) in (None, on):
-            return
-        if it.attempt(it.domain.isPersistent):
+        """Where the hypervisor starts nothing with its host, or the definition is gone, nothing."""
+        try:
             it.attempt(it.domain.setAutostart, int(on))
+        except libvirt.libvirtError as error:
+            if errors.code_of(error) not in (
+                libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_INVALID,
+            ):
+                raise
 
     def _autostart(self, attempt: Attempt, domain: Any) -> bool | None:
         """None where the hypervisor starts nothing with its host."""
