@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import tempfile
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,8 @@ class World:
     runs_guests: bool = False
     without_agent: Callable[[str], None] = lambda _uuid: None
     """Take the agent out of a guest; the small image has none."""
+    change_domain: Callable[[str], None] = lambda _uuid: None
+    """Give the definition more memory and another disk, as `virsh edit` does."""
     behind: Behind | None = None
     driver: Hypervisor = field(init=False)
 
@@ -107,11 +110,14 @@ def fake_world(folder: Path) -> World:
     def without_agent(uuid: str) -> None:
         host.guests[uuid].agent = False
 
+    def change_domain(uuid: str) -> None:
+        host.guests[uuid].changed = ("memory", "disks")
+
     return World(
         "fake", lambda: FakeHypervisor(host), HostSetup(subnet="10.77.1.0/24"), image, content,
         add_foreign, lambda uuid: host.foreign.get(uuid) is Power.RUNNING,
         lambda uuid: [uuid] if uuid in host.guests else [], remove_domain, forget_domain,
-        without_agent=without_agent,
+        without_agent=without_agent, change_domain=change_domain,
     )
 
 
@@ -158,6 +164,21 @@ class Behind:
         if domain.isActive():
             domain.destroy()
         domain.undefine()
+
+    def change_domain(self, uuid: str) -> None:
+        """As `virsh edit` does."""
+        domain = self.conn.lookupByUUIDString(uuid)
+        root = ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        for name in ("memory", "currentMemory"):
+            found = root.find(name)
+            assert found is not None
+            found.text = str(2 * int(found.text or "0"))
+        devices = root.find("devices")
+        assert devices is not None
+        disk = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
+        ET.SubElement(disk, "source", {"file": "/dev/null"})
+        ET.SubElement(disk, "target", {"dev": "vdz", "bus": "virtio"})
+        self.conn.defineXML(ET.tostring(root, encoding="unicode"))
 
     def forget_domain(self, uuid: str) -> None:
         """Undefine it, whether it runs or not."""
@@ -253,7 +274,7 @@ def _test_world(
         HostSetup(subnet="10.77.2.0/24", virt_type="test"), image, content,
         behind.add_foreign, behind.foreign_is_as_it_was, behind.leftovers, behind.remove_domain,
         behind.forget_domain,
-        behind=behind,
+        change_domain=behind.change_domain, behind=behind,
     )
     behind.conn.close()
 
@@ -306,7 +327,7 @@ def _lab_world(
         HostSetup(subnet="10.77.3.0/24", virt_type="qemu"), *guest_image,
         behind.add_foreign, behind.foreign_is_as_it_was, behind.leftovers, behind.remove_domain,
         behind.forget_domain,
-        runs_guests=True, behind=behind,
+        runs_guests=True, change_domain=behind.change_domain, behind=behind,
     )
     behind.conn.close()
 

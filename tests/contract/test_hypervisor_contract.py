@@ -263,6 +263,21 @@ def test_a_lost_definition_leaves_a_remnant_and_its_disk(world: World) -> None:
     assert world.leftovers(uuid) == []
 
 
+def test_a_definition_that_somebody_changed_is_seen_and_put_back(world: World) -> None:
+    driver, uuid = world.driver, world.new()
+    driver.start(uuid)
+    before = driver.observe(uuid)
+    assert before is not None
+    assert before.changed == ()
+    world.change_domain(uuid)
+    found = driver.observe_all()
+    assert [one.changed for one in found] == [("memory", "disks")]
+    assert driver.observe(uuid) == found[0]
+    driver.define(world.spec(uuid))
+    assert driver.observe_all() == [before]
+    assert driver.observe(uuid) == before
+
+
 def test_what_runs_undefined_is_seen_and_can_be_defined_again(world: World) -> None:
     driver, uuid = world.driver, world.new()
     driver.start(uuid)

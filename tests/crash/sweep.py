@@ -207,6 +207,12 @@ def undefined(world: World) -> None:
     guest.defined = guest.autostart = False
 
 
+def changed(world: World) -> None:
+    """One runs; somebody has changed its definition."""
+    running(world)
+    world.guest(1).changed = ("memory",)
+
+
 # -- wishes
 
 
@@ -315,6 +321,8 @@ SCENARIOS = [
     Scenario("mend a half removed one", half_gone, look, ends(R, guest_stops=(S,), refused=(S,),
              full=(S,))),
     Scenario("mend an undefined one", undefined, look, ends(R, guest_stops=(S,), refused=(R, S),
+             full=(R, S))),
+    Scenario("mend a changed one", changed, look, ends(R, guest_stops=(S,), refused=(R, S),
              full=(R, S))),
     Scenario("reboot hard", running, act("hard reboot"), moved(R, S, guest_stops=(S,))),
     Scenario("reboot a stopped one hard", told("stop"), act("hard reboot"),

@@ -604,6 +604,7 @@ class World:
                 guest is not None
                 and (
                     not guest.defined or guest.power is not expected or guest.copy is not None
+                    or guest.changed
                     or guest.autostart is not lifecycle.host_starts(there[uuid], False)
                 )
                 for uuid in here if (expected := expected_power(there[uuid])) is not None
@@ -743,6 +744,8 @@ def _of_instance(
             yield f"{name}: it is rescued with {guest.rescue[:8]!r}, not {rescue[:8]!r}"
         if guest.autostart is not lifecycle.host_starts(row, False):
             yield f"{name}: its host would{' not' * (not guest.autostart)} start it"
+        if guest.changed:
+            yield f"{name}: the {guest.changed} of its definition stayed changed"
         if guest.copy is not None:
             yield f"{name}: a copy of its disk is left"
     if there != {row.host_id}:

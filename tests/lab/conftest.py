@@ -96,6 +96,27 @@ def guest_image() -> Path:
     return build_guest(cache, lambda _line: None)
 
 
+@dataclass(frozen=True)
+class Foreign:
+    """What a host says of the domain on it that is not ours. `runs`: its number and its state,
+    which both change with a stop."""
+
+    definition: str
+    runs: tuple[str, str]
+
+
+def foreign(lab: Lab, host: LabHost) -> Foreign:
+    """How the foreign domain of the host is now."""
+    def virsh(word: str, *more: str) -> str:
+        done = lab.exec(host.name, "virsh", "-q", word, *more, "not-ours")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return Foreign(
+        virsh("dumpxml", "--inactive"), (virsh("domid"), virsh("domstate", "--reason"))
+    )
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     problem = can_run()
@@ -108,10 +129,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             xml = FOREIGN_XML.format(uuid=FOREIGN.format(number=number))
             one.exec(host.name, "virsh", "-q", "define", "/dev/stdin", stdin=xml)
             one.exec(host.name, "virsh", "-q", "start", "not-ours")
+        before = {host.name: (host.pid, foreign(one, host)) for host in hosts}
         yield one
         for host in one.status():
-            said = one.exec(host.name, "virsh", "-q", "domstate", "not-ours").stdout
-            assert said.strip() in ("running", "shut off"), "a foreign domain was touched"
+            pid, was = before[host.name]
+            now_is = foreign(one, host)
+            assert now_is.definition == was.definition, "a foreign domain was changed"
+            if host.pid == pid:  # it never lost its power
+                assert now_is.runs == was.runs, "a foreign domain was stopped or started"
     finally:
         one.down()
 

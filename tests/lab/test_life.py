@@ -207,6 +207,13 @@ def test_what_is_done_behind_our_back_is_undone(cloud: Cloud) -> None:
     wait_for(lambda: "yes" in virsh("dominfo", uuid).split("Persistent:")[1][:20], 15,
              "it to be defined again")
     assert state() == "running"
+    right = virsh("dumpxml", "--inactive", uuid)
+    virsh("setmaxmem", uuid, "262144", "--config")
+    virsh("attach-disk", uuid, "/dev/null", "vdz", "--config")
+    assert "vdz" in virsh("dumpxml", "--inactive", uuid)
+    wait_for(lambda: virsh("dumpxml", "--inactive", uuid) == right, 15,
+             "its definition to be put back")
+    assert state() == "running"
     virsh("destroy", uuid)
     virsh("undefine", uuid)
     wait_for(lambda: uuid in virsh("list", "--uuid"), 30, "it to be made anew")

@@ -407,3 +407,19 @@ def test_a_refusal_is_looked_at_once_more_before_it_is_believed() -> None:
     error = HostRefused("it is off")
     assert after_error(one, seen, error, Context()) == Retry("it is off")
     assert after_error(one, seen, error, Context(tries=1)) == Adopt(State.RUNNING, "it is off")
+
+
+def test_a_changed_definition_is_put_back_or_said_as_the_policy_is() -> None:
+    for goal, power in POWER_OF.items():
+        one = replace(
+            BASE, goal=goal, state=STATE_OF[power], phase=Phase.DEFINED, host_id=7,
+            settled_generation=1,
+        )
+        seen = Domain(UUID, power, 1, changed=("memory", "disks"))
+        assert plan(one, seen, Context()) == Call("define")
+        said = plan(one, seen, Context(adopt_drift=True))
+        assert isinstance(said, Adopt)
+        assert said.state is STATE_OF[power]
+        assert said.reason.endswith("not by Treadle: memory, disks")
+        wished = replace(one, goal=Goal.RUNNING, state=State.STOPPED)
+        assert not isinstance(plan(wished, seen, Context(adopt_drift=True)), Adopt)

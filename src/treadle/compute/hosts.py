@@ -282,7 +282,7 @@ def drifted(
         domain = seen.get(uuid)
         if (
             domain is None or domain.power is not expected or domain.generation < row.generation
-            or not domain.defined
+            or not domain.defined or domain.changed
             or lifecycle.autostart_differs(lifecycle.host_starts(row, evacuates), domain)
         ):
             found.append(uuid)

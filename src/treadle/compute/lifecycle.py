@@ -126,6 +126,7 @@ DRIFT = {
     Power.PAUSED: "it was paused on its host, not by Treadle",
     Power.SAVED: "it was suspended on its host, not by Treadle",
 }
+CHANGED = "its definition was changed on its host, not by Treadle: "
 LOST_TRIES = 4
 """How many passes in a row may find the host silent before a build on it is given up."""
 
@@ -137,7 +138,8 @@ class Context:
     `late`: the deadline has passed. `tries`: how many passes in a row have failed.
     `max_attempts`: how many hosts may be tried. `last_error`: what the last failure said.
     `ended`: the time of its mode is up. `adopt_drift`: what somebody else did with the domain, not
-    through us, is wanted from now on; else it is undone. `evacuates`: instances that say nothing of
+    through us, is wanted from now on; else it is undone. A changed definition is left then, and
+    said; else it is put back, for the next start. `evacuates`: instances that say nothing of
     it are evacuated when their host fails. `host_off`: its host does not answer, and is off for
     sure; told where it is to be removed.
     """
@@ -172,10 +174,14 @@ def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Ac
         return _define(instance, seen, context)
     if not seen.defined:
         return Call("define")  # it runs on; what is stored again is for its next start
+    if seen.changed and not context.adopt_drift:
+        return Call("define")  # likewise
     old = seen.generation < instance.generation
     if seen.power is POWER_OF[instance.goal] and not old:
         if autostart_differs(host_starts(instance, context.evacuates), seen):
             return Call("autostart")
+        if seen.changed and is_settled(instance):
+            return Adopt(STATE_OF[seen.power], CHANGED + ", ".join(seen.changed))
         return Settle(STATE_OF[seen.power])
     if new_here(instance) and context.late:
         return Fail(_too_late("not running", context))

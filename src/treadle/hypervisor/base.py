@@ -75,7 +75,8 @@ class Domain:
     `generation` is the one that the running guest was started with; of a domain that is not
     running, the one of its definition. 0 where it is not known. `autostart`: whether it is started
     with its host; None where that is not known. `copied`: a copy of its disk is there; only
-    `observe_all` tells. `defined`: False where it runs and its definition is gone.
+    `observe_all` tells. `defined`: False where it runs and its definition is gone. `changed`: what
+    somebody else has changed in its stored definition: "memory", "vcpus", "disks", "cards", ...
     """
 
     uuid: str
@@ -86,6 +87,7 @@ class Domain:
     autostart: bool | None = None
     copied: bool = False
     defined: bool = True
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,8 @@ class _Guest:
     agent: bool = True
     frozen: bool = False
     passwords: dict[str, str] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
+    """What somebody else has changed in its definition."""
 
     def run(self) -> None:
         """Boot it, or let a saved one go on."""
@@ -353,6 +355,7 @@ class FakeHypervisor:
             generation=guest.running_generation if live else guest.spec.generation,
             cause=guest.cause if guest.power is Power.OFF else StopCause.NONE,
             addresses=addresses, autostart=guest.autostart, defined=guest.defined,
+            changed=guest.changed if guest.defined else (),
         )
 
     # -- images
@@ -400,7 +403,7 @@ class FakeHypervisor:
                 raise HostRefused(f"its disk {gone[0]} is gone")
             if guest is None:
                 guest = self.host.guests[spec.uuid] = _Guest(spec)
-            guest.spec, guest.defined = spec, True
+            guest.spec, guest.defined, guest.changed = spec, True, ()
             if spec.disks[0] not in there:
                 under = there[spec.disks[1]] if len(spec.disks) > 1 else spec.image
                 text = under if isinstance(under, str) else under.sha256 if under else ""

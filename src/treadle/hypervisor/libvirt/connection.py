@@ -98,6 +98,9 @@ class Link:
         self.known: dict[Hashable, Any] = {}
         self.domains: dict[str, Any] = {}
         """Handles by UUID. Each may be of a domain that is gone."""
+        self.changes: dict[str, tuple[str, ...]] = {}
+        """By UUID, what somebody else has changed in the definition, as last read."""
+        self.events = 0
         self.undo: Callable[[], None] = lambda: None
 
     def alive(self) -> bool:
@@ -339,10 +342,24 @@ class Connection:
             _keep_alive(conn)
             link = Link(conn, self.uri)
             if self._changed is not None:
-                link.undo = events.listen(conn, self._changed, lambda: self._gone(link))
+                link.undo = events.listen(
+                    conn, self._telling(link), lambda: self._gone(link)
+                )
         except libvirt.libvirtError as error:
             raise errors.translate_open(error) from error
         return link
+
+    def _telling(self, link: Link) -> events.Stopped:
+        """From the event thread: what was read of the definition counts no more."""
+
+        def tell(uuid: str, event: int, reason: int) -> None:
+            if event == libvirt.VIR_DOMAIN_EVENT_DEFINED:
+                link.events += 1
+                link.changes.pop(uuid, None)
+            if self._changed is not None:
+                self._changed(uuid, event, reason)
+
+        return tell
 
     def _gone(self, link: Link) -> None:
         """libvirt says that the connection broke: from the event thread, so only hand over."""

@@ -119,7 +119,7 @@ def container_xml(spec: DomainSpec, place: Place, mark: Mark) -> str:
     ET.SubElement(told, "readonly")
     domain_xml.add_nic(devices, spec, place)
     ET.SubElement(devices, "console", {"type": "pty"})
-    return ET.tostring(root, encoding="unicode")
+    return domain_xml.finished(root)
 
 
 def _file_system(devices: ET.Element, path: str, target: str) -> ET.Element:

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from treadle.errors import InvalidInput
 from treadle.hypervisor.base import DomainSpec, ImageSpec
+from treadle.hypervisor.libvirt.shape import shape_of
 
 NAMESPACE = "urn:treadle:instance:1"
 PREFIX = "treadle"
@@ -43,13 +44,15 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class Mark:
     """What we write on a domain: `seed` is a digest of what the guest is told, `forward` the
-    port of the host that leads to the guest's SSH (0: none)."""
+    port of the host that leads to the guest's SSH (0: none), `shape` what the definition gives to
+    the guest (`shape.shape_of`), written by `finished`."""
 
     generation: int
     mac: str = ""
     seed: str = ""
     forward: int = 0
     values: Mapping[str, str] = field(default_factory=dict)
+    shape: str = ""
 
     def xml(self) -> ET.Element:
         """As an element."""
@@ -61,6 +64,8 @@ class Mark:
             root.set("seed", self.seed)
         if self.forward:
             root.set("forward", str(self.forward))
+        if self.shape:
+            root.set("shape", self.shape)
         for key in sorted(self.values):
             item = ET.SubElement(root, f"{{{NAMESPACE}}}value", {"key": _text("metadata", key)})
             item.text = _text("metadata", self.values[key])
@@ -95,6 +100,7 @@ def read_mark(text: str) -> Mark:
         seed=root.get("seed", ""),
         forward=_number(root.get("forward")),
         values=values,
+        shape=root.get("shape", ""),
     )
 
 
@@ -169,6 +175,14 @@ def domain_xml(spec: DomainSpec, place: Place, mark: Mark) -> str:
         rng = ET.SubElement(devices, "rng", {"model": "virtio"})
         _leaf(rng, "backend", "/dev/urandom", model="random")
     ET.SubElement(devices, "memballoon", {"model": "virtio"})
+    return finished(root)
+
+
+def finished(root: ET.Element) -> str:
+    """A definition with its shape in its mark, as text."""
+    mark = root.find(f"metadata/{{{NAMESPACE}}}instance")
+    if mark is not None:
+        mark.set("shape", shape_of(root))
     return ET.tostring(root, encoding="unicode")
 
 

@@ -46,6 +46,7 @@ from treadle.hypervisor.libvirt import (
     network,
     probe,
     seed,
+    shape,
     storage,
 )
 from treadle.hypervisor.libvirt.connection import (
@@ -218,7 +219,9 @@ class LibvirtDriver:
             found = domain_of(
                 uuid, state, reason, saved, mark, addresses, self._autostart(attempt, domain)
             )
-            return replace(found, defined=bool(attempt(domain.isPersistent)))
+            defined = bool(attempt(domain.isPersistent))
+            changed = self._changes(link, attempt, domain) if defined else ()
+            return replace(found, defined=defined, changed=changed)
 
         return self._run("observe", self._options.deadlines.look, act)
 
@@ -234,6 +237,9 @@ class LibvirtDriver:
             saved = {d.UUIDString() for d in attempt(link.conn.listAllDomains, saved_flag)}
             auto = self._all_autostarted(link, attempt)
             leases = self._all_leases(link, attempt)
+            flag = libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT
+            undefined = {d.UUIDString() for d in attempt(link.conn.listAllDomains, flag)}
+            link.changes.clear()  # an event may have been missed
             found: dict[str, Domain] = {}
             for domain, state, reason in rows:
                 uuid = domain.UUIDString()
@@ -251,10 +257,14 @@ class LibvirtDriver:
                     uuid, state, reason, uuid in saved, mark, addresses,
                     None if auto is None else uuid in auto,
                 )
+                if uuid not in undefined:
+                    changed = as_value(
+                        attempt, lambda d=domain: self._changes(link, attempt, d),
+                        missing=libvirt.VIR_ERR_NO_DOMAIN,
+                    )
+                    found[uuid] = replace(found[uuid], changed=changed or ())
             for uuid in left:
                 found[uuid] = Domain(uuid, Power.REMNANT)
-            flag = libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT
-            undefined = {d.UUIDString() for d in attempt(link.conn.listAllDomains, flag)}
             return [
                 replace(found[uuid], copied=uuid in copied, defined=uuid not in undefined)
                 for uuid in sorted(found)
@@ -700,6 +710,20 @@ class LibvirtDriver:
             missing=libvirt.VIR_ERR_NO_DOMAIN_METADATA,
         )
         return None if text is None else read_mark(text)
+
+    def _changes(self, link: Link, attempt: Attempt, domain: Any) -> tuple[str, ...]:
+        """What somebody else has changed in the definition. Read again after an event of it, and
+        by each look at all."""
+        uuid = domain.UUIDString()
+        known = link.changes.get(uuid)
+        if known is not None:
+            return known
+        serial = link.events
+        text = attempt(domain.XMLDesc, libvirt.VIR_DOMAIN_XML_INACTIVE)
+        found = shape.changed(text, f"{{{NAMESPACE}}}instance")
+        if serial == link.events:
+            link.changes[uuid] = found
+        return found
 
     def _state(self, attempt: Attempt, domain: Any) -> tuple[int, int]:
         state, reason = attempt(domain.state, 0)
