@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from tests.waiting import wait_for
 from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry
-from treadle.cli.serve import Inventory, Treadle, assemble
+from treadle.cli.serve import Inventory, Treadle, assemble, server_config
 from treadle.config import Settings, load
 from treadle.image.fetch import parse_source
 from treadle.lab.fabric import Lab, LabHost, can_run
@@ -139,6 +142,23 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
                 assert now_is.runs == was.runs, "a foreign domain was stopped or started"
     finally:
         one.down()
+
+
+@contextmanager
+def served(treadle: Treadle) -> Iterator[int]:
+    """Its faces over HTTP on a loopback port, which is told."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(100)
+    server = uvicorn.Server(server_config(treadle.app, timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        wait_for(lambda: server.started, 20, "the server")
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(30)
 
 
 def settings_for(lab: Lab) -> Settings:

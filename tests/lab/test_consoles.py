@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -17,14 +16,13 @@ from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.lab.conftest import WORKER, settings_for
+from tests.lab.conftest import WORKER, served, settings_for
 from tests.waiting import wait_for
 from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry
-from treadle.cli.serve import Inventory, Treadle, assemble, server_config
+from treadle.cli.serve import Inventory, Treadle, assemble
 from treadle.hypervisor.base import Agent, AgentFailed, Power
 from treadle.image.fetch import parse_source
 from treadle.lab.container import build_container
@@ -117,28 +115,20 @@ def both(
          ImageEntry(CONTAINER, parse_source(str(build_container(cache))), "container")],
         [FlavorEntry(1, 1, 128, 1)],
     ))
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(100)
-    server = uvicorn.Server(server_config(treadle.app, timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    port = listener.getsockname()[1]
-    client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=300, trust_env=False)
-    found = Both(lab, treadle, port, client)
     try:
-        wait_for(lambda: server.started, 20, "the server")
-        wait_for(lambda: states(found) == ["up", "up"], 60, "the hosts")
-        wait_for(lambda: all(
-            image["state"] == "active" for image in found.native("GET", "/images").json()["images"]
-        ), 60, "the images")
-        yield found
-        for vmid in found.get("/vm/list")["vmids"]:
-            found.get(f"/vm/destroy?vmid={vmid}")
+        with served(treadle) as port, httpx2.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=300, trust_env=False
+        ) as client:
+            found = Both(lab, treadle, port, client)
+            wait_for(lambda: states(found) == ["up", "up"], 60, "the hosts")
+            wait_for(lambda: all(
+                image["state"] == "active"
+                for image in found.native("GET", "/images").json()["images"]
+            ), 60, "the images")
+            yield found
+            for vmid in found.get("/vm/list")["vmids"]:
+                found.get(f"/vm/destroy?vmid={vmid}")
     finally:
-        server.should_exit = True
-        thread.join(30)
-        client.close()
         treadle.close()
         lab.down()
 

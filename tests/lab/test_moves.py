@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from tests.lab.conftest import Cloud
+from tests.lab.conftest import Cloud, served
 from tests.waiting import wait_for
+from treadle.cli.main import main as command_line
+from treadle.compute import actions
+from treadle.compute.actions import Wish
 from treadle.compute.moves import actions as moving
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import ENDED, Stage
@@ -53,3 +59,78 @@ def test_a_running_guest_goes_to_another_host_and_back(cloud: Cloud) -> None:
     assert cloud.get(f"/vm/resume?vmid={vmid}") == {"status": 1}
     assert b"TREADLE-GUEST-UP" not in cloud.console(vmid)
     assert cloud.get(f"/vm/destroy?vmid={vmid}") == {"status": 1}
+
+
+TICKS = """#!/bin/sh
+read -r boot < /proc/sys/kernel/random/boot_id
+while :; do echo "BOOT=$boot"; sleep 1; done > /dev/ttyS0
+"""
+
+
+def boot_of(cloud: Cloud, vmid: int) -> str:
+    """The number that the guest drew when it booted, as it goes on telling where it runs now."""
+    def told() -> str:
+        found = re.findall(rb"BOOT=([0-9a-f-]{36})", cloud.console(vmid))
+        return found[-1].decode() if found else ""
+
+    return str(wait_for(told, 120, f"guest {vmid} to tell its boot"))
+
+
+def switch(cloud: Cloud, pmid: int, what: str) -> None:
+    token = cloud.treadle.context.admin_token
+    said = cloud.client.post(
+        f"/treadle/v1/hosts/{pmid}/{what}", headers={"Authorization": f"Bearer {token}"}, json={}
+    )
+    assert said.status_code == 200, said.text
+
+
+def test_a_host_is_drained_under_load_and_no_guest_is_lost_or_booted_anew(cloud: Cloud) -> None:
+    source, *others = cloud.get("/pm/list")["pmids"]
+    for pmid in others:
+        switch(cloud, pmid, "disable")
+    made = cloud.treadle.database.write(lambda conn: actions.create(
+        conn, Wish("stays-alive", 1, None, count=3, user_data=TICKS), request_id="r",
+        build_deadline_s=120.0,
+    ))
+    cloud.treadle.signals.work_is_due()
+    vmids = [one.id for one in made]
+    boots = {vmid: boot_of(cloud, vmid) for vmid in vmids}
+    assert len(set(boots.values())) == 3
+    for pmid in others:
+        switch(cloud, pmid, "enable")
+    host = cloud.host(source)
+    assert len(cloud.domains(host)) == 3
+    wrong: list[Any] = []
+    over = threading.Event()
+
+    def traffic() -> None:
+        """Reads, and another VM that comes and goes: all of it must go well meanwhile."""
+        while not over.is_set():
+            answers = [cloud.client.get(f"/vm/query?vmid={vmid}") for vmid in vmids]
+            made = cloud.get("/vm/create?name=passer-by&instance_type=1")
+            gone = cloud.get(f"/vm/destroy?vmid={made['vmid']}")
+            wrong.extend(one.text for one in answers if one.status_code != 200)
+            wrong.extend(one for one in (made, gone) if one.get("error"))
+
+    with served(cloud.treadle) as port:
+        busy = threading.Thread(target=traffic)
+        busy.start()
+        try:
+            said = CliRunner().invoke(command_line, [
+                "host", "drain", str(source), "--reason", "new fans",
+                "--url", f"http://127.0.0.1:{port}", "--token", cloud.treadle.context.admin_token,
+            ])
+        finally:
+            over.set()
+            busy.join(120)
+    assert said.exit_code == 0, said.output
+    assert not wrong
+    assert not cloud.domains(host)
+    assert not cloud.volumes(host)
+    for vmid in vmids:
+        wait_for(lambda v=vmid: cloud.query(v)["state"] == "running", 30, "it to be settled")
+        assert cloud.query(vmid)["pmid"] in others
+        assert boot_of(cloud, vmid) == boots[vmid]
+        assert b"TREADLE-GUEST-UP" not in cloud.console(vmid)
+        assert cloud.get(f"/vm/destroy?vmid={vmid}") == {"status": 1}
+    switch(cloud, source, "enable")
