@@ -23,7 +23,7 @@ from treadle.lab.guest import build_guest
 ROUNDS = 10
 STEPS = ("start", "pause", "resume", "reboot", "stop")
 HARD = ("stop", "reboot")
-UP_S = 60.0
+UP_S = 120.0
 MOVES = 10
 MOVE_S = 120.0
 TICK_S = 0.02
@@ -98,13 +98,18 @@ def life(folder: Path) -> Figures:
 def moves(folder: Path) -> Figures:
     """Ten running guests moved to another host at once through the API, and back again by hand;
     one guest that prints all the time moved alone, each way."""
-    with over_lab(folder, 2, {"TREADLE_MOVES__AT_ONCE": str(MOVES)}) as (one, fabric):
+    with over_lab(folder, 2, {
+        "TREADLE_MOVES__AT_ONCE": str(MOVES), "TREADLE_HOST_DEFAULTS__CPU_RATIO": "16",
+    }) as (one, fabric):
         here, there = fabric.status()
         one.native("POST", "/hosts/2/disable", {})
         cloud = Cloud(one, folder)
         cloud.unlimited()
         counter = _counting(cloud)
-        crowd = [boot(one, f"crowd{n}")[1] for n in range(MOVES)]
+        with ThreadPoolExecutor(2) as pool:
+            crowd = [uuid for _, uuid in pool.map(
+                lambda n: boot(one, f"crowd{n}"), range(MOVES)
+            )]
         wait_until(lambda: _printed(fabric, here.name, counter) > 5000, UP_S, "it to count")
         one.native("POST", "/hosts/2/enable")
         with silence(fabric, counter) as alone:

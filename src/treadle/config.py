@@ -194,7 +194,7 @@ class Moves(Struct, frozen=True):
         float, Meta(ge=10, le=86400, description="When a move is given up, in seconds.")
     ] = 600.0
     at_once: Annotated[
-        int, Meta(ge=1, le=32, description="Moves under way to or from one host.")
+        int, Meta(ge=1, le=16, description="Moves under way to or from one host.")
     ] = 2
     bandwidth_mib_s: Annotated[
         int, Meta(ge=0, le=1 << 20, description="Most MiB a second of one move. 0: no bound.")

@@ -230,7 +230,9 @@ def assemble(
     }
     controller = Controller(
         database, handlers, signals, lease_s=limits.lease_s, poll_s=limits.poll_s,
-        threads=limits.threads, host_threads=limits.host_threads,
+        threads=limits.threads,
+        # A move holds a thread of its lane for as long as it lasts.
+        host_threads=max(limits.host_threads, settings.moves.at_once),
     )
     watching.hint = controller.hint
     watch = _watch(settings, folder, database, fleet, signals)

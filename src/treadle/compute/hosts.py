@@ -21,11 +21,13 @@ from treadle.compute import lifecycle, store
 from treadle.compute.failure import actions as failed
 from treadle.compute.fleet import Fleet, call
 from treadle.compute.model import Instance, State
+from treadle.compute.moves import store as moves
 from treadle.compute.reconciler import (
     HOST_KIND,
     IMAGE_KIND,
     KIND,
     MARGIN_S,
+    MOVE_KIND,
     SNAPSHOT_KIND,
     bulk_lane,
     expected_power,
@@ -371,6 +373,7 @@ class HostImageHandler:
         queue.complete(conn, ticket)
         ledger.set_image(conn, host_id, sha256, state, reason)
         queue.wake(conn, KIND, store.waiting_for_image(conn, host_id, sha256))
+        queue.wake(conn, MOVE_KIND, moves.waiting(conn, host_id))
         for old in ledger.evict(conn, host_id, self._policy.image_share):
             queue.enqueue(conn, IMAGE_KIND, image_work_id(host_id, old), lane=host_id)
 

@@ -125,6 +125,11 @@ def bulk_lane(host_id: int) -> int:
     return -1 - host_id
 
 
+def move_lane(host_id: int) -> int:
+    """The lane of moves away from a host: each holds a thread for as long as it lasts."""
+    return -(1 << 30) - host_id
+
+
 def hostname_of(name: str) -> str:
     """An instance's name as a host name (RFC 1123): no underscores."""
     return name.replace("_", "-")

@@ -9,7 +9,7 @@ from treadle.compute.actions import OPERATOR, Caller
 from treadle.compute.model import Instance, Task
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import ENDED, Kind, Move, Stage
-from treadle.compute.reconciler import MOVE_KIND
+from treadle.compute.reconciler import MOVE_KIND, move_lane
 from treadle.controller import queue
 from treadle.db.clock import now
 from treadle.errors import Conflict, InvalidInput, NotFound
@@ -47,7 +47,7 @@ def live_migrate(
         conn, id, request_id, "live-migration", revision, user_id=by.user_id,
         project_id=by.project_id,
     )
-    queue.enqueue(conn, MOVE_KIND, str(move), lane=instance.host_id)
+    queue.enqueue(conn, MOVE_KIND, str(move), lane=move_lane(instance.host_id))
     return move
 
 

@@ -38,6 +38,7 @@ from treadle.compute.reconciler import (
     IMAGE_KIND,
     KIND,
     MARGIN_S,
+    MOVE_KIND,
     PLACE_TRIES,
     image_work_id,
     room_of,
@@ -398,6 +399,8 @@ class MoveHandler:
                 reason or None,
             )
             queue.wake(conn, KIND, [instance.uuid])
+            hosts = (move.source_id, *([] if move.target_id is None else [move.target_id]))
+            queue.wake(conn, MOVE_KIND, moves.waiting(conn, *hosts))
 
         self._db.write(end)
         log.info("move_ended", instance=instance.uuid, stage=stage, reason=reason)

@@ -57,6 +57,16 @@ def busy(conn: sa.Connection, host_id: int) -> int:
     ).scalar_one())
 
 
+def waiting(conn: sa.Connection, *host_ids: int) -> list[str]:
+    """Those to or from the hosts that have a target and have not been begun: their work's names."""
+    return [str(id) for id in conn.execute(
+        sa.select(table.c.id).where(
+            table.c.stage == Stage.READY,
+            sa.or_(table.c.source_id.in_(host_ids), table.c.target_id.in_(host_ids)),
+        ).order_by(table.c.id)
+    ).scalars()]
+
+
 def held(conn: sa.Connection) -> Sequence[Move]:
     """Those that hold room on their targets."""
     return _all(conn, table.c.held)
