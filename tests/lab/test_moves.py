@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from tests.lab.conftest import Cloud, served
+from tests.lab.conftest import Cloud, all_up, served
 from tests.waiting import wait_for
 from treadle.cli.main import main as command_line
 from treadle.compute import actions
@@ -17,24 +18,32 @@ from treadle.compute.actions import Wish
 from treadle.compute.moves import actions as moving
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import ENDED, Stage
+from treadle.hypervisor.base import MoveOptions, Moves
 
 pytestmark = pytest.mark.lab
 
 
-def migrate(cloud: Cloud, vmid: int, target: int | None = None) -> Any:
-    """Move it; the row when it has ended."""
-    database = cloud.treadle.database
-    number = database.write(lambda conn: moving.live_migrate(
+def begin(cloud: Cloud, vmid: int, target: int | None = None) -> int:
+    """Ask for a move; its number."""
+    number = cloud.treadle.database.write(lambda conn: moving.live_migrate(
         conn, vmid, target, request_id="r", deadline_s=120
     ))
     cloud.treadle.signals.work_is_due()
+    return number
 
+
+def ended(cloud: Cloud, number: int) -> Any:
+    """The move's row when it has ended."""
     def over() -> Any:
-        move = database.read(lambda conn: moves.get(conn, number))
+        move = cloud.treadle.database.read(lambda conn: moves.get(conn, number))
         return move if move is not None and move.stage in ENDED else None
 
-    wait_for(lambda: over() is not None, 150, "the move to end")
-    return over()
+    return wait_for(over, 180, "the move to end")
+
+
+def migrate(cloud: Cloud, vmid: int, target: int | None = None) -> Any:
+    """Move it; the row when it has ended."""
+    return ended(cloud, begin(cloud, vmid, target))
 
 
 def test_a_running_guest_goes_to_another_host_and_back(cloud: Cloud) -> None:
@@ -74,6 +83,98 @@ def boot_of(cloud: Cloud, vmid: int) -> str:
         return found[-1].decode() if found else ""
 
     return str(wait_for(told, 120, f"guest {vmid} to tell its boot"))
+
+
+def copies(cloud: Cloud, uuid: str) -> dict[str, str]:
+    """On which hosts it is, and in what state."""
+    found = {}
+    for host in cloud.lab.status():
+        if uuid in cloud.domains(host):
+            said = cloud.lab.exec(host.name, "virsh", "-q", "domstate", uuid).stdout
+            found[host.name] = said.strip()
+    return found
+
+
+def test_whatever_fails_in_the_middle_of_a_move_one_copy_runs(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cable of the target, its power, its disk, and last the source's power."""
+    lab = cloud.lab
+    [made] = cloud.treadle.database.write(lambda conn: actions.create(
+        conn, Wish("survivor", 1, None, user_data=TICKS), request_id="r", build_deadline_s=120.0,
+    ))
+    cloud.treadle.signals.work_is_due()
+    vmid, uuid = made.id, made.uuid
+    boot = boot_of(cloud, vmid)
+    first = cloud.query(vmid)["pmid"]
+    source = cloud.host(first)
+    second = next(pmid for pmid in cloud.get("/pm/list")["pmids"] if pmid != first)
+    target = cloud.host(second)
+    driver = cloud.treadle.fleet.driver(first, cloud.admin(f"/hosts/{first}")["uri"])
+    assert isinstance(driver, Moves)
+    real = driver.move
+
+    def slowly(uuid: str, there: Any, options: MoveOptions) -> None:
+        real(uuid, there, replace(options, bandwidth_mib_s=1))
+
+    monkeypatch.setattr(driver, "move", slowly)
+
+    def on_its_way() -> int:
+        number = begin(cloud, vmid, second)
+
+        def sent() -> bool:
+            done = driver.move_progress(uuid)
+            return done is not None and done.memory_processed > 0
+
+        wait_for(sent, 90, "memory to be sent")
+        return number
+
+    def stayed(number: int) -> None:
+        move = ended(cloud, number)
+        assert move.stage is Stage.FAILED
+        assert move.error
+        assert copies(cloud, uuid) == {source.name: "running"}
+        assert boot_of(cloud, vmid) == boot
+        assert not [name for name in cloud.volumes(target) if name.startswith(uuid)]
+
+    number = on_its_way()
+    lab.cut(target.name)
+    wait_for(lambda: driver.move_progress(uuid) is None, 120, "the source to give the move up")
+    assert lab.exec(source.name, "virsh", "-q", "domstate", uuid).stdout.strip() == "running"
+    lab.join(target.name)
+    stayed(number)
+
+    all_up(cloud)
+    number = on_its_way()
+    lab.kill_host(target.name)
+    wait_for(lambda: cloud.get(f"/pm/query?pmid={second}")["state"] == "down", 90, "it to be down")
+    lab.boot_host(target.name)
+    stayed(number)
+
+    all_up(cloud)
+    pool = "/var/lib/libvirt/treadle"
+    lab.exec(target.name, "mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", pool)
+    lab.exec(target.name, "sh", "-c", f"dd if=/dev/zero of={pool}/filler bs=64k || true")
+    try:
+        lab.exec(target.name, "virsh", "-q", "pool-refresh", "treadle")
+        stayed_off = migrate(cloud, vmid, second)
+        assert stayed_off.stage is Stage.FAILED
+        assert copies(cloud, uuid) == {source.name: "running"}
+    finally:
+        lab.exec(target.name, "umount", pool)
+        lab.exec(target.name, "virsh", "-q", "pool-refresh", "treadle")
+
+    number = on_its_way()
+    lab.kill_host(source.name)
+    lab.boot_host(source.name)
+    move = ended(cloud, number)
+    monkeypatch.undo()
+    all_up(cloud)
+    wait_for(lambda: cloud.query(vmid)["state"] == "running", 90, "it to run again")
+    where = cloud.host(cloud.query(vmid)["pmid"]).name
+    assert copies(cloud, uuid) == {where: "running"}
+    assert where == (target if move.stage is Stage.DONE else source).name
+    assert cloud.get(f"/vm/destroy?vmid={vmid}") == {"status": 1}
 
 
 def switch(cloud: Cloud, pmid: int, what: str) -> None:
