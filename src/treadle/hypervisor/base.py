@@ -436,6 +436,21 @@ class Beats(Protocol):
 
 
 @runtime_checkable
+class Transfers(Protocol):
+    """A hypervisor that can send the disk of a guest that is off to another of its kind."""
+
+    def send_disk(
+        self, uuid: str, target: Hypervisor, seconds: float, tell: Callable[[int, int], None]
+    ) -> None:
+        """On the source: copy the root disk of the guest, which is off, to `target`, in place of
+        what a broken copy left there. Nothing is changed here, and nothing is defined there; the
+        image under the disk must be there. `seconds`, and more for a large disk, is when it is
+        given up. `tell` gets bytes done and in all, often; what it raises ends it. On an error
+        something may be left at the target. Errors: `HostRefused` where it is not off, or a domain
+        with its UUID is at the target; `HostFull`, `VerbTimeout`, `HostUnreachable`."""
+
+
+@runtime_checkable
 class Probes(Protocol):
     """A hypervisor on which a probe guest can be booted."""
 

@@ -221,6 +221,7 @@ class FakeHypervisor:
             capabilities=frozenset({
                 "pause", "suspend", "graceful_stop", "console", "images", "network",
                 "serial_console", "vnc_console", "agent", "diagnostics", "snapshot",
+                "transfer",
             }),
             booted_at=BOOTED_AT,
         )
@@ -449,6 +450,30 @@ class FakeHypervisor:
             target.host.tell(uuid)
 
         self._changing("move", uuid, act)
+
+    def send_disk(
+        self, uuid: str, target: Hypervisor, seconds: float, tell: Callable[[int, int], None]
+    ) -> None:
+        assert seconds > 0
+
+        def act() -> None:
+            guest = self._guest(uuid)
+            if not isinstance(target, FakeHypervisor):
+                raise Unsupported("the target is no simulated host")
+            if guest.power is not Power.OFF:
+                raise HostRefused("it is not off")
+            other = target.host
+            if not other.up:
+                raise HostUnreachable(f"{other.name} does not answer")
+            there = other.guests.get(uuid)
+            if uuid in other.foreign or (there is not None and there.defined):
+                raise HostRefused("a domain with this UUID is there")
+            size = guest.spec.disk_gib << 30
+            tell(0, size)
+            other.guests[uuid] = _Guest(guest.spec, defined=False, disks=dict(guest.disks))
+            tell(size, size)
+
+        self._call("send_disk", uuid, act)
 
     def move_progress(self, uuid: str) -> MoveProgress | None:
         return self._call("move_progress", uuid, lambda: None)

@@ -19,10 +19,10 @@ PREFERENCE = ("kvm", "qemu")
 LIFECYCLE = frozenset({"pause", "suspend", "graceful_stop"})
 BY_KIND = {
     "QEMU": LIFECYCLE | {"images", "console", "probe", "serial_console", "diagnostics", "agent",
-                         "snapshot"},
+                         "snapshot", "transfer"},
     "TEST": LIFECYCLE | {"images", "network"},
     "LXC": frozenset({"pause", "graceful_stop", "root_filesystems", "serial_console",
-                      "diagnostics"}),
+                      "diagnostics", "transfer"}),
 }
 
 
@@ -40,7 +40,8 @@ def of_kind(kind: str, session: bool, filtered: bool, screen: bool = False) -> f
     """The optional things that work on this kind of connection.
 
     "images": guests boot from disk images; "root_filesystems": containers from raw file systems.
-    "forward": a guest's SSH is a port of the host. "nwfilter": guests cannot speak for others.
+    "transfer": disks can be sent to another host. "forward": a guest's SSH is a port of the host.
+    "nwfilter": guests cannot speak for others.
     `screen`: guests' screens can be reached over the connection's way.
     """
     found = set(BY_KIND.get(kind, frozenset()))

@@ -48,6 +48,7 @@ from treadle.hypervisor.libvirt import (
     seed,
     shape,
     storage,
+    transfers,
 )
 from treadle.hypervisor.libvirt.connection import (
     Attempt,
@@ -366,6 +367,31 @@ class LibvirtDriver:
         moves.move(
             (self.uri, self._options, lambda link, attempt: self._ours(link, attempt, uuid)),
             (target.uri, target._options), options, whole=not target._is_overlay(uuid),
+        )
+
+    def send_disk(
+        self, uuid: str, target: Hypervisor, seconds: float, tell: Callable[[int, int], None]
+    ) -> None:
+        """On connections of its own. Errors: `Unsupported` on libvirt's test driver."""
+        uuid = canonical_uuid(uuid)
+        if not isinstance(target, LibvirtDriver):
+            raise Unsupported("the target is no libvirt host")
+
+        def here(link: Link, attempt: Attempt) -> Any:
+            if self._in_use(attempt, self._ours(link, attempt, uuid)):
+                raise HostRefused("it is not off")
+            return storage.pool_of(link, attempt, self._setup.pool)
+
+        def there(link: Link, attempt: Attempt) -> Any:
+            if self._lookup(link, attempt, uuid) is not None:
+                raise HostRefused("a domain with this UUID is there")
+            return storage.pool_of(link, attempt, target._setup.pool)
+
+        if target._pool_path() != self._pool_path():
+            raise HostRefused("the target keeps its volumes elsewhere: host_defaults.pool_path")
+        transfers.send(
+            (self.uri, self._options, here), (target.uri, target._options, there), uuid,
+            seconds, tell,
         )
 
     def move_progress(self, uuid: str) -> MoveProgress | None:

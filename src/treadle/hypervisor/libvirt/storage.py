@@ -279,18 +279,23 @@ def upload(
             sent += len(block)
             if sent > size:
                 raise ImageBroken("the image file grew while it was read: add it again")
-            view = memoryview(block)
-            while view:
-                count = attempt(stream.send, bytes(view) if len(view) < len(block) else block)
-                view = view[count:]
+            send_all(attempt, stream, block)
         if sent != size:
             raise ImageBroken("the image file shrank while it was read: add it again")
         attempt(stream.finish)
         ended = True
     finally:
         if not ended:
-            _abort_quietly(stream)
+            abort_quietly(stream)
     return digest.hexdigest()
+
+
+def send_all(attempt: Attempt, stream: Any, block: bytes) -> None:
+    """Write all of the block: a stream may take less at once."""
+    view = memoryview(block)
+    while view:
+        count = attempt(stream.send, bytes(view) if len(view) < len(block) else block)
+        view = view[count:]
 
 
 def download(
@@ -310,7 +315,7 @@ def download(
         ended = True
     finally:
         if not ended:
-            _abort_quietly(stream)
+            abort_quietly(stream)
 
 
 def _download_hash(link: Link, attempt: Attempt, volume: Any, size: int) -> str:
@@ -321,7 +326,8 @@ def _download_hash(link: Link, attempt: Attempt, volume: Any, size: int) -> str:
     return digest.hexdigest()
 
 
-def _abort_quietly(stream: Any) -> None:
+def abort_quietly(stream: Any) -> None:
+    """End a stream that comes to nothing."""
     try:
         stream.abort()
     except libvirt.libvirtError:
@@ -500,7 +506,7 @@ def remnants(attempt: Attempt, pool: Any) -> tuple[set[str], set[str]]:
 
 def remove_volumes(attempt: Attempt, pool: Any, uuid: str) -> None:
     """Every volume of an instance, its disks last: while one is there, so is the remnant."""
-    _refresh(attempt, pool)
+    refresh(attempt, pool)
     found = [name for name in names(attempt, pool) if name.startswith(f"{uuid}.")]
     for name in sorted(found, key=is_disk):
         remove(attempt, pool, name)
@@ -511,7 +517,7 @@ def names(attempt: Attempt, pool: Any) -> list[str]:
     return [volume.name() for volume in attempt(pool.listAllVolumes, 0)]
 
 
-def _refresh(attempt: Attempt, pool: Any) -> None:
+def refresh(attempt: Attempt, pool: Any) -> None:
     """Have libvirt see what others put there: a log that was rotated. It refuses while it makes a
     volume, which takes some 10 ms; a log that is missed for that is all that is lost."""
     for _ in range(REFRESH_TRIES):
