@@ -188,7 +188,7 @@ class Instances(Struct, frozen=True):
 
 
 class Moves(Struct, frozen=True):
-    """How running instances are moved from host to host."""
+    """How instances are moved from host to host."""
 
     deadline_s: Annotated[
         float, Meta(ge=10, le=86400, description="When a move is given up, in seconds.")
@@ -206,6 +206,10 @@ class Moves(Struct, frozen=True):
         bool, Meta(description="Let a guest go on at the target before all its memory is there, if "
                    "need be. A fault of the network then ends the guest.")
     ] = False
+    resize_to_same_host: Annotated[
+        bool, Meta(description="Keep an instance that gets another size on its host where that has "
+                   "room for it. false: always move it to another.")
+    ] = True
 
 
 class Fencing(Struct, frozen=True):

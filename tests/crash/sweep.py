@@ -122,12 +122,12 @@ def dead_at(world: World, seam: str) -> None:
     raise AssertionError(f"{seam} was never reached")
 
 
-def moved_until(seam: str) -> Do:
+def moved_until(seam: str, wish: str = "migrate") -> Do:
     """One that runs, and whose move's controller died the first time it came to `seam`."""
 
     def start(world: World) -> None:
         running(world)
-        world.act(1, "migrate")
+        world.act(1, wish)
         dead_at(world, seam)
 
     return start

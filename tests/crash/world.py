@@ -26,11 +26,13 @@ from treadle.compute.failure import actions as failure
 from treadle.compute.failure.evacuation import EvacuationHandler
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
-from treadle.compute.model import HA_KEY, SETTLED, Instance, State, is_settled
+from treadle.compute.model import HA_KEY, SETTLED, Instance, Mode, State, is_settled
 from treadle.compute.moves import actions as moving
 from treadle.compute.moves import store as moves
-from treadle.compute.moves.handler import MoveHandler, MovePolicy
-from treadle.compute.moves.plan import ENDED, Move
+from treadle.compute.moves.actions import Patience
+from treadle.compute.moves.cold_handler import EveryMove
+from treadle.compute.moves.handler import MovePolicy
+from treadle.compute.moves.plan import ENDED, Move, Stage
 from treadle.compute.reconciler import (
     EVACUATION_KIND,
     HOST_KIND,
@@ -74,6 +76,8 @@ LEASE_S = 30.0
 BUILD_S = 300.0
 ACT_S = 200.0
 """The deadline of what users ask for: longer than any one fault, unless a scenario shortens it."""
+MOVE_S = 110.0
+"""The deadline of a cold move: it ends before `SOON_S`."""
 RECLAIM_S = CONFIRM_S = OFFLOAD_S = 50_000.0
 START = 1_000_000.0
 FOREIGN = "ffffffff-0000-4000-8000-000000000001"
@@ -81,7 +85,7 @@ FILTERS = ("state", "capacity", "capabilities", "excluded")
 CHANGING = frozenset({
     "define", "autostart", "begin_copy", "fetch_copy", "drop_copy", "start", "pause", "resume",
     "suspend", "shut_down", "power_off", "undefine", "ensure_image", "remove_image",
-    "expect", "move",
+    "expect", "move", "send_disk",
 })
 MOST_PASSES = 300
 SOON_S = 130.0
@@ -216,7 +220,7 @@ class Inline(Controller):
         self.ticket = None
 
 
-class Unwatched(MoveHandler):
+class Unwatched(EveryMove):
     """Moves without the thread beside each: there is one thread here, and a move is one step."""
 
     @contextmanager
@@ -501,6 +505,15 @@ class World:
                 conn, id, failure.Wanted(), request_id="req"
             ),
             "migrate": lambda conn: moving.live_migrate(conn, id, None, **patient),
+            "migrate cold": lambda conn: moving.migrate(
+                conn, id, None, request_id="req", patience=Patience(MOVE_S, self.act_s)
+            ),
+            "drain cold": lambda conn: moving.migrate(
+                conn, id, None, request_id="req", patience=Patience(MOVE_S, self.act_s), ask=False
+            ),
+            "resize away": lambda conn: moving.resize(
+                conn, id, 2, request_id="req", patience=Patience(MOVE_S, self.act_s)
+            ),
             "mark": lambda conn: actions.reset_state(conn, id, "error", request_id="req"),
             "unmark": lambda conn: actions.reset_state(conn, id, "active", request_id="req"),
         }
@@ -610,7 +623,11 @@ class World:
                 for uuid in here if (expected := expected_power(there[uuid])) is not None
                 for guest in [machine.guests.get(uuid)]
             )
-            return drift or here != set(machine.guests) or id not in up
+            return drift or here | kept[id] != set(machine.guests) or id not in up
+
+        kept = self.database.apply(lambda conn: {
+            id: set(moves.kept_at(conn, id)) for id in self.machines
+        })
 
         up = self.database.apply(lambda conn: {
             one.id for one in ledger.list_hosts(conn) if one.status is HostStatus.UP
@@ -646,7 +663,9 @@ _TRIED = f"SELECT 1 FROM work WHERE kind = '{KIND}' AND tries > 0 LIMIT 1"
 _UNSETTLED = (
     f"SELECT id FROM instance WHERE NOT ({_SETTLED})"
     " OR (host_id IS NOT NULL AND generation != settled_generation)"
-    " OR mode != settled_mode OR task IS NOT NULL OR ends_at <= treadle_now() LIMIT 1"
+    " OR mode != settled_mode OR task IS NOT NULL OR ends_at <= treadle_now()"
+    " OR moving IS NOT NULL OR (kept IS NOT NULL AND (mode != 'resized' OR goal = 'deleted'))"
+    " LIMIT 1"
 )
 
 
@@ -657,10 +676,19 @@ def invariants(world: World, conn: sa.Connection) -> Iterator[str]:
     jobs = {(row.kind, row.id): row for row in conn.execute(sa.select(work))}
     claims = {row.instance_id: row for row in conn.execute(sa.select(allocation))}
     orphans = {(row.host_id, row.uuid) for row in conn.execute(sa.select(orphan))}
+    kept: dict[str, set[int]] = {}
+    for move, uuid, _ in moves.every(conn, -1):
+        if move.stage is Stage.FINISHED and rows[uuid].kept == move.id:
+            kept[uuid] = {move.source_id}
+        elif move.stage not in ENDED:
+            yield f"move {move.id} of instance {uuid} is {move.stage} for ever"
     world._one_at_most()
     for row in rows.values():
-        kept = {id for id, uuid in orphans if uuid == row.uuid and row.launched_at is not None}
-        yield from _of_instance(world, row, jobs.get((KIND, row.uuid)), claims.get(row.id), kept)
+        listed = {id for id, uuid in orphans if uuid == row.uuid and row.launched_at is not None}
+        yield from _of_instance(
+            world, row, jobs.get((KIND, row.uuid)), claims.get(row.id), listed,
+            kept.get(row.uuid, set()),
+        )
     for number in conn.execute(
         sa.select(action.c.instance_id).where(action.c.finished_at.is_(None))
     ).scalars():
@@ -668,9 +696,9 @@ def invariants(world: World, conn: sa.Connection) -> Iterator[str]:
     images = list(conn.execute(sa.select(host_image)))
     for number in conn.execute(sa.select(image.c.id).where(image.c.state == "saving")).scalars():
         yield f"image {number} is being saved for ever"
-    for move, uuid, _ in moves.every(conn, -1):
-        if move.stage not in ENDED:
-            yield f"move {move.id} of instance {uuid} is {move.stage} for ever"
+    for row in rows.values():
+        if row.kept is not None and (row.uuid not in kept or row.mode is not Mode.RESIZED):
+            yield f"instance {row.id} is kept elsewhere for ever"
     for uuid in store.moving(conn):
         yield f"instance {uuid} is bound to a move for ever"
     for row in conn.execute(sa.select(host)):
@@ -682,16 +710,18 @@ def invariants(world: World, conn: sa.Connection) -> Iterator[str]:
             yield f"{machine.name}: a domain that is not ours was touched"
         for uuid in machine.guests:
             known = rows.get(uuid)
-            if (known is None or known.host_id != id) and (id, uuid) not in orphans:
+            here = known is not None and id in {known.host_id, *kept.get(uuid, set())}
+            if not here and (id, uuid) not in orphans:
                 yield f"{machine.name}: {uuid} has no row here and is no orphan"
         for sha256 in machine.images - {row.sha256 for row in images if row.host_id == id}:
             yield f"{machine.name}: image {sha256[:8]} is there and in no row"
 
 
 def _of_instance(
-    world: World, row: Instance, job: Any, claim: Any, kept: set[int]
+    world: World, row: Instance, job: Any, claim: Any, listed: set[int], kept: set[int]
 ) -> Iterator[str]:
-    """`kept`: where a domain of one that ran once is listed, since its disk may be the last."""
+    """`listed`: where a domain of one that ran once is listed, since its disk may be the last.
+    `kept`: where a copy of it waits, since it may be gone back to."""
     name = f"instance {row.id} ({row.goal}, {row.state}, {row.phase})"
     if row.state is not State.DELETED and not is_settled(row):
         yield f"{name} is not as wanted"
@@ -719,8 +749,8 @@ def _of_instance(
     if row.state is State.ERROR:
         if not row.fault:
             yield f"{name} does not say why"
-        if there - kept:
-            yield f"{name}: left behind on {there - kept}"
+        if there - listed:
+            yield f"{name}: left behind on {there - listed}"
         return
     if row.state is State.OFFLOADED:
         if there or row.host_id is not None or row.shelf_image_id is None:
@@ -748,8 +778,12 @@ def _of_instance(
             yield f"{name}: the {guest.changed} of its definition stayed changed"
         if guest.copy is not None:
             yield f"{name}: a copy of its disk is left"
-    if there != {row.host_id}:
-        yield f"{name}: on hosts {there}"
+    if there != {row.host_id} | kept:
+        yield f"{name}: on hosts {there}, kept on {kept}"
+    for id in kept & there:
+        copy = world.machines[id].guests[row.uuid]
+        if copy.power is not Power.OFF or copy.autostart or not copy.defined:
+            yield f"{name}: its copy on host {id} could run, or is none: {copy}"
 
 
 def _of_ledger(
@@ -757,7 +791,7 @@ def _of_ledger(
 ) -> Iterator[str]:
     held = [
         *(claim for claim in claims.values() if claim.host_id == row.id),
-        *(move for move in under_way if move.target_id == row.id),
+        *(move for move in under_way if move.holder == row.id),
     ]
     sizes = sum(one.size_mib for one in images if one.host_id == row.id)
     for used, limit, summed in (

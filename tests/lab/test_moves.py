@@ -235,3 +235,102 @@ def test_a_host_is_drained_under_load_and_no_guest_is_lost_or_booted_anew(cloud:
         assert b"TREADLE-GUEST-UP" not in cloud.console(vmid)
         assert cloud.get(f"/vm/destroy?vmid={vmid}") == {"status": 1}
     switch(cloud, source, "enable")
+
+
+SECTOR = 2_000_000
+COUNTS = f"""#!/bin/sh
+exec >/dev/ttyS0
+found=$(dd if=/dev/vda bs=512 skip={SECTOR} count=1 2>/dev/null | tr -d '\\000')
+echo "BOOTS-BEFORE=${{found:-0}}."
+echo $((found + 1)) | dd of=/dev/vda bs=512 seek={SECTOR} conv=notrunc,sync 2>/dev/null
+sync
+echo TOLD
+"""
+"""A guest that counts on its disk how often it was booted."""
+
+
+class Face:
+    """The compute API as an administrator uses it."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self.cloud = cloud
+        password = (cloud.treadle.folder / "admin-password").read_text().strip()
+        domain = {"id": "default"}
+        answer = cloud.client.post("/identity/v3/auth/tokens", json={"auth": {
+            "identity": {"methods": ["password"], "password": {
+                "user": {"name": "admin", "domain": domain, "password": password},
+            }},
+            "scope": {"project": {"name": "admin", "domain": domain}},
+        }})
+        self.headers = {
+            "X-Auth-Token": answer.headers["x-subject-token"],
+            "OpenStack-API-Version": "compute 2.80",
+        }
+
+    def get(self, path: str) -> Any:
+        return self.cloud.client.get(f"/compute/v2.1{path}", headers=self.headers).json()
+
+    def act(self, id: str, **body: Any) -> None:
+        answer = self.cloud.client.post(
+            f"/compute/v2.1/servers/{id}/action", headers=self.headers, json=body
+        )
+        assert answer.status_code in (202, 204), answer.text
+
+    def becomes(self, id: str, status: str) -> Any:
+        def look() -> Any:
+            found = self.get(f"/servers/{id}")["server"]
+            over = found["status"] == status and found["OS-EXT-STS:task_state"] is None
+            return found if over else None
+
+        try:
+            return wait_for(look, 120, f"{id} to be {status}")
+        except AssertionError as error:
+            raise AssertionError(self.get("/os-migrations"), self.get(f"/servers/{id}")) from error
+
+    def boots(self, vmid: int) -> int:
+        """How often it was booted before, as the guest found it on its disk."""
+        wait_for(lambda: b"TOLD" in self.cloud.console(vmid), 90, f"guest {vmid} to tell")
+        told = self.cloud.console(vmid).decode(errors="replace")
+        return int(told.split("BOOTS-BEFORE=")[1].split(".")[0])
+
+    def kept_on(self, id: str) -> set[str]:
+        """The hosts that have a disk of it."""
+        return {
+            host.name for host in self.cloud.lab.status()
+            if any(name.startswith(id) for name in self.cloud.volumes(host))
+        }
+
+
+def test_a_guest_is_moved_while_off_taken_back_and_moved_for_good(cloud: Cloud) -> None:
+    face = Face(cloud)
+    made = cloud.treadle.database.write(lambda conn: actions.create(
+        conn, Wish("goer", 1, None, user_data=COUNTS), request_id="r", build_deadline_s=120.0,
+    ))[0]
+    cloud.treadle.signals.work_is_due()
+    face.becomes(made.uuid, "ACTIVE")
+    assert face.boots(made.id) == 0
+    first = cloud.query(made.id)["pmid"]
+    face.act(made.uuid, migrate=None)
+    face.becomes(made.uuid, "VERIFY_RESIZE")
+    second = cloud.query(made.id)["pmid"]
+    assert second != first
+    assert face.boots(made.id) == 1, "its disk has come with it"
+    assert len(face.kept_on(made.uuid)) == 2
+    move = face.get(f"/os-migrations?instance_uuid={made.uuid}")["migrations"][0]
+    assert (move["status"], move["migration_type"]) == ("finished", "migration")
+    face.act(made.uuid, revertResize=None)
+    face.becomes(made.uuid, "ACTIVE")
+    assert cloud.query(made.id)["pmid"] == first
+    assert face.boots(made.id) == 1, "as it was when it left"
+    assert face.kept_on(made.uuid) == {cloud.host(first).name}
+    face.act(made.uuid, **{"os-stop": None})
+    face.becomes(made.uuid, "SHUTOFF")
+    face.act(made.uuid, migrate=None)
+    face.becomes(made.uuid, "VERIFY_RESIZE")
+    face.act(made.uuid, confirmResize=None)
+    third = cloud.query(made.id)["pmid"]
+    wait_for(lambda: face.kept_on(made.uuid) == {cloud.host(third).name}, 30, "one copy")
+    face.act(made.uuid, **{"os-start": None})
+    face.becomes(made.uuid, "ACTIVE")
+    assert face.boots(made.id) == 2
+    assert cloud.get(f"/vm/destroy?vmid={made.id}") == {"status": 1}

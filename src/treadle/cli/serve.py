@@ -31,7 +31,8 @@ from treadle.compute.failure.watch import Watch, WatchPolicy
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
 from treadle.compute.inventory import register_host, register_image
-from treadle.compute.moves.handler import MoveHandler, MovePolicy
+from treadle.compute.moves.cold_handler import EveryMove
+from treadle.compute.moves.handler import MovePolicy
 from treadle.compute.reconciler import (
     EVACUATION_KIND,
     HOST_KIND,
@@ -206,13 +207,13 @@ def assemble(
     handlers: dict[str, Handler] = {
         KIND: InstanceHandler(database, fleet, scheduler, timing, cloud_id),
         HOST_KIND: watching,
-        MOVE_KIND: MoveHandler(
+        MOVE_KIND: EveryMove(
             database, fleet, scheduler, MovePolicy(
                 MoveOptions(
                     settings.moves.deadline_s, settings.moves.bandwidth_mib_s,
                     settings.moves.auto_converge, settings.moves.post_copy,
                 ),
-                settings.moves.at_once, limits.lease_s, evacuates,
+                settings.moves.at_once, limits.lease_s, evacuates, limits.build_deadline_s,
             ), cloud_id,
         ),
         EVACUATION_KIND: EvacuationHandler(database, scheduler, limits.build_deadline_s),

@@ -28,7 +28,9 @@ from treadle.compute.model import (
     vm_state,
     word,
 )
-from treadle.compute.reconciler import KIND
+from treadle.compute.moves import store as moves
+from treadle.compute.moves.plan import Stage
+from treadle.compute.reconciler import KIND, MOVE_KIND
 from treadle.compute.store import Flavor
 from treadle.controller import queue
 from treadle.db.clock import now
@@ -281,7 +283,7 @@ def act(
 
 NEEDED = {
     "pause": "pause", "suspend": "suspend", "createImage": "snapshot", "shelve": "snapshot",
-    "rescue": "images", "rebuild": "images",
+    "rescue": "images", "rebuild": "images", "migrate": "transfer",
 }
 """What a host must be able to do for an action: not every hypervisor can."""
 
@@ -425,9 +427,25 @@ def resize(
     by: Caller = OPERATOR,
 ) -> Instance:
     """Another size, on the same host, which can be confirmed or taken back once it is reached. The
-    larger of both is taken of the host at once. Errors: `NotFound`, `Locked`, `InvalidState`,
-    `InvalidInput` for a size that it has already or whose disk is smaller, `QuotaExceeded`,
-    `CannotPlace` where its host has no room for it."""
+    larger of both is taken of the host at once. Errors: those of `sized`; `CannotPlace` where its
+    host has no room for it."""
+    instance, size = sized(conn, id, wanted, by)
+    wish(conn, instance, "resize", changes.resized(instance, size), request_id, by, deadline_s)
+    if not store.hold(conn, id):
+        raise CannotPlace("its host has no room for that size", {
+            "host": f"needs {size['vcpus']} vcpus, {size['memory_mib']} MiB of memory and "
+            f"{size['disk_gib']} GiB of disk in place of {instance.vcpus}, {instance.memory_mib} "
+            f"and {instance.disk_gib}"
+        })
+    return instance
+
+
+def sized(
+    conn: sa.Connection, id: int, wanted: int | Flavor, by: Caller
+) -> tuple[Instance, dict[str, Any]]:
+    """The instance, and the columns of another size for it. Errors: `NotFound`, `Locked`,
+    `InvalidState`, `InvalidInput` for a size that it has already or whose disk is smaller,
+    `QuotaExceeded`."""
     instance = _asked(conn, id, "resize", by)
     flavor = _flavor(conn, wanted)
     now_is = store.columns(conn, id, ("flavor",))["flavor"]
@@ -441,17 +459,10 @@ def resize(
             "cores": flavor.vcpus - instance.vcpus,
             "ram": flavor.memory_mib - instance.memory_mib,
         }, instance.user_id)
-    wish(conn, instance, "resize", changes.resized(instance, {
+    return instance, {
         "flavor_id": flavor.id, "vcpus": flavor.vcpus, "memory_mib": flavor.memory_mib,
         "disk_gib": flavor.disk_gib, "flavor": snapshot(flavor),
-    }), request_id, by, deadline_s)
-    if not store.hold(conn, id):
-        raise CannotPlace("its host has no room for that size", {
-            "host": f"needs {flavor.vcpus} vcpus, {flavor.memory_mib} MiB of memory and "
-            f"{flavor.disk_gib} GiB of disk in place of {instance.vcpus}, {instance.memory_mib} "
-            f"and {instance.disk_gib}"
-        })
-    return instance
+    }
 
 
 def confirm_resize(
@@ -462,18 +473,26 @@ def confirm_resize(
     store.update(conn, id, **changes.confirmed())
     store.hold(conn, id)
     _noted(conn, instance, "confirmResize", request_id, by)
+    if instance.kept is not None:
+        queue.wake(conn, MOVE_KIND, [str(instance.kept)])
     return instance
 
 
 def revert_resize(
     conn: sa.Connection, id: int, *, request_id: str, deadline_s: float, by: Caller = OPERATOR
 ) -> Instance:
-    """Of the old size again, on the disk as it was then. Errors: `NotFound`, `Locked`,
-    `InvalidState`."""
+    """Of the old size again, on the disk as it was then, on the host where it was. Errors:
+    `NotFound`, `Locked`, `InvalidState`."""
     instance = _asked(conn, id, "revertResize", by)
-    wish(
-        conn, instance, "revertResize", changes.reverted(instance), request_id, by, deadline_s
-    )
+    if instance.kept is None:
+        values = changes.reverted(instance)
+    else:
+        values = {"task": Task.RESIZE_REVERTING, "moving": instance.kept}
+        moves.update(
+            conn, instance.kept, stage=Stage.REVERTING, revision=instance.revision + 1
+        )
+        queue.wake(conn, MOVE_KIND, [str(instance.kept)])
+    wish(conn, instance, "revertResize", values, request_id, by, deadline_s)
     return instance
 
 

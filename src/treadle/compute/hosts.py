@@ -22,6 +22,7 @@ from treadle.compute.failure import actions as failed
 from treadle.compute.fleet import Fleet, call
 from treadle.compute.model import Instance, State
 from treadle.compute.moves import store as moves
+from treadle.compute.moves.plan import RUNS
 from treadle.compute.reconciler import (
     HOST_KIND,
     IMAGE_KIND,
@@ -238,9 +239,14 @@ class HostHandler:
                 row = rows.get(domain.uuid)
                 if domain.copied and row is not None and row.snapshot_image_id is None:
                     queue.enqueue(conn, SNAPSHOT_KIND, row.uuid, lane=bulk_lane(host.id))
+            kept = moves.kept_at(conn, host.id)
+            for domain in domains:
+                if domain.uuid in kept and (domain.autostart or domain.power in RUNS):
+                    # It must stay off: there is another.
+                    queue.wake(conn, MOVE_KIND, [str(kept[domain.uuid])])
             conn.execute(sa.delete(orphan).where(orphan.c.host_id == host.id))
             for domain in domains:
-                if domain.uuid not in rows and domain.uuid not in strangers | swept.uuids:
+                if domain.uuid not in rows.keys() | kept.keys() | strangers | swept.uuids:
                     conn.execute(sa.insert(orphan).values(
                         host_id=host.id, uuid=domain.uuid, power=domain.power, seen_at=now(),
                     ))
@@ -294,7 +300,7 @@ def drifted(
 def leftovers(conn: sa.Connection, host_id: int, domains: Sequence[Domain]) -> set[str]:
     """UUIDs of the domains on the host that nobody wants there any more."""
     known = store.by_uuids(conn, [domain.uuid for domain in domains])
-    for uuid in store.moving(conn):
+    for uuid in store.moving(conn) | moves.kept_at(conn, host_id).keys():
         known.pop(uuid, None)
     return {uuid for uuid, row in known.items() if row.host_id != host_id and is_leftover(row)}
 

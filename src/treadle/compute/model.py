@@ -170,6 +170,7 @@ class Instance:
     only_host_id: int | None = None
     files: str = ""
     ha: Ha = Ha.UNSAID
+    kept: int | None = None
 
 
 SETTLED = {

@@ -24,9 +24,11 @@ FLAVOR_KEYS = ("hypervisor_type", "capabilities:hypervisor_type")
 
 
 def request_of(
-    conn: sa.Connection, instance: Instance, room: Room, *, with_flavors: bool
+    conn: sa.Connection, instance: Instance, room: Room, *, with_flavors: bool,
+    flavor: str | None = None,
 ) -> PlacementRequest:
     """The request. `with_flavors`: name the sizes on offer, for a scheduler that goes by them.
+    `flavor`: what it will keep of another flavor, as JSON; None: it stays of its own.
 
     Of the scheduler hints, `same_host` and `different_host` count instances of the same project
     alone; `host` is a host's name, for the first placement alone. A build that failed somewhere
@@ -34,7 +36,7 @@ def request_of(
     """
     row = _ASKED(conn, {"i": instance.id}).one()
     hints = _object(row.scheduler_hints)
-    specs = _pairs(_object(row.flavor).get("extra_specs"))
+    specs = _pairs(_object(row.flavor if flavor is None else flavor).get("extra_specs"))
     properties = _pairs(_object(row.properties))
     rule = None if row.group_id is None else groups.get(conn, row.group_id)
     there = {} if rule is None else groups.members(conn, row.group_id, instance.id)

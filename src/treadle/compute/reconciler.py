@@ -545,6 +545,7 @@ class InstanceHandler:
                 )
             if done := self._kept_for_nothing(instance, state):
                 image_actions.retire(conn, done)
+            _tell_move(conn, instance)
             store.end_actions(
                 conn, instance.id, instance.revision,
                 "error" if state is State.ERROR else "ok",
@@ -614,6 +615,8 @@ class InstanceHandler:
             if instance.mode is Mode.RESIZED:  # there is nothing to do on the host
                 store.hold(conn, instance.id)
                 store.end_actions(conn, instance.id, revision, "ok")
+                if instance.kept is not None:
+                    _wake_move(conn, str(instance.kept))
 
         return self._go_on(ticket, change)
 
@@ -643,6 +646,9 @@ class InstanceHandler:
             generation = min(generation, seen.generation)
         wished = instance.generation != instance.settled_generation
         undo = generation < instance.generation if wished else True
+        if instance.kept is not None:
+            # It has gone to another host: whether it comes back is the user's to say.
+            generation, undo = instance.generation, False
         values: dict[str, Any] = {"mode": instance.mode}
         if undo and not is_settled(instance):
             values = changes.undone(instance)
@@ -662,6 +668,7 @@ class InstanceHandler:
             if instance.snapshot_image_id is not None and "snapshot_image_id" in values:
                 image_actions.retire(conn, instance.snapshot_image_id)
             store.end_actions(conn, instance.id, instance.revision, "error", reason)
+            _tell_move(conn, instance)
 
         wanted = lifecycle.host_starts(
             replace(instance, goal=SETTLED[state]), self._timing.evacuates
@@ -689,6 +696,18 @@ class InstanceHandler:
                 store.record_decision(conn, instance.id, None, record.to_dict())
             current = store.get(conn, instance.id)
             if current is None or current.revision != instance.revision:
+                return
+            if instance.kept is not None:
+                # What it was is still on the host where it was.
+                store.update(
+                    conn, instance.id, moving=instance.kept, task=Task.RESIZE_REVERTING,
+                    fault=reason,
+                )
+                moves.update(
+                    conn, instance.kept, stage=Stage.REVERTING, revision=instance.revision
+                )
+                store.end_actions(conn, instance.id, instance.revision, "error", reason)
+                _wake_move(conn, str(instance.kept))
                 return
             if instance.state is State.OFFLOADED:
                 # It stays on the shelf.
@@ -753,6 +772,13 @@ def give_up_batch(conn: sa.Connection, failed: Instance, reason: str) -> None:
 def _wake_move(conn: sa.Connection, id: str) -> None:
     if not queue.wake(conn, MOVE_KIND, [id]):
         queue.wake(conn, EVACUATION_KIND, [id])
+
+
+def _tell_move(conn: sa.Connection, instance: Instance) -> None:
+    """Where nobody can take its move back any more, what its former host keeps can go."""
+    decided = instance.mode is not Mode.RESIZED or instance.goal not in changes.ON_A_HOST
+    if instance.kept is not None and decided:
+        _wake_move(conn, str(instance.kept))
 
 
 def expected_power(instance: Instance) -> Power | None:

@@ -406,6 +406,7 @@ def of_row(row: Any) -> Instance:
         tuple(int(n) for n in row.disks.split(",")), row.disk_image_id, row.rescue_image_id,
         row.shelf_image_id, row.snapshot_image_id, row.before, row.locked_by, row.locked_reason,
         row.user_id, row.group_id, row.only_host_id, row.files, ha_of(row.metadata, row.flavor),
+        row.kept,
     )
 
 

@@ -383,6 +383,21 @@ def moved(conn: sa.Connection, instance_id: int, host_id: int) -> None:
     )
 
 
+def exchange(
+    conn: sa.Connection, instance_id: int, host_id: int, vcpus: int, memory_mib: int, disk_mib: int
+) -> Any:
+    """What was taken of the host with `hold` is the instance's own now, and what it held until
+    now (a row with host_id, vcpus, memory_mib, disk_mib) is as if taken with `hold`."""
+    row = _HELD(conn, {"i": instance_id}).one()
+    conn.execute(
+        sa.update(allocation).where(allocation.c.instance_id == instance_id)
+        .values(host_id=host_id, vcpus=vcpus, memory_mib=memory_mib, disk_mib=disk_mib)
+    )
+    for changed in (host_id, row.host_id):
+        note(conn, CHANGED, changed)
+    return row
+
+
 def release(conn: sa.Connection, instance_id: int) -> None:
     """Give back what the instance holds; nothing where it holds nothing."""
     row = _FREE(conn, {"i": instance_id}).one_or_none()

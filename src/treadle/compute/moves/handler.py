@@ -1,4 +1,4 @@
-"""One pass over a move: look at both hosts, ask `plan`, act once, commit."""
+"""One pass over a live move: look at both hosts, ask `plan`, act once, commit."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from treadle.compute import placing, store
+from treadle.compute import store
 from treadle.compute.fleet import Fleet, call
 from treadle.compute.lifecycle import ImageOnHost, Lost
 from treadle.compute.model import Goal
 from treadle.compute.moves import plan as course
 from treadle.compute.moves import store as moves
+from treadle.compute.moves import targets
 from treadle.compute.moves.plan import (
     ENDED,
     Arrive,
@@ -28,6 +29,7 @@ from treadle.compute.moves.plan import (
     Clean,
     Context,
     End,
+    Kind,
     Move,
     Seen,
     Stage,
@@ -41,7 +43,6 @@ from treadle.compute.reconciler import (
     MOVE_KIND,
     PLACE_TRIES,
     image_work_id,
-    room_of,
     spec_of,
 )
 from treadle.compute.store import Loaded, Step
@@ -70,16 +71,17 @@ WATCH_S = 0.5
 @dataclass(frozen=True, slots=True)
 class MovePolicy:
     """How moves are made. `at_once`: how many may be under way to or from one host. `evacuates` as
-    in `Timing`."""
+    in `Timing`. `start_s`: how long a guest may take to start where a cold move has brought it."""
 
     options: MoveOptions = field(default_factory=MoveOptions)
     at_once: int = 2
     lease_s: float = 30.0
     evacuates: bool = False
+    start_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Scene:
+class Scene:
     """A move with what one pass needs to know around it."""
 
     move: Move
@@ -90,7 +92,7 @@ class _Scene:
 
 
 class MoveHandler:
-    """Makes passes over moves."""
+    """Makes passes over live moves."""
 
     def __init__(
         self, database: Database, fleet: Fleet, scheduler: Scheduler, policy: MovePolicy,
@@ -118,7 +120,7 @@ class MoveHandler:
             return None, ""
         return self._pass(ticket, scene, trouble)
 
-    def _scene(self, conn: sa.Connection, id: int) -> _Scene | None:
+    def _scene(self, conn: sa.Connection, id: int) -> Scene | None:
         move = moves.get(conn, id)
         if move is None or move.stage in ENDED:
             return None
@@ -131,10 +133,10 @@ class MoveHandler:
         image = None
         if target is not None:
             image = ledger.image_state(conn, target.id, loaded.image.sha256)
-        return _Scene(move, loaded, source, target, image)
+        return Scene(move, loaded, source, target, image)
 
     def _pass(
-        self, ticket: Ticket, scene: _Scene, trouble: str
+        self, ticket: Ticket, scene: Scene, trouble: str
     ) -> tuple[Ticket | None, str]:
         """One pass: the ticket of the next, and what went wrong in this one."""
         move, uuid = scene.move, scene.loaded.instance.uuid
@@ -161,7 +163,7 @@ class MoveHandler:
                 self._commit(ticket, delay=backoff(ticket.tries), error=reason)
                 return None, ""
 
-    def _context(self, scene: _Scene, trouble: str) -> Context:
+    def _context(self, scene: Scene, trouble: str) -> Context:
         on_target = {
             ImageState.READY: ImageOnHost.READY, ImageState.REFUSED: ImageOnHost.REFUSED,
             ImageState.BROKEN: ImageOnHost.BROKEN,
@@ -207,33 +209,29 @@ class MoveHandler:
 
     # -- acts
 
-    def _choose(self, ticket: Ticket, scene: _Scene) -> tuple[Ticket | None, str]:
+    def _choose(self, ticket: Ticket, scene: Scene) -> tuple[Ticket | None, str]:
         move, instance = scene.move, scene.loaded.instance
-        room = room_of(scene.loaded)
+        wish = targets.Wish(
+            move.source_id, move.wanted_id, move.after, cold=move.kind is not Kind.LIVE
+        )
         for attempt in range(PLACE_TRIES):
-            request = self._db.read(lambda conn: placing.request_of(
-                conn, instance, room, with_flavors=self._scheduler.wants_flavors,
+            asked = self._db.read(lambda conn: targets.asked(
+                conn, scene.loaded, wish, with_flavors=self._scheduler.wants_flavors,
             ))
-            only = request.only_hosts
-            if move.wanted_id is not None:
-                only = frozenset({move.wanted_id}) & (only or frozenset({move.wanted_id}))
-            request = replace(
-                request, excluded_hosts=request.excluded_hosts | {move.source_id},
-                only_hosts=only,
-            )
+            request, room = asked.request, asked.room
             try:
                 outlook = self._board.rank(self._scheduler, request, room, anew=attempt > 0)
             except PluginError as error:
                 self._end(ticket, scene, Stage.FAILED, str(error))
                 return None, ""
-            order = list(map(int, outlook.ranking))
+            order = [id for id in map(int, outlook.ranking) if id not in request.excluded_hosts]
             if not order and outlook.exact:
-                refusal = outlook.record.error()
-                why = "; ".join(f"{name}: {text}" for name, text in refusal.reasons.items())
-                self._end(ticket, scene, Stage.FAILED, f"{refusal}: {why}" if why else str(refusal))
+                self._end(ticket, scene, Stage.FAILED, asked.refusal(outlook.record))
                 return None, ""
 
-            def take(conn: sa.Connection, order: list[int] = order) -> Ticket | None:
+            def take(
+                conn: sa.Connection, order: list[int] = order, room: ledger.Room = room
+            ) -> Ticket | None:
                 allowed = groups.rule(conn, instance.group_id, instance.id)
                 for host_id in order:
                     if allowed(host_id) and ledger.hold(conn, host_id, room):
@@ -251,7 +249,7 @@ class MoveHandler:
         return None, ""
 
     def _chosen(
-        self, conn: sa.Connection, ticket: Ticket, scene: _Scene, host_id: int, room: ledger.Room
+        self, conn: sa.Connection, ticket: Ticket, scene: Scene, host_id: int, room: ledger.Room
     ) -> Ticket:
         following = queue.carry(conn, ticket, self._policy.lease_s, lane=ticket.lane)
         moves.update(
@@ -262,10 +260,9 @@ class MoveHandler:
             queue.enqueue(conn, IMAGE_KIND, image_work_id(host_id, room.sha256), lane=host_id)
         return following
 
-    def _begin(self, ticket: Ticket, scene: _Scene) -> tuple[Ticket | None, str]:
-        """Say that it begins, durably; then have it done. Whoever comes after looks for it."""
+    def _enter(self, ticket: Ticket, scene: Scene) -> Ticket | None:
+        """Say that it begins, durably; None where too much is under way."""
         move, target = scene.move, scene.target
-        assert scene.source is not None
         assert target is not None
 
         def begin(conn: sa.Connection) -> Ticket | None:
@@ -274,12 +271,18 @@ class MoveHandler:
             # remove what comes.
             sweeping = queue.is_leased(conn, HOST_KIND, str(target.id))
             if crowded >= self._policy.at_once or sweeping:
-                queue.finish(conn, ticket, delay=0.2 if sweeping else BUSY_S)
+                delay = backoff(ticket.tries, first=0.1, most=BUSY_S)
+                queue.finish(conn, ticket, delay=delay, error="other work on a host is under way")
                 return None
             moves.update(conn, move.id, stage=Stage.MOVING)
             return queue.carry(conn, ticket, self._policy.lease_s, lane=ticket.lane)
 
-        begun = self._db.write(begin)
+        return self._db.write(begin)
+
+    def _begin(self, ticket: Ticket, scene: Scene) -> tuple[Ticket | None, str]:
+        """Have it done, once that is said. Whoever comes after looks for it."""
+        move = scene.move
+        begun = self._enter(ticket, scene)
         if begun is None:
             return None, ""
         ticket = begun
@@ -299,16 +302,16 @@ class MoveHandler:
         return ticket, ""
 
     def _move(
-        self, ticket: Ticket, scene: _Scene, spec: DomainSpec, options: MoveOptions
+        self, ticket: Ticket, scene: Scene, spec: DomainSpec, options: MoveOptions
     ) -> None:
         assert scene.source is not None
         assert scene.target is not None
         source = self._fleet.driver(scene.source.id, scene.source.uri)
         target = self._fleet.driver(scene.target.id, scene.target.uri)
-        _hold_lease(ticket)
+        hold_lease(ticket)
         call(target, "expect", spec)
         # Who took over meanwhile has found nothing there, and ended the move.
-        _hold_lease(ticket)
+        hold_lease(ticket)
         with self._watched(scene.move.id, scene.loaded.instance.id, source, spec.uuid):
             call(source, "move", spec.uuid, target, options)
 
@@ -350,7 +353,7 @@ class MoveHandler:
     def _note(self, move_id: int, progress: str) -> None:
         self._db.write(lambda conn: moves.update(conn, move_id, progress=progress))
 
-    def _arrive(self, conn: sa.Connection, scene: _Scene) -> None:
+    def _arrive(self, conn: sa.Connection, scene: Scene) -> None:
         move, instance = scene.move, scene.loaded.instance
         assert move.target_id is not None
         ledger.moved(conn, instance.id, move.target_id)
@@ -364,10 +367,10 @@ class MoveHandler:
         ))
 
     def _clean(
-        self, ticket: Ticket, scene: _Scene, host: ledger.Host | None
+        self, ticket: Ticket, scene: Scene, host: ledger.Host | None
     ) -> Ticket | None:
         assert host is not None
-        _hold_lease(ticket)
+        hold_lease(ticket)
         try:
             call(self._fleet.driver(host.id, host.uri), "undefine", scene.loaded.instance.uuid)
         except RetryLater as error:
@@ -379,20 +382,21 @@ class MoveHandler:
             return None
         return self._go_on(ticket, lambda _conn: None)
 
-    def _end(self, ticket: Ticket, scene: _Scene, stage: Stage, reason: str) -> None:
+    def _end(
+        self, ticket: Ticket, scene: Scene, stage: Stage, reason: str, **more: Any
+    ) -> None:
+        """`more`: columns of the instance, where nobody has wished anything since."""
         move, instance = scene.move, scene.loaded.instance
 
         def end(conn: sa.Connection) -> None:
             queue.remove(conn, ticket)
-            if move.held and move.target_id is not None:
-                ledger.let_go(
-                    conn, move.target_id, move.vcpus, move.memory_mib, move.disk_mib
-                )
+            if move.held and move.holder is not None:
+                ledger.let_go(conn, move.holder, move.vcpus, move.memory_mib, move.disk_mib)
             moves.update(conn, move.id, stage=stage, held=False, error=reason or None)
             current = store.get(conn, instance.id)
             columns: dict[str, Any] = {"moving": None}
             if current is not None and current.revision == move.revision:
-                columns["task"] = None
+                columns |= {"task": None, **more}
             store.update(conn, instance.id, **columns)
             store.end_actions(
                 conn, instance.id, move.revision, "ok" if stage is Stage.DONE else "error",
@@ -406,7 +410,7 @@ class MoveHandler:
         log.info("move_ended", instance=instance.uuid, stage=stage, reason=reason)
 
 
-def _hold_lease(ticket: Ticket) -> None:
+def hold_lease(ticket: Ticket) -> None:
     """Errors: `LeaseLost` where an act may not be begun any more."""
     if ticket.lease.time_left() < MARGIN_S:
         raise LeaseLost("too little of the lease is left to begin an act")

@@ -1,4 +1,4 @@
-"""The course of a move, as one pure function, like `compute/lifecycle.py` for instances.
+"""The course of a live move, as one pure function, like `compute/lifecycle.py` for instances.
 
 `plan(move, here, there, ...)` says what to do next from what the two hosts show. It is called anew
 after whatever happened in between, and must then be right: at most one copy of the guest may ever
@@ -11,34 +11,48 @@ nothing is decided, since the guest may run there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from treadle.compute.lifecycle import ImageOnHost, Lost
 from treadle.hypervisor.base import Domain, Power
 
 
 class Kind(StrEnum):
-    """What a move is. An evacuation's source is off: the guest is built anew at the target."""
+    """What a move is, in OpenStack's words. An evacuation's source is off: the guest is built anew
+    at the target. Of the last two the guest is off meanwhile; `cold.py` is their plan."""
 
     LIVE = "live-migration"
     EVACUATION = "evacuation"
+    COLD = "migration"
+    RESIZE = "resize"
 
 
 class Stage(StrEnum):
     """How far a move is. `MOVING`: it has been begun. `ARRIVED`: the source is being cleaned; of an
-    evacuation, the target has the claim and builds it."""
+    evacuation, the target has the claim and builds it.
+
+    Of cold ones: `FINISHED`: it is at the target, and what the source keeps of it can still be
+    gone back to. `REVERTING`: that is being done.
+    """
 
     QUEUED = "queued"
     READY = "ready"
     MOVING = "moving"
     ARRIVED = "arrived"
+    FINISHED = "finished"
+    REVERTING = "reverting"
+    REVERTED = "reverted"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
 
-ENDED = frozenset({Stage.DONE, Stage.FAILED, Stage.CANCELLED})
+ENDED = frozenset({Stage.DONE, Stage.REVERTED, Stage.FAILED, Stage.CANCELLED})
+LANDED = frozenset({Stage.FINISHED, Stage.REVERTING})
+"""The stages in which it is the source whose room is held, for what is kept there."""
 RUNS = frozenset({Power.RUNNING, Power.PAUSED})
 
 Seen = Domain | Lost | None
@@ -47,8 +61,10 @@ Seen = Domain | Lost | None
 @dataclass(frozen=True, slots=True)
 class Move:
     """One row of the migration table. Times are seconds since 1970, the sizes what is held of the
-    target while `held`. `wanted_id`: the host that was asked for. `left_off`: an evacuation that
-    does not start it."""
+    host `holder` while `held`. `wanted_id`: the host that was asked for. `left_off`: an evacuation
+    that does not start it. Of a cold one: `ask`: whether somebody confirms it; `after` are columns
+    of the instance that change with its host, `before` those that come back with it.
+    """
 
     id: int
     uuid: str
@@ -73,6 +89,14 @@ class Move:
     updated_at: float
     kind: Kind = Kind.LIVE
     left_off: bool = False
+    ask: bool = False
+    after: Mapping[str, Any] = field(default_factory=dict)
+    before: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def holder(self) -> int | None:
+        """The host of which it holds room while `held`."""
+        return self.source_id if self.stage in LANDED else self.target_id
 
 
 @dataclass(frozen=True, slots=True)

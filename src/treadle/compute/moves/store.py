@@ -67,8 +67,19 @@ def waiting(conn: sa.Connection, *host_ids: int) -> list[str]:
     ).scalars()]
 
 
+def kept_at(conn: sa.Connection, host_id: int) -> dict[str, int]:
+    """What the host keeps of instances that have gone elsewhere and may come back: UUID and move.
+    Nothing but that move may touch it."""
+    rows = conn.execute(
+        sa.select(instance.c.uuid, table.c.id)
+        .join(table, table.c.id == instance.c.kept)
+        .where(table.c.source_id == host_id)
+    )
+    return {row.uuid: row.id for row in rows}
+
+
 def held(conn: sa.Connection) -> Sequence[Move]:
-    """Those that hold room on their targets."""
+    """Those that hold room, each of its `holder`."""
     return _all(conn, table.c.held)
 
 
@@ -99,5 +110,5 @@ def _move(row: Any) -> Move:
         row.wanted_id, row.stop, row.hurry, row.deadline, row.held, row.vcpus, row.memory_mib,
         row.disk_mib, row.revision, row.user_id, row.project_id,
         tuple(json.loads(row.progress)), row.error, row.created_at, row.updated_at,
-        Kind(row.kind), row.left_off,
+        Kind(row.kind), row.left_off, row.ask, json.loads(row.after), json.loads(row.before),
     )

@@ -7,7 +7,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.api.openstack.compute import server_changes, server_consoles, server_moves
+from treadle.api.openstack.compute import (
+    server_changes,
+    server_cold,
+    server_consoles,
+    server_moves,
+)
 from treadle.api.openstack.compute.action_base import NULL, Action, changing
 from treadle.api.openstack.compute.common import inside, one_of
 from treadle.api.openstack.compute.servers import asker, find, is_own_group
@@ -126,6 +131,7 @@ ACTIONS: dict[str, Action] = {
     ),
     **server_changes.ACTIONS,
     **server_moves.ACTIONS,
+    **server_cold.ACTIONS,
     "trigger_crash_dump": Action(no_dump, "compute:servers:reboot", NULL, since=17),
     "addSecurityGroup": Action(no_group, "compute:servers:update", GROUP),
     "removeSecurityGroup": Action(no_group, "compute:servers:update", GROUP),

@@ -24,7 +24,6 @@ from treadle.api.openstack.compute.servers import (
     asker,
     files_of,
     find_row,
-    flavor_of,
     image_of,
     new_password,
     one,
@@ -35,7 +34,7 @@ from treadle.api.openstack.wire import Ask, Reply, Schema
 from treadle.compute import actions, consoles, injected, listing, quota, store
 from treadle.compute.actions import Rebuild
 from treadle.compute.listing import Row
-from treadle.errors import CannotPlace, Conflict, InvalidInput
+from treadle.errors import Conflict, InvalidInput
 from treadle.image import actions as image_actions
 from treadle.image.store import Image
 from treadle.placement.ledger import DEFAULT_ZONE
@@ -121,20 +120,6 @@ async def rebuild(ask: Ask, value: Any) -> Reply | None:
 
 
 # -- resize
-
-
-@changing("resize")
-def _resize(conn: sa.Connection, ask: Ask, row: Row, value: Mapping[str, Any]) -> None:
-    flavor = flavor_of(conn, ask, value["flavorRef"])
-    try:
-        actions.resize(
-            conn, row.instance.id, flavor, request_id=ask.request_id, deadline_s=_until_off(ask),
-            by=asker(ask),
-        )
-    except CannotPlace as error:
-        raise InvalidInput("flavorRef", value["flavorRef"], "No valid host was found") from error
-    if "OS-DCF:diskConfig" in value:
-        store.update(conn, row.instance.id, disk_config=value["OS-DCF:diskConfig"])
 
 
 @changing("confirmResize")
@@ -274,9 +259,6 @@ RESCUE = Schema((1, {"oneOf": [{"type": "null"}, closed({
     "adminPass": schemas.PASSWORD, "rescue_image_ref": UUID_TEXT,
 })]}))
 REBUILD = Schema(*((minor, _rebuild_body(minor)) for minor in (1, 19, 54, 57, 63, 90, 94)))
-RESIZE = Schema((1, closed({
-    "flavorRef": schemas.FLAVOR, "OS-DCF:diskConfig": schemas.DISK_CONFIG,
-}, ["flavorRef"])))
 _ZONED = {"availability_zone": {"type": ["string", "null"], "minLength": 1, "maxLength": 255}}
 UNSHELVE = Schema(
     (1, {}),
@@ -298,7 +280,6 @@ ACTIONS = {
     "rescue": Action(_rescue, "compute:servers:rescue", RESCUE),
     "unrescue": Action(_unrescue, "compute:servers:unrescue", NULL),
     "rebuild": Action(rebuild, "compute:servers:rebuild", REBUILD),
-    "resize": Action(_resize, "compute:servers:resize", RESIZE),
     "confirmResize": Action(_confirm, "compute:servers:confirm_resize", NULL, status=204),
     "revertResize": Action(_revert, "compute:servers:revert_resize", NULL),
     "shelve": Action(_shelve, "compute:servers:shelve", NULL),

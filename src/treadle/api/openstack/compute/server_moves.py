@@ -1,4 +1,4 @@
-"""Moves of servers from host to host: live migration, how far it is, and its end; evacuation."""
+"""Moves of servers from host to host: live migration; how far each move is, its end; evacuation."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ STATUS = {
 EVACUATED = STATUS | {
     Stage.QUEUED: "accepted", Stage.ARRIVED: "pre-migrating", Stage.DONE: "done",
 }
+COLD = {
+    Stage.QUEUED: "queued", Stage.READY: "pre-migrating", Stage.MOVING: "migrating",
+    Stage.FINISHED: "finished", Stage.REVERTING: "reverting", Stage.REVERTED: "reverted",
+    Stage.DONE: "confirmed", Stage.FAILED: "error", Stage.CANCELLED: "cancelled",
+}
+WORDS = {Kind.LIVE: STATUS, Kind.EVACUATION: EVACUATED, Kind.COLD: COLD, Kind.RESIZE: COLD}
+"""OpenStack's words for how far a move is."""
 MOST = 1000
 NO_PASSWORD, STOPPED = 14, 95
 """The minor microversions from which an evacuation answers with no password, and leaves the server
@@ -97,9 +104,10 @@ def every_migration(conn: sa.Connection, ask: Ask) -> list[tuple[float, dict[str
     words = ask.context.shared(Views).hosts(conn)
     found = []
     for move, uuid, flavor_id in moves.every(conn, MOST):
+        old = move.before.get("flavor_id", flavor_id)
         shown = _common(ask, move, words) | {
-            "instance_uuid": uuid, "old_instance_type_id": flavor_id,
-            "new_instance_type_id": flavor_id,
+            "instance_uuid": uuid, "old_instance_type_id": old,
+            "new_instance_type_id": move.after.get("flavor_id", old),
         }
         if ask.minor >= 23:
             shown["migration_type"] = str(move.kind)
@@ -117,7 +125,7 @@ def _common(ask: Ask, move: Move, words: Mapping[int, HostWords]) -> dict[str, A
     names = {key: words[id].name if id in words else None
              for key, id in (("source", move.source_id), ("dest", move.target_id or 0))}
     shown: dict[str, Any] = {
-        "id": move.id, "status": (STATUS if move.kind is Kind.LIVE else EVACUATED)[move.stage],
+        "id": move.id, "status": WORDS[move.kind][move.stage],
         "source_node": names["source"], "source_compute": names["source"],
         "dest_node": names["dest"], "dest_compute": names["dest"], "dest_host": names["dest"],
         "created_at": precise(move.created_at), "updated_at": precise(move.updated_at),

@@ -1,0 +1,107 @@
+"""Where an instance may go: what the scheduler is asked, and why each host is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from treadle.compute import placing
+from treadle.compute.reconciler import room_of
+from treadle.compute.store import Loaded
+from treadle.placement import ledger
+from treadle.placement.ledger import Host, Room
+from treadle.scheduler.engine import Scheduler
+from treadle.scheduler.model import HostView, PlacementRequest
+from treadle.scheduler.record import Decision, sentence
+from treadle.scheduler.table import HostTable
+
+TRANSFER = "transfer"
+"""What a host must be able to do for cold moves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """From where, to which host if to one alone, and with which columns of the instance changed.
+    `cold`: its disk is sent while it is off."""
+
+    source_id: int
+    wanted_id: int | None = None
+    after: Mapping[str, Any] = field(default_factory=dict)
+    cold: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the scheduler is asked, what room is needed, and the hosts that are out of the question
+    whatever their room: name and reason."""
+
+    request: PlacementRequest
+    room: Room
+    unfit: Mapping[str, str]
+
+    def refusal(self, record: Decision) -> str:
+        """Why nothing fits, host by host: for operators."""
+        error = record.error()
+        reasons = {**error.reasons, **self.unfit}
+        why = "; ".join(f"{name}: {text}" for name, text in reasons.items())
+        return f"{error}: {why}" if why else str(error)
+
+
+def asked(conn: sa.Connection, loaded: Loaded, wish: Wish, *, with_flavors: bool) -> Asked:
+    """What to ask for the instance. `with_flavors`: as for `placing.request_of`."""
+    instance, after = loaded.instance, wish.after
+    room = room_of(loaded)
+    if after:
+        room = replace(
+            room, vcpus=after["vcpus"], memory_mib=after["memory_mib"],
+            disk_mib=after["disk_gib"] * 1024,
+        )
+    request = placing.request_of(
+        conn, instance, room, with_flavors=with_flavors, flavor=after.get("flavor"),
+    )
+    only = request.only_hosts
+    if wish.wanted_id is not None:
+        named = frozenset({wish.wanted_id})
+        only = named if only is None else only & named
+    unfit = _unfit(ledger.list_hosts(conn), wish) if wish.cold else {}
+    return Asked(
+        replace(
+            request, only_hosts=only,
+            excluded_hosts=request.excluded_hosts | {wish.source_id} | unfit.keys(),
+        ),
+        room, dict(unfit.values()),
+    )
+
+
+def _unfit(hosts: Iterable[Host], wish: Wish) -> dict[int, tuple[str, str]]:
+    """The hosts that cannot take a disk of the source, each with its name and the reason."""
+    known = {host.id: host for host in hosts}
+    source = known.get(wish.source_id)
+    here = None if source is None else source.facts
+    found = {}
+    for host in known.values():
+        there = host.facts
+        if here is None or there is None or host.id == wish.source_id:
+            continue
+        why = ""
+        if there.arch != here.arch:
+            why = f"its architecture is {there.arch}, the guest's is {here.arch}"
+        elif there.hypervisor != here.hypervisor:
+            why = f"its hypervisor is {there.hypervisor}, the guest's is {here.hypervisor}"
+        elif TRANSFER not in there.capabilities:
+            why = f"its hypervisor ({there.hypervisor}) takes no disks of other hosts"
+        if why and wish.wanted_id in (None, host.id):
+            found[host.id] = (host.name, why)
+    return found
+
+
+def forecast(
+    scheduler: Scheduler, views: Iterable[HostView], asked: Asked
+) -> tuple[str, str] | None:
+    """None where some host would take it, by a dry run; else why not, for operators and for
+    tenants. Errors: `PluginError`."""
+    ranking, record = scheduler.rank(HostTable(views).columns(), asked.request, dry_run=True)
+    return None if len(ranking) else (asked.refusal(record), sentence(record, public=True))
