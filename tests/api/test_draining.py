@@ -67,15 +67,17 @@ def test_what_cannot_be_switched_is_told(cloud: Cloud) -> None:
 
 def test_the_plan_says_who_goes_who_stays_and_changes_nothing(start: Start) -> None:
     cloud, made = filled(start, 3, SMALL)
-    off = made.pop()
-    stop(cloud, off)
+    stop(cloud, made.pop())
+    held = made.pop()
+    assert cloud.get(f"/vm/suspend?vmid={held}").status_code == 200
+    until(lambda: cloud.native("GET", f"/instances/{held}").json()["state"] == "suspended", "held")
     assert on(cloud, cloud.create(tid=LARGE)) == 1
     before = cloud.used()
     plan = drain_plan(cloud, 1)
     assert [one["target"] for one in plan["moves"]] == [2, 2]
     assert {one["target_name"] for one in plan["moves"]} == {"h2"}
     stays = {one["state"]: one["why"] for one in plan["stays"]}
-    assert stays["stopped"] == "its vm_state is stopped"
+    assert stays["suspended"] == "its vm_state is suspended"
     assert "memory" in stays["active"]
     assert plan["at_once"] == 2
     assert cloud.used() == before
@@ -86,17 +88,19 @@ def test_the_plan_says_who_goes_who_stays_and_changes_nothing(start: Start) -> N
     assert cloud.native("GET", "/hosts/1").json()["state"] == "up"
 
 
-def test_draining_moves_what_runs_and_leaves_the_host_disabled(start: Start) -> None:
+def test_draining_moves_what_runs_or_is_off_and_leaves_the_host_disabled(start: Start) -> None:
     cloud, made = filled(start, 4)
     stop(cloud, made[3])
     said = command(cloud, "host", "drain", "1", "--reason", "new fans")
     assert said.exit_code == 0, said.output
     lines = said.stdout.splitlines()
-    assert sum(line.endswith("to host 2 done") for line in lines) == 3
-    assert lines[-1].startswith("3/3 ")
-    assert [on(cloud, vmid) for vmid in made] == [2, 2, 2, 1]
+    assert sum(line.endswith("to host 2 done") for line in lines) == 4
+    assert lines[-1].startswith("4/4 ")
+    assert [on(cloud, vmid) for vmid in made] == [2, 2, 2, 2]
+    assert cloud.native("GET", f"/instances/{made[3]}").json()["state"] == "stopped"
+    assert cloud.host("h1").guests == {}
     host = cloud.native("GET", "/hosts/1").json()
-    assert (host["state"], host["note"], host["instances"]) == ("disabled", "new fans", 1)
+    assert (host["state"], host["note"], host["instances"]) == ("disabled", "new fans", 0)
     assert cloud.treadle.database.read(moves.held) == []
     said = command(cloud, "host", "drain", "1", "--json")
     assert said.exit_code == 0, said.output

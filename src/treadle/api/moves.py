@@ -1,4 +1,4 @@
-"""The part of /treadle/v1 that moves running instances, and says what emptying a host would do."""
+"""The part of /treadle/v1 that moves instances, and says what emptying a host would do."""
 
 from __future__ import annotations
 
@@ -46,14 +46,18 @@ def _body(conn: sa.Connection, id: int) -> dict[str, Any]:
 
 
 async def instances_migrate(context: Context, request: Request) -> Any:
-    """Move a running or paused instance to another host; how far it is, is read at its move."""
+    """Move an instance that runs, is paused or is stopped to another host, as it is; how far it
+    is, is read at its move."""
     wanted = await context.body(request, Migration)
     name = request.path_params["id"]
 
     def ask(conn: sa.Connection) -> dict[str, Any]:
-        return _body(conn, moving.live_migrate(
+        settings = context.settings
+        return _body(conn, moving.move_away(
             conn, named(conn, name).id, wanted.host, request_id=f"req-{uuid.uuid4()}",
-            deadline_s=context.settings.moves.deadline_s,
+            patience=moving.Patience(
+                settings.moves.deadline_s, settings.controller.stop_deadline_s
+            ),
         ))
 
     return await context.write(ask)

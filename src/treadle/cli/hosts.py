@@ -11,7 +11,7 @@ import click
 from treadle.cli.base import asks_controller, client, examples, show
 from treadle.cli.rebalance import LiveMigration, make_moves
 
-RUNS = ("active", "paused")
+GOES = ("active", "paused", "stopped")
 
 
 @click.command("disable", epilog=examples("treadle host disable 3 --reason 'new fans'"))
@@ -45,11 +45,10 @@ def host_enable(id: int, as_json: bool, **where: Any) -> None:
 def host_drain(
     id: int, planned: bool, reason: str | None, seconds: float, as_json: bool, **where: Any
 ) -> None:
-    """Disable a host and move what runs or is paused there to others.
+    """Disable a host and move what runs, is paused or is stopped there to others, as it is.
 
     The plan is shown first: by a dry run, where each would go, and which cannot. The scheduler
-    chooses anew at each move. Stopped ones stay. Ctrl-C: begin no other. Exits 1 where one that
-    runs or is paused is left.
+    chooses anew at each move. Ctrl-C: begin no other. Exits 1 where one of them is left.
     """
     from treadle.scheduler.rebalance import Move, Pace
 
@@ -71,7 +70,7 @@ def host_drain(
     if as_json:
         click.echo(json.dumps({"plan": plan, "ended": ended}, indent=2))
     left = [one for one in ended if one["outcome"] != "done"]
-    left += [one for one in plan["stays"] if one["state"] in RUNS]
+    left += [one for one in plan["stays"] if one["state"] in GOES]
     if left:
         raise SystemExit(1)
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from treadle.compute import actions, store
 from treadle.compute.actions import OPERATOR, Caller
-from treadle.compute.model import Instance, Task
+from treadle.compute.model import Instance, Task, vm_state
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import ENDED, LANDED, Kind, Move, Stage
 from treadle.compute.reconciler import MOVE_KIND, move_lane
@@ -75,6 +75,20 @@ def migrate(
     instance = migratable(conn, id, target_id, by)
     return _leave(
         conn, instance, Kind.COLD, {}, target_id, request_id, patience, by, ask=ask
+    )
+
+
+def move_away(
+    conn: sa.Connection, id: int, target_id: int | None, *, request_id: str, patience: Patience,
+) -> int:
+    """Have it moved as it is: what runs or is paused goes on meanwhile, what is stopped stays so,
+    and nobody is asked to confirm it. For operators. Errors: those of `live_migrate`, `migrate`."""
+    if vm_state(actions.require(conn, id)) in COLD - MOVABLE:
+        return migrate(
+            conn, id, target_id, request_id=request_id, patience=patience, ask=False
+        )
+    return live_migrate(
+        conn, id, target_id, request_id=request_id, deadline_s=patience.move_s
     )
 
 

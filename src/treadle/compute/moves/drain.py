@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from treadle.compute import actions, forecast, placing, store
 from treadle.compute.model import Instance, vm_state
-from treadle.compute.moves.actions import MOVABLE
+from treadle.compute.moves.actions import COLD, MOVABLE
 from treadle.compute.reconciler import room_of
 from treadle.errors import InvalidState
 from treadle.scheduler.engine import Scheduler
@@ -56,7 +56,7 @@ def asked(conn: sa.Connection, host_id: int, *, with_flavors: bool) -> list[Aske
     found = []
     for instance in store.on_host(conn, host_id):
         try:
-            actions.expect(instance, "live-migrate", MOVABLE)
+            actions.expect(instance, "live-migrate", MOVABLE | COLD)
         except InvalidState as error:
             found.append(Asked(instance, None, f"its {error.attribute} is {error.state}"))
             continue
