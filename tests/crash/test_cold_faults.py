@@ -1,13 +1,18 @@
-"""Cold moves: every fault at every seam, from each of their stages. Thinned as the sweep is."""
+"""Cold moves: every fault at every seam, from each of their stages.
+
+Thinned at the commonest seams as the sweep is, and further: each case passes two lives of a guest.
+`TREADLE_WHOLE_SWEEP=1 bin/test tests/crash/test_cold_faults.py` runs every case.
+"""
 
 from __future__ import annotations
 
 import gc
 from pathlib import Path
+from zlib import crc32
 
 import pytest
-from sweep import Scenario, act, ends, look, moved_until, overdue, running, sweep, told
-from test_sweep import ONE_OF
+from sweep import Case, Scenario, act, ends, look, moved_until, overdue, running, sweep, told
+from test_sweep import ONE_OF, WHOLE
 from world import Clock, World, world_time
 
 from treadle.compute.model import State
@@ -17,7 +22,6 @@ STOPS = {"guest_stops": (S,), "stall": (S,), "refused": (S,), "full": (S,)}
 
 SCENARIOS = [
     Scenario("migrate", running, act("migrate cold"), ends(R, **STOPS)),
-    Scenario("migrate a stopped one", told("stop"), act("migrate cold"), ends(S)),
     Scenario("migrate one that nobody confirms", told("stop"), act("drain cold"), ends(S)),
     Scenario("migrate and confirm", told("migrate cold"), act("confirm"),
              ends(R, guest_stops=(S,))),
@@ -34,7 +38,15 @@ SCENARIOS = [
     Scenario("delete one that is being sent", moved_until("before send_disk", "migrate cold"),
              act("delete"), ends(D)),
 ]
-AT_LEAST: dict[str, int] = {}
+ONE_OF_CRASHES, ONE_OF_OTHERS = 3, 9
+
+
+def stays(case: Case) -> bool:
+    """Whether the case is one of those that are left. Images on their way have their own sweep."""
+    if WHOLE:
+        return True
+    step = ONE_OF_CRASHES if case.fault == "crash" else ONE_OF_OTHERS
+    return " ensure_image " not in case.seam and crc32(str(case).encode()) % step == 0
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name)
@@ -45,11 +57,11 @@ def test_every_fault_at_every_seam_of_a_cold_move(scenario: Scenario, tmp_path: 
     try:
         with world_time(clock):
             count, wrong = sweep(
-                World(tmp_path, scenario.sizes, clock=clock), scenario, one_of=ONE_OF
+                World(tmp_path, scenario.sizes, clock=clock), scenario, only=stays,
+                one_of=ONE_OF,
             )
     finally:
         gc.unfreeze()
     shown = "\n".join(str(one) for one in wrong[:10])
     assert not wrong, f"{len(wrong)} of {count} cases went wrong:\n{shown}"
-    least = AT_LEAST.get(scenario.name, 0) // ONE_OF
-    assert count >= least, f"the sweep has shrunk to {count} cases"
+    assert count >= 5, f"the sweep has shrunk to {count} cases"
