@@ -1,4 +1,4 @@
-"""Live migration of a real guest between real hosts, with its disk."""
+"""Moves of real guests between real hosts, with their disks: live, and while they are off."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from treadle.compute.moves.handler import (
     log,
 )
 from treadle.compute.moves.plan import AwaitImage, Begin, Choose, Clean, End, Kind, Stage, Wait
-from treadle.compute.reconciler import KIND, SHUT_DOWN_POLL_S
+from treadle.compute.reconciler import KIND, MOVE_KIND, SHUT_DOWN_POLL_S
 from treadle.compute.store import Step
 from treadle.controller import queue
 from treadle.controller.queue import FAR_S, LeaseLost, Ticket
@@ -226,6 +226,7 @@ class EveryMove(MoveHandler):
             "send_disk", move.target_id, course.started, time.time(), "ok",
         ))
         queue.wake(conn, KIND, [instance.uuid])
+        queue.wake(conn, MOVE_KIND, moves.waiting(conn, move.source_id, move.target_id))
         return None
 
     def _return(self, conn: sa.Connection, ticket: Ticket, scene: Scene) -> None:
