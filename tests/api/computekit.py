@@ -8,9 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx2
+from answerkit import hold
 from cloudkit import Cloud
 from tempest.lib.common.rest_client import RestClient
 
+from treadle.api.openstack.compute import HIGHEST, SERVICE
 from treadle.db.schema import project
 from treadle.errors import Unauthorized
 from treadle.identity.model import Caller
@@ -87,6 +89,8 @@ class Api:
         content = answer.json() if answer.content else None
         if judge is not None:
             RestClient.validate_response(judge, SimpleNamespace(status=status), content)
+        if more.get("minor") == HIGHEST and answer.content:
+            hold(SERVICE, method, f"/v2.1{path}", content, HIGHEST)
         return content
 
     def get(self, path: str, **more: Any) -> Any:

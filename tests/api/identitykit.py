@@ -7,7 +7,10 @@ from itertools import count
 from typing import Any
 
 import httpx2
+from answerkit import hold
 from cloudkit import Cloud
+
+from treadle.api.openstack.identity import SERVICE
 
 V3 = "/identity/v3"
 _numbers = count(1)
@@ -34,6 +37,8 @@ class Keystone:
             error = answer.json()["error"]
             assert error["code"] == status
             assert error["message"]
+        elif answer.content and method != "HEAD":
+            hold(SERVICE, method, f"/v3{path}", answer.json())
         if status == 204:
             assert answer.content == b""
         return answer

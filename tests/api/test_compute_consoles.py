@@ -52,7 +52,7 @@ def assert_screen(url: str) -> None:
     judge.websocket.close()
 
 
-@pytest.mark.parametrize("minor", [6, 8, 48, 96])
+@pytest.mark.parametrize("minor", [6, 8, 48, 104])
 def test_a_link_to_the_screen(api: Api, server: str, minor: int) -> None:
     body = api.ok(
         "POST", f"/servers/{server}/remote-consoles", remote("vnc", "novnc"), minor=minor,
@@ -133,7 +133,7 @@ def test_the_log_is_cut_to_lines(api: Api, server: str) -> None:
                   by="member", status=400)
 
 
-@pytest.mark.parametrize("minor", [1, 47, 48, 96])
+@pytest.mark.parametrize("minor", [1, 47, 48, 104])
 def test_what_it_uses(api: Api, server: str, minor: int) -> None:
     judge = schema(ServersClient, minor).show_server_diagnostics if minor >= 48 else None
     body = api.get(f"/servers/{server}/diagnostics", minor=minor, judge=judge)

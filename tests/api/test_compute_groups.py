@@ -11,7 +11,7 @@ from tempest.lib.services.compute.server_groups_client import ServerGroupsClient
 
 from treadle.db.schema import instance, server_group
 
-MINORS = (1, 12, 13, 14, 15, 63, 64, 75, 96)
+MINORS = (1, 12, 13, 14, 15, 63, 64, 75, 104)
 
 
 def make(api: Api, minor: int = 64, by: str = "member", **said: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, pkcs12
 from tempest.lib.services.compute.keypairs_client import KeyPairsClient
 
-MINORS = (1, 2, 9, 10, 34, 35, 75, 91, 92, 96)
+MINORS = (1, 2, 9, 10, 34, 35, 75, 91, 92, 104)
 
 
 @pytest.fixture(scope="module")

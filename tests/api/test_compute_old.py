@@ -25,7 +25,7 @@ def test_extensions_are_listed_and_shown(api: Api) -> None:
     api.fails("GET", "/extensions/os-nothing", status=404)
 
 
-@pytest.mark.parametrize("minor", [1, 96])
+@pytest.mark.parametrize("minor", [1, 104])
 @pytest.mark.parametrize(("path", "methods"), GONE)
 def test_what_has_gone_says_so(api: Api, path: str, methods: str, minor: int) -> None:
     for method in methods.split():

@@ -13,7 +13,7 @@ from tempest.lib.services.compute.quotas_client import QuotasClient
 from treadle.compute import quota
 from treadle.db.schema import instance
 
-MINORS = (1, 35, 36, 38, 39, 49, 50, 56, 57, 75, 96)
+MINORS = (1, 35, 36, 38, 39, 49, 50, 56, 57, 75, 104)
 MINE = CALLERS["member"].project_id
 
 

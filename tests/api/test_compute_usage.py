@@ -40,7 +40,7 @@ def stay(api: Api, project: str, begin: float, end: float | None, tid: int = 1) 
     return api.cloud.treadle.database.write(write)
 
 
-@pytest.mark.parametrize("minor", [1, 39, 40, 75, 96])
+@pytest.mark.parametrize("minor", [1, 39, 40, 75, 104])
 def test_usage_is_what_fell_into_the_time(api: Api, minor: int) -> None:
     project = named("project")
     path = f"/os-simple-tenant-usage/{project}?{DAY}"
@@ -195,7 +195,7 @@ def test_bad_events_are_refused(api: Api, event: dict[str, Any], minor: int) -> 
     api.fails("POST", "/os-server-external-events", {"events": [event]}, by="member", status=403)
 
 
-@pytest.mark.parametrize("minor", [1, 23, 58, 59, 66, 80, 96])
+@pytest.mark.parametrize("minor", [1, 23, 58, 59, 66, 80, 104])
 def test_there_are_no_migrations_yet(api: Api, minor: int) -> None:
     judge = schema(MigrationsClient, minor).list_migrations
     assert api.get("/os-migrations", minor=minor, judge=judge) == {"migrations": []}

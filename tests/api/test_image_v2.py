@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from answerkit import hold
 from cloudkit import ROOMY, Cloud, start_cloud, until
 from obstore.store import MemoryStore
 
+from treadle.api.openstack.image import SERVICE
 from treadle.compute.actions import Wish, create
 from treadle.db.clock import now as clock
 from treadle.db.schema import work
@@ -84,6 +86,8 @@ def ok(cloud: Cloud, method: str, path: str, token: str = "one", **more: Any) ->
     answer = ask(cloud, method, path, token, **more)
     assert answer.status_code < 300, (method, path, answer.status_code, answer.text)
     assert answer.headers["x-openstack-request-id"].startswith("req-")
+    if answer.content and answer.headers["content-type"] == "application/json":
+        hold(SERVICE, method, path, answer.json())
     return answer.json() if answer.content else None
 
 

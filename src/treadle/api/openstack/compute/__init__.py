@@ -23,12 +23,14 @@ from treadle.api.openstack.compute import (
     usage,
     versions,
 )
+from treadle.api.openstack.compute.answers import ANSWERS
 from treadle.api.openstack.compute.common import STRICTER
 from treadle.api.openstack.compute.faults import fault_body
 from treadle.api.openstack.compute.versions import HIGHEST, LOWEST
+from treadle.api.openstack.shapes import answering
 from treadle.api.openstack.wire import Service
 
-CALLS = [
+CALLS = answering([
     *versions.CALLS,
     *servers.CALLS,
     *server_parts.CALLS,
@@ -48,7 +50,7 @@ CALLS = [
     *usage.CALLS,
     *networks.CALLS,
     *extensions.CALLS,
-]
+], ANSWERS)
 SERVICE = Service(
     "/compute", CALLS, fault=fault_body, microversions=(LOWEST, HIGHEST), header="compute",
     strict=STRICTER,

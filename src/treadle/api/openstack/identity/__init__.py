@@ -12,12 +12,14 @@ from treadle.api.openstack.identity import (
     users,
     versions,
 )
+from treadle.api.openstack.identity.answers import ANSWERS
+from treadle.api.openstack.shapes import answering
 from treadle.api.openstack.wire import Service
 
-CALLS = [
-    call for part in (versions, auth, projects, users, roles, services, app_credentials,
-                 credentials)
-    for call in part.CALLS
-]
+CALLS = answering([
+    call for part in (
+        versions, auth, projects, users, roles, services, app_credentials, credentials,
+    ) for call in part.CALLS
+], ANSWERS)
 
 SERVICE = Service("/identity", CALLS)
