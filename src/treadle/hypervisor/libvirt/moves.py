@@ -3,18 +3,26 @@
 The controller holds a connection to each side and leads the move (libvirt's "managed direct"
 migration), so that hosts need no access to each other's libvirt: the emulators alone talk to one
 another. Both connections are the move's own: a move that hangs on a shared one held up everything
-else on it. When a connection breaks, both daemons undo what they had begun.
+else on it. When a connection breaks, its daemon undoes what it had begun; the other one is told.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 import libvirt
 
-from treadle.hypervisor.base import HostRefused, MoveOptions, MoveProgress, Unsupported
+from treadle.hypervisor.base import (
+    HostRefused,
+    HostUnreachable,
+    MoveOptions,
+    MoveProgress,
+    Unsupported,
+    VerbTimeout,
+)
 from treadle.hypervisor.libvirt.connection import (
     Attempt,
     Connection,
@@ -31,6 +39,7 @@ FLAGS = (
     | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
     | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
 )
+WATCH_S = 0.5
 NO_JOB = libvirt.VIR_ERR_OPERATION_INVALID
 
 
@@ -38,26 +47,58 @@ def move(
     source: tuple[str, LibvirtOptions, Find], target: tuple[str, LibvirtOptions],
     options: MoveOptions, *, whole: bool,
 ) -> None:
-    """Lead the move; `whole`: the target's disk is empty, so all of it is sent."""
+    """Lead the move; `whole`: the target's disk is empty, so all of it is sent.
+
+    Errors: `HostUnreachable` where the target is lost on the way.
+    """
     source_uri, source_options, find = source
     target_uri, target_options = target
     here, there = Connection(source_uri, source_options), Connection(target_uri, target_options)
+    under_way: list[tuple[Any, Link]] = []
+    over = threading.Event()
 
-    def at_target(link: Link, attempt: Attempt) -> None:
-        def at_source(home: Link, inner: Attempt) -> None:
-            if home.kind != "QEMU" or link.kind != "QEMU":
+    def at_source(home: Link, attempt: Attempt) -> None:
+        try:
+            domain = find(home, attempt)
+            far = there.run("move", attempt.left(), lambda link, _attempt: link)
+            if home.kind != "QEMU" or far.kind != "QEMU":
                 raise Unsupported("only QEMU guests can be moved while they run")
-            domain = find(home, inner)
-            inner(domain.migrate3, link.conn, parameters(target_uri, options),
-                  flags(options, whole=whole))
+            under_way.append((domain, far))
+            try:
+                attempt(domain.migrate3, far.conn, parameters(target_uri, options),
+                        flags(options, whole=whole))
+            except libvirt.libvirtError as error:
+                if far.alive():
+                    raise
+                raise HostUnreachable("move: the target was lost on the way") from error
+        finally:
+            # Not before libvirt has come back: it works with what a close sets free.
+            there.close()
 
-        here.run("move", attempt.left(), at_source)
+    def watch() -> None:
+        """A guest that is sent to a host that is gone would be sent for ever."""
+        while not over.wait(WATCH_S):
+            if under_way and not under_way[0][1].alive():
+                _abort(under_way[0][0])
+                return
 
+    threading.Thread(target=watch, name="move-watch", daemon=True).start()
     try:
-        there.run("move", options.seconds, at_target)
+        here.run("move", options.seconds, at_source)
+    except VerbTimeout:
+        if under_way:
+            _abort(under_way[0][0])
+        raise
     finally:
+        over.set()
         here.close()
-        there.close()
+
+
+def _abort(domain: Any) -> None:
+    try:
+        domain.abortJob()
+    except libvirt.libvirtError:
+        return  # there is none any more, or its host is gone as well
 
 
 def flags(options: MoveOptions, *, whole: bool) -> int:
