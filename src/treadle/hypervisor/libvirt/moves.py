@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 import libvirt
 
+from treadle.errors import TreadleError
 from treadle.hypervisor.base import (
     HostRefused,
     HostUnreachable,
@@ -82,7 +84,13 @@ def move(
                 _abort(under_way[0][0])
                 return
 
-    threading.Thread(target=watch, name="move-watch", daemon=True).start()
+    def reach() -> None:
+        """Open the way to the target while that to the source is being opened."""
+        with suppress(TreadleError):
+            there.run("move", options.seconds, lambda _link, _attempt: None)
+
+    for work in (watch, reach):
+        threading.Thread(target=work, name="move-help", daemon=True).start()
     try:
         here.run("move", options.seconds, at_source)
     except VerbTimeout:
@@ -95,10 +103,8 @@ def move(
 
 
 def _abort(domain: Any) -> None:
-    try:
+    with suppress(libvirt.libvirtError):  # there is none any more, or its host is gone as well
         domain.abortJob()
-    except libvirt.libvirtError:
-        return  # there is none any more, or its host is gone as well
 
 
 def flags(options: MoveOptions, *, whole: bool) -> int:
