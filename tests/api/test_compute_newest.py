@@ -243,3 +243,16 @@ def test_a_security_group_goes_by_its_id_too(api: Api, image_id: str, server: st
     api.fails("POST", "/servers", {"server": wish}, status=400, by="member", says="default")
     api.fails("POST", f"/servers/{server}/action", {"trigger_crash_dump": None}, minor=17,
               status=400, by="member", says="NMI")
+
+
+def test_91_unshelving_to_no_zone_unpins(api: Api, image_id: str) -> None:
+    id = ask(api, image_id, availability_zone="nova")["id"]
+    become(api, id, "ACTIVE")
+    act(api, id, shelve=None)
+    become(api, id, "SHELVED_OFFLOADED")
+    api.ok("POST", f"/servers/{id}/action", {"unshelve": {"availability_zone": None}}, status=202,
+           by="member", minor=91)
+    become(api, id, "ACTIVE")
+    assert api.get(f"/servers/{id}", minor=96)["server"]["pinned_availability_zone"] is None
+    api.ok("DELETE", f"/servers/{id}", status=204, by="member")
+    gone(api, id)

@@ -136,3 +136,27 @@ def test_a_new_key_goes_above_the_old_one_and_another_one_opens_nothing(
     with pytest.raises(NotAvailable, match="no key"):
         Vault(tmp_path).open(again)
     database.write(lambda conn: conn.execute(sa.delete(meta).where(meta.c.key == MARK)))
+
+
+def test_keys_of_ec2_are_made_here(root: Keystone) -> None:
+    user, project, me = member(root)
+    other, theirs, them = member(root)
+    path = f"/users/{user['id']}/credentials/OS-EC2"
+    made = me.call("POST", path, 201, json={"tenant_id": project["id"]}).json()["credential"]
+    assert (made["user_id"], made["tenant_id"]) == (user["id"], project["id"])
+    assert len(made["access"]) == len(made["secret"]) == 32
+    assert me.get(path)["credentials"] == [made]
+    assert me.get(f"{path}/{made['access']}")["credential"] == made
+    [kept] = me.get("/credentials?type=ec2")["credentials"]
+    assert json.loads(kept["blob"])["secret"] == made["secret"]
+    me.call("POST", path, 400, json={"tenant_id": other["id"]})
+    me.call("POST", path, 400, json={})
+    root.call("POST", path, 400, json={"tenant_id": "0" * 32})
+    them.get(path, 403)
+    them.get(f"{path}/{made['access']}", 403)
+    them.get(f"/users/{other['id']}/credentials/OS-EC2/{made['access']}", 404)
+    them.call("POST", path, 403, json={"tenant_id": theirs["id"]})
+    it = program(me, make(me, user))
+    it.call("POST", path, 403, json={"tenant_id": project["id"]})
+    me.drop(f"{path}/{made['access']}")
+    me.get(f"{path}/{made['access']}", 404)

@@ -6,6 +6,7 @@ from treadle.api.openstack.identity import (
     app_credentials,
     auth,
     credentials,
+    ec2,
     projects,
     roles,
     services,
@@ -19,6 +20,7 @@ from treadle.api.openstack.wire import Service
 CALLS = answering([
     call for part in (
         versions, auth, projects, users, roles, services, app_credentials, credentials,
+        ec2,
     ) for call in part.CALLS
 ], ANSWERS)
 

@@ -28,10 +28,13 @@ def _one(kind: str, needed: dict[str, Shape]) -> Shape:
     return thing({kind: thing({**needed, "links": SELF}, more=True)})
 
 
+_PAGES = thing({"self": TEXT, "previous": MAYBE, "next": MAYBE})
+
+
 def _list(kind: str, needed: dict[str, Shape]) -> Shape:
     return thing({
         kind: many(thing({**needed, "links": SELF}, more=True)),
-        "links": thing({"self": TEXT, "previous": MAYBE, "next": MAYBE}),
+        "links": _PAGES,
     })
 
 
@@ -46,6 +49,11 @@ _REGION = {"id": TEXT, "description": MAYBE, "parent_region_id": MAYBE}
 _SERVICE = {"id": TEXT, "type": TEXT, "name": TEXT, "enabled": FLAG}
 _PLACE = {**_ENDPOINT, "service_id": TEXT, "enabled": FLAG}
 _CREDENTIAL = {"id": TEXT, "user_id": TEXT, "project_id": MAYBE, "type": TEXT, "blob": TEXT}
+
+_KEYS = thing({
+    "access": TEXT, "secret": MAYBE, "user_id": TEXT, "tenant_id": TEXT, "trust_id": MAYBE,
+    "links": SELF,
+})
 
 _KINDS: dict[str, tuple[str, dict[str, Shape]]] = {
     "domain": ("domain_id", _DOMAIN), "project": ("project_id", _PROJECT),
@@ -68,8 +76,13 @@ ANSWERS: dict[str, Shape] = {
             {"role": thing({"id": TEXT}, more=True), "scope": {"type": "object"}, "links": thing(
                 {"assignment": TEXT}, {"prior_role": TEXT, "membership": TEXT},
             )}, {"user": {"type": "object"}, "group": {"type": "object"}},
-        )), "links": thing({"self": TEXT, "previous": MAYBE, "next": MAYBE}),
+        )), "links": _PAGES,
     }),
+    "POST /v3/users/{user_id}/credentials/OS-EC2": thing({"credential": _KEYS}),
+    "GET /v3/users/{user_id}/credentials/OS-EC2": thing({
+        "credentials": many(_KEYS), "links": _PAGES,
+    }),
+    "GET /v3/users/{user_id}/credentials/OS-EC2/{access}": thing({"credential": _KEYS}),
     **{
         f"{method} /v3/{kind}s": shape for kind, (_, needed) in _KINDS.items()
         for method, shape in (("POST", _one(kind, needed)), ("GET", _list(f"{kind}s", needed)))
