@@ -12,6 +12,8 @@ from test_compute_servers import become, gone
 
 from treadle.db.schema import image
 from treadle.hypervisor.base import Power
+from treadle.hypervisor.fake import Fault, FaultKind
+from treadle.placement import ledger
 
 
 @pytest.fixture
@@ -119,3 +121,192 @@ def test_a_stopped_one_stays_stopped_both_ways(api: Api, server: str) -> None:
     ended(api, server, "confirmed")
     assert one_copy(api.cloud, server) == other(here)
     in_balance(api.cloud)
+
+
+def test_a_resize_goes_where_there_is_room_and_back(api: Api, server: str) -> None:
+    here = where(api, server)
+    there = other(here)
+    cramped(api.cloud, here)
+    try:
+        act(api, server, {"resize": {"flavorRef": "2"}}, by="member")
+        become(api, server, "VERIFY_RESIZE")
+        move = last(api, server)
+        assert (move["migration_type"], move["dest_compute"]) == ("resize", there)
+        assert (move["old_instance_type_id"], move["new_instance_type_id"]) == (1, 2)
+        assert ram(api, server) == 1024
+        assert len(api.cloud.host(there).guests[server].disks) == 2, "a larger disk over the old"
+        act(api, server, {"revertResize": None}, by="member")
+        become(api, server, "ACTIVE")
+        assert (where(api, server), ram(api, server)) == (here, 512)
+        assert one_copy(api.cloud, server) == here
+        in_balance(api.cloud)
+        act(api, server, {"resize": {"flavorRef": "2"}}, by="member")
+        become(api, server, "VERIFY_RESIZE")
+        act(api, server, {"confirmResize": None}, 204, by="member")
+        ended(api, server, "confirmed")
+        become(api, server, "ACTIVE")
+        assert (one_copy(api.cloud, server), ram(api, server)) == (there, 1024)
+        in_balance(api.cloud)
+    finally:
+        roomy(api.cloud)
+
+
+def cramped(cloud: Cloud, *names: str) -> None:
+    """Leave the hosts no memory but what is in use."""
+    for name in names:
+        cloud.host(name).memory_mib = 512
+
+    def known() -> bool:
+        hosts = cloud.treadle.database.read(ledger.list_hosts)
+        return all(
+            host.memory_limit_mib == host.memory_used_mib for host in hosts if host.name in names
+        )
+
+    until(known, "the hosts to be full")
+
+
+def roomy(cloud: Cloud) -> None:
+    for host in cloud.fleet.hosts.values():
+        host.memory_mib = 65536
+    until(lambda: all(host.memory_limit_mib > 4096
+                      for host in cloud.treadle.database.read(ledger.list_hosts)), "room")
+
+
+def ram(api: Api, id: str) -> int:
+    found: int = api.get(f"/servers/{id}", minor=47)["server"]["flavor"]["ram"]
+    return found
+
+
+def test_what_cannot_be_is_refused_and_said(api: Api, server: str) -> None:
+    here = where(api, server)
+    path = f"/servers/{server}/action"
+    api.fails("POST", path, {"migrate": {"host": "nowhere"}}, status=400, minor=56,
+              says="Compute host nowhere could not be found")
+    api.fails("POST", path, {"migrate": {"host": here}}, status=400, minor=56,
+              says="it is on this host already")
+    api.fails("POST", path, {"migrate": {"to": here}}, status=400, minor=56)
+    api.fails("POST", path, {"migrate": None}, status=403, by="member")
+    api.fails("POST", path, {"confirmResize": None}, status=409)
+    act(api, server, {"pause": None})
+    become(api, server, "PAUSED")
+    api.fails("POST", path, {"migrate": None}, status=409,
+              says="Cannot 'migrate' instance")
+    act(api, server, {"unpause": None})
+    become(api, server, "ACTIVE")
+    cloud = api.cloud
+    try:
+        cramped(cloud, here, other(here))
+        for body in ({"migrate": None}, {"migrate": {"host": other(here)}}):
+            said = api.fails("POST", path, body, status=400, minor=56,
+                             says="No valid host was found")
+            assert "memory" in said
+        said = api.fails("POST", path, {"resize": {"flavorRef": "3"}}, status=400, by="member",
+                         says="No valid host was found")
+        assert "h1" not in said, "tenants are told of no hosts"
+        assert "h2" not in said, "tenants are told of no hosts"
+    finally:
+        roomy(cloud)
+    try:
+        cloud.host(other(here)).arch = "riscv64"
+        until(lambda: any(host.facts and host.facts.arch == "riscv64"
+                          for host in cloud.treadle.database.read(ledger.list_hosts)), "it known")
+        api.fails("POST", path, {"migrate": None}, status=400,
+                  says="its architecture is riscv64, the guest's is x86_64")
+    finally:
+        cloud.host(other(here)).arch = "x86_64"
+    until(lambda: all(host.facts and host.facts.arch == "x86_64"
+                      for host in cloud.treadle.database.read(ledger.list_hosts)), "it known")
+    assert api.get(f"/os-migrations?instance_uuid={server}", minor=80)["migrations"] == []
+    in_balance(cloud)
+
+
+@pytest.mark.parametrize(("kind", "times"), [
+    (FaultKind.REFUSE, 1), (FaultKind.FULL, 1), (FaultKind.HANG, 9), (FaultKind.LATE, 9),
+])
+def test_a_copy_that_fails_for_good_leaves_it_running_where_it_was(
+    api: Api, server: str, kind: FaultKind, times: int
+) -> None:
+    here = where(api, server)
+    host = api.cloud.host(here)
+    host.faults.append(Fault("send_disk", host.calls["send_disk"] + 1, kind, times))
+    migrate(api, server)
+    ended(api, server, "error")
+    become(api, server, "ACTIVE")
+    host.faults.clear()
+    assert one_copy(api.cloud, server) == where(api, server) == here
+    assert host.guests[server].power is Power.RUNNING
+    in_balance(api.cloud)
+
+
+def test_a_way_that_breaks_once_is_gone_again(api: Api, server: str) -> None:
+    here = where(api, server)
+    host = api.cloud.host(here)
+    host.faults.append(Fault("send_disk", host.calls["send_disk"] + 1, FaultKind.LOSE_AFTER))
+    migrate(api, server)
+    become(api, server, "VERIFY_RESIZE")
+    assert host.calls["send_disk"] >= 2
+    host.faults.clear()
+
+
+def test_one_that_is_ended_on_the_way_runs_where_it_was(api: Api, server: str) -> None:
+    here = where(api, server)
+    host = api.cloud.host(here)
+    seen: list[dict[str, Any]] = []
+
+    def end(when: str, verb: str, _uuid: str) -> None:
+        if (when, verb) == ("before", "send_disk") and not seen:
+            seen.extend(api.get(f"/servers/{server}/migrations", minor=80)["migrations"])
+            assert api.call(
+                "DELETE", f"/servers/{server}/migrations/{seen[0]['id']}", minor=80
+            ).status_code == 202
+
+    host.trap = end
+    try:
+        migrate(api, server)
+        assert ended(api, server, "cancelled")["migration_type"] == "migration"
+    finally:
+        host.trap = None
+    assert seen[0]["status"] == "migrating"
+    become(api, server, "ACTIVE")
+    assert one_copy(api.cloud, server) == here
+    in_balance(api.cloud)
+
+
+def test_what_waits_at_its_former_host_stays_off_and_is_no_orphan(api: Api, server: str) -> None:
+    here = where(api, server)
+    migrate(api, server)
+    become(api, server, "VERIFY_RESIZE")
+    left = api.cloud.host(here).guests[server]
+    left.run()
+    until(lambda: left.power is Power.OFF and not left.autostart, "it to be off again")
+    assert api.cloud.native("GET", "/orphans").json()["orphans"] == []
+    assert copies(api.cloud, server)[other(here)] is Power.RUNNING
+    move = last(api, server)["id"]
+    assert api.call(
+        "DELETE", f"/servers/{server}/migrations/{move}", minor=80
+    ).status_code == 409
+    # Deleted now, nothing of it is left anywhere: the fixture looks.
+
+
+def test_it_comes_back_from_a_host_that_is_off(api: Api, server: str) -> None:
+    here = where(api, server)
+    migrate(api, server)
+    become(api, server, "VERIFY_RESIZE")
+    cloud, there = api.cloud, api.cloud.host(other(here))
+    number = next(host.id for host in cloud.treadle.database.read(ledger.list_hosts)
+                  if host.name == there.name)
+    there.power_failure()
+    try:
+        act(api, server, {"revertResize": None})
+        until(lambda: last(api, server)["status"] == "reverting", "it to wait")
+        assert where(api, server) == there.name, "it may run there"
+        cloud.treadle.database.write(lambda conn: ledger.force_down(conn, number, True))
+        become(api, server, "ACTIVE")
+        assert where(api, server) == here
+        assert cloud.host(here).guests[server].power is Power.RUNNING
+    finally:
+        there.boot()
+        cloud.treadle.database.write(lambda conn: ledger.force_down(conn, number, False))
+        until(lambda: cloud.hosts_up() == 2, "the host")
+    assert one_copy(cloud, server) == here, "what it left there is swept"
+    in_balance(cloud)

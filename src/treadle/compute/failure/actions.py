@@ -159,7 +159,7 @@ def _expect(conn: sa.Connection, instance: Instance) -> None:
     state = vm_state(instance)
     fit = instance.mode in (Mode.NORMAL, Mode.ERROR) and instance.goal in (
         Goal.RUNNING, Goal.STOPPED, Goal.PAUSED
-    )
+    ) and instance.kept is None
     if state not in EVACUABLE or instance.host_id is None or not fit:
         raise InvalidState(message, "evacuate", "vm_state", state)
 

@@ -172,9 +172,9 @@ def hurry(conn: sa.Connection, instance: Instance, move_id: int) -> None:
 
 
 def find(conn: sa.Connection, instance: Instance, move_id: int) -> Move:
-    """A live migration of the instance. Errors: `NotFound`."""
+    """A move of the instance, but no evacuation, which nobody leads. Errors: `NotFound`."""
     move = moves.get(conn, move_id)
-    if move is None or move.instance_id != instance.id or move.kind is not Kind.LIVE:
+    if move is None or move.instance_id != instance.id or move.kind is Kind.EVACUATION:
         raise NotFound(f"Migration {move_id} for server {instance.uuid} could not be found.")
     return move
 

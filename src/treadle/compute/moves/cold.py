@@ -48,7 +48,9 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Return:
-    """Make the source its host again."""
+    """Make the source its host again. `off`: the target does not answer, and is said to be off."""
+
+    off: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Context:
     """What a plan needs besides. `unwanted`: somebody has ended it, or wants something else of the
     instance. `trouble`: what went wrong, for good. `tries`: how many passes in a row have failed.
     `patient`: the guest is still asked to shut down. `undecided`: what the source keeps may still
-    be gone back to.
+    be gone back to. `off`: a fence, or an operator, says that nothing runs at the target.
     """
 
     image: ImageOnHost = ImageOnHost.READY
@@ -81,6 +83,7 @@ class Context:
     tries: int = 0
     patient: bool = True
     undecided: bool = True
+    off: bool = False
 
 
 def plan(move: Move, here: Seen, there: Seen, context: Context) -> Action:
@@ -89,7 +92,7 @@ def plan(move: Move, here: Seen, there: Seen, context: Context) -> Action:
         case Stage.FINISHED:
             return _kept(here, context)
         case Stage.REVERTING:
-            return _back(here, there)
+            return _back(here, there, context)
         case Stage.MOVING:
             return _under_way(here, there, context)
         case _:
@@ -154,8 +157,11 @@ def _kept(here: Seen, context: Context) -> Action:
     return Rest()
 
 
-def _back(here: Seen, there: Seen) -> Action:
-    """The target's copy goes, then the source has it again."""
+def _back(here: Seen, there: Seen, context: Context) -> Action:
+    """The target's copy goes, then the source has it again. Of a target that is off, what it has is
+    swept when it is back."""
+    if there is Lost.HOST and context.off and isinstance(here, Domain):
+        return Return(off=True)
     if there is Lost.HOST:
         return Wait("the target does not answer: the guest may run there")
     if here is Lost.HOST:

@@ -35,6 +35,7 @@ from treadle.db.engine import Database
 from treadle.errors import Permanent, RetryLater, TreadleError
 from treadle.hypervisor.base import MoveProgress
 from treadle.placement import ledger
+from treadle.placement.ledger import HostStatus
 
 SEND_TRIES = 4
 """How often a copy is begun anew where a host or the way to it fails."""
@@ -109,6 +110,7 @@ class EveryMove(MoveHandler):
             late=plain.late, trouble=plain.trouble, tries=ticket.tries,
             patient=scene.loaded.now <= instance.deadline,
             undecided=not gone and (instance.mode is Mode.RESIZED or not is_settled(instance)),
+            off=_is_off(scene.target),
         )
 
     def _carry_out(self, ticket: Ticket, scene: Scene, action: cold.Action) -> Ticket | None:
@@ -123,8 +125,8 @@ class EveryMove(MoveHandler):
                 return self._do(ticket, scene, verb)
             case Send():
                 return self._send(ticket, scene)
-            case Return():
-                self._commit(ticket, lambda conn: self._return(conn, ticket, scene))
+            case Return(off):
+                self._db.write(lambda conn: self._return(conn, ticket, scene, off=off))
             case Stay(reason):
                 self._commit(ticket, lambda conn: self._stay(conn, scene, reason), delay=FAR_S)
             case Rest():
@@ -229,9 +231,15 @@ class EveryMove(MoveHandler):
         queue.wake(conn, MOVE_KIND, moves.waiting(conn, move.source_id, move.target_id))
         return None
 
-    def _return(self, conn: sa.Connection, ticket: Ticket, scene: Scene) -> None:
-        """Nothing of it is at the target any more: the source is its host again."""
+    def _return(
+        self, conn: sa.Connection, ticket: Ticket, scene: Scene, *, off: bool
+    ) -> None:
+        """Nothing of it runs at the target any more: the source is its host again."""
         move = scene.move
+        assert move.target_id is not None
+        if off and not _is_off(ledger.get_host(conn, move.target_id)):
+            queue.finish(conn, ticket, delay=0.0, error="the target is back")
+            return
         instance = store.get(conn, scene.loaded.instance.id)
         assert instance is not None
         queue.remove(conn, ticket)
@@ -264,7 +272,8 @@ class EveryMove(MoveHandler):
         if move.stage is Stage.FINISHED:
             self._db.write(lambda conn: self._confirmed(conn, ticket, scene))
         elif move.stage is Stage.MOVING:
-            self._end(ticket, scene, stage, reason)
+            # Its own passes start it again, and say when they have.
+            self._end(ticket, scene, stage, reason, task=instance.task)
         else:
             # Nobody has told the guest to stop: what runs is of the newest generation.
             self._end(ticket, scene, stage, reason, generation=instance.settled_generation)
@@ -277,3 +286,7 @@ class EveryMove(MoveHandler):
         ledger.let_go(conn, move.source_id, move.vcpus, move.memory_mib, move.disk_mib)
         moves.update(conn, move.id, stage=Stage.DONE, held=False)
         store.update(conn, scene.loaded.instance.id, kept=None)
+
+
+def _is_off(host: ledger.Host | None) -> bool:
+    return host is not None and host.said_off and host.status is not HostStatus.UP

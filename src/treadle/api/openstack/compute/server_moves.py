@@ -145,7 +145,7 @@ async def listed(ask: Ask) -> dict[str, Any]:
         return {"migrations": [
             server_migration(ask, move, row.instance.uuid, words)
             for move in moves.of_instance(conn, row.instance.id)
-            if move.stage not in ENDED and move.kind is Kind.LIVE
+            if move.stage not in ENDED and move.kind is not Kind.EVACUATION
         ]}
 
     return await ask.read(work)
