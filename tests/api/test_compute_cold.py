@@ -288,6 +288,41 @@ def test_what_waits_at_its_former_host_stays_off_and_is_no_orphan(api: Api, serv
     # Deleted now, nothing of it is left anywhere: the fixture looks.
 
 
+def test_it_is_not_moved_on_while_its_former_host_has_a_part_of_it(api: Api, server: str) -> None:
+    here = where(api, server)
+    migrate(api, server)
+    become(api, server, "VERIFY_RESIZE")
+    host = api.cloud.host(here)
+    host.faults.append(Fault("undefine", host.calls["undefine"] + 1, FaultKind.REFUSE, 99))
+    try:
+        act(api, server, {"confirmResize": None}, 204)
+        become(api, server, "ACTIVE")
+        path = f"/servers/{server}/action"
+        for body in ({"migrate": None}, {"resize": {"flavorRef": "2"}},
+                     {"os-migrateLive": {"host": None, "block_migration": "auto"}}):
+            api.fails("POST", path, body, status=409, minor=30, says="ask again in a moment")
+    finally:
+        host.faults.clear()
+    api.cloud.look_again()
+    ended(api, server, "confirmed")
+    assert one_copy(api.cloud, server) == other(here)
+    in_balance(api.cloud)
+
+
+def test_what_is_on_a_silent_host_stays(api: Api, server: str) -> None:
+    here = where(api, server)
+    host = api.cloud.host(here)
+    host.cut_off()
+    try:
+        until(lambda: api.cloud.hosts_up() == 1, "it to be missed")
+        for body in ({"migrate": None}, {"resize": {"flavorRef": "2"}}):
+            api.fails("POST", f"/servers/{server}/action", body, status=409,
+                      says="its host does not answer")
+    finally:
+        host.boot()
+        until(lambda: api.cloud.hosts_up() == 2, "the host")
+
+
 def test_it_comes_back_from_a_host_that_is_off(api: Api, server: str) -> None:
     here = where(api, server)
     migrate(api, server)

@@ -326,6 +326,15 @@ def wish(
     queue.enqueue(conn, KIND, instance.uuid)
 
 
+def whole(instance: Instance) -> None:
+    """Errors: `Conflict` where a part of it is still on the host that it has left."""
+    if instance.kept is not None:
+        raise Conflict(
+            f"instance {instance.uuid} is still being removed from the host that it has left: ask "
+            "again in a moment"
+        )
+
+
 def _asked(
     conn: sa.Connection, id: int, action: str, by: Caller, *, on_host: bool = True
 ) -> Instance:
@@ -445,8 +454,9 @@ def sized(
 ) -> tuple[Instance, dict[str, Any]]:
     """The instance, and the columns of another size for it. Errors: `NotFound`, `Locked`,
     `InvalidState`, `InvalidInput` for a size that it has already or whose disk is smaller,
-    `QuotaExceeded`."""
+    `QuotaExceeded`, `Conflict`."""
     instance = _asked(conn, id, "resize", by)
+    whole(instance)
     flavor = _flavor(conn, wanted)
     now_is = store.columns(conn, id, ("flavor",))["flavor"]
     if flavor.id == instance.flavor_id and snapshot(flavor) == now_is:

@@ -127,7 +127,8 @@ def larger(
 
 
 def _elsewhere(conn: sa.Connection, instance: Instance, target_id: int | None) -> int:
-    """The host where it is. Errors: `InvalidInput` where the target is no other one."""
+    """The host where it is. Errors: `InvalidInput` where the target is no other one; `Conflict`."""
+    actions.whole(instance)
     if target_id is not None:
         if ledger.get_host(conn, target_id) is None:
             raise InvalidInput("host", target_id, "there is no such host")
@@ -144,6 +145,9 @@ def _leave(
     """The row of a cold move. The instance's generation is raised: whatever becomes of the move,
     a guest that was stopped for it is then started anew."""
     assert instance.host_id is not None
+    source = ledger.get_host(conn, instance.host_id)
+    if source is None or not source.answers:
+        raise Conflict(f"instance {instance.uuid} cannot be moved: its host does not answer")
     time = float(conn.execute(sa.select(now())).scalar_one())
     move = moves.insert(
         conn, instance_id=instance.id, kind=kind, stage=Stage.QUEUED, source_id=instance.host_id,
