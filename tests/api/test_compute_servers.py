@@ -227,6 +227,7 @@ def test_lists_are_filtered_sorted_and_paged(api: Api, image_id: str) -> None:
     assert names("not-tags-any=red,blue") == ["list-green-1"]
     assert names("status=active&limit=2") == ["list-red-3", "list-blue-2"]
     assert names("status=shutoff") == names("status=nonsense") == []
+    assert names("status=active&name=red") == ["list-red-3", "list-red-0"]
     assert names("flavor=1&image=" + image_id) == names("")
     assert names("flavor=2") == []
     assert names("sort_key=display_name&sort_dir=asc") == sorted(names(""))
@@ -261,6 +262,30 @@ def test_lists_are_filtered_sorted_and_paged(api: Api, image_id: str) -> None:
         gone(api, id, by="other")
     deleted = api.get("/servers?deleted=1&all_tenants=1")["servers"]
     assert set(made) <= {one["id"] for one in deleted}
+
+
+def test_a_page_that_is_kept_shows_every_change_at_once(api: Api, image_id: str) -> None:
+    def page(by: str = "other", minor: int = 96, query: str = "") -> dict[str, Any]:
+        found = api.get(f"/servers/detail?limit=50{query}", by=by, minor=minor)["servers"]
+        return {one["id"]: one for one in found}
+
+    assert page() == page() == {}
+    id = ask(api, image_id, 96, by="other")["id"]
+    assert set(page()) == set(page()) == {id}
+    become(api, id, "ACTIVE", by="other")
+    assert page()[id]["status"] == "ACTIVE"
+    assert id not in page(by="member")
+    assert id not in page(query="&status=shutoff")
+    assert "description" not in page(minor=1)[id]
+    api.ok("PUT", f"/servers/{id}", {"server": {"name": "renamed"}}, by="other")
+    assert page()[id]["name"] == "renamed"
+    api.ok("PUT", f"/servers/{id}/tags", {"tags": ["t"]}, by="other", minor=26)
+    assert page()[id]["tags"] == ["t"]
+    api.ok("PUT", f"/servers/{id}/metadata", {"metadata": {"k": "v"}}, by="other")
+    assert page()[id]["metadata"] == {"k": "v"}
+    api.ok("DELETE", f"/servers/{id}", status=204, by="other")
+    gone(api, id, by="other")
+    assert page() == {}
 
 
 def test_metadata(api: Api, server: str) -> None:

@@ -14,7 +14,9 @@ import sqlalchemy as sa
 
 from treadle.compute import quota
 from treadle.compute.model import State
+from treadle.compute.store import CHANGED
 from treadle.db.clock import now
+from treadle.db.engine import note
 from treadle.db.schema import instance
 from treadle.db.schema import server_group as table
 from treadle.errors import NotFound
@@ -67,10 +69,12 @@ def listed(
 def delete(conn: sa.Connection, uuid: str, project_id: str | None) -> None:
     """Forget a group; its instances stay where they are. Errors: `NotFound`."""
     id = get(conn, uuid, project_id).id
-    conn.execute(
+    left = conn.execute(
         sa.update(instance).where(instance.c.group_id == id)
-        .values(group_id=None, version=instance.c.version + 1)
+        .values(group_id=None, version=instance.c.version + 1).returning(instance.c.id)
     )
+    for instance_id in left.scalars().all():
+        note(conn, CHANGED, instance_id)
     conn.execute(sa.delete(table).where(table.c.id == id))
 
 

@@ -14,7 +14,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.compute import store
-from treadle.compute.model import Instance
+from treadle.compute.model import (
+    Goal,
+    Instance,
+    Mode,
+    Standing,
+    State,
+    Task,
+    task_state,
+    vm_state,
+)
 from treadle.db.prepared import Prepared
 from treadle.db.schema import (
     LIVE_INSTANCE,
@@ -59,6 +68,7 @@ class Wanted:
     not_tags_any: frozenset[str] = frozenset()
     metadata: Mapping[str, str] = field(default_factory=dict)
     locked: bool | None = None
+    states: Callable[[str, str | None], bool] | None = None
     keep: Callable[[Row], bool] | None = None
 
 
@@ -105,18 +115,42 @@ def keys(
     statement = _sorted(_select(wanted), sort)
     if marker is not None:
         statement = statement.where(_after(conn, wanted, sort, marker))
-    if wanted.keep is None:
+    if wanted.keep is None and wanted.states is None:
         return [_key(row) for row in conn.execute(statement.limit(limit))]
     found: list[Key] = []
     offset = 0
+    stands = _stands(wanted.states)
     while len(found) < limit:
-        batch = [_key(row) for row in conn.execute(statement.limit(BATCH).offset(offset))]
-        by_id = rows(conn, [key.id for key in batch])
-        found += [key for key in batch if key.id in by_id and wanted.keep(by_id[key.id])]
+        read = conn.execute(statement.add_columns(*_STANDING).limit(BATCH).offset(offset)).all()
+        batch = [_key(row) for row in read if stands(row)]
+        if wanted.keep is not None:
+            by_id = rows(conn, [key.id for key in batch])
+            batch = [key for key in batch if key.id in by_id and wanted.keep(by_id[key.id])]
+        found += batch
         offset += BATCH
-        if len(batch) < BATCH:
+        if len(read) < BATCH:
             break
     return found[:limit]
+
+
+def _stands(wanted: Callable[[str, str | None], bool] | None) -> Callable[[Any], bool]:
+    """Whether a row's vm_state and task_state are wanted: asked once for all that stand alike."""
+    if wanted is None:
+        return lambda _row: True
+    known: dict[tuple[Any, ...], bool] = {}
+
+    def stands(row: Any) -> bool:
+        alike = (row.state, row.settled_mode, row.goal, row.task, row.host_id is None)
+        found = known.get(alike)
+        if found is None:
+            standing = Standing(
+                State(row.state), Mode(row.settled_mode), Goal(row.goal),
+                Task(row.task) if row.task else None, row.host_id,
+            )
+            found = known[alike] = wanted(vm_state(standing), task_state(standing))
+        return found
+
+    return stands
 
 
 def key_of(conn: sa.Connection, uuid: str, project_id: str | None) -> Key | None:
@@ -166,6 +200,7 @@ def _key(row: Any) -> Key:
 _KEYS = (
     table.c.id, table.c.uuid, table.c.version, table.c.host_id, table.c.name, table.c.project_id,
 )
+_STANDING = (table.c.state, table.c.settled_mode, table.c.goal, table.c.task)
 _KEY = Prepared(
     sa.select(*_KEYS, table.c.state).where(
         table.c.uuid == sa.bindparam("u")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Goal(StrEnum):
@@ -201,7 +202,17 @@ BUSY_WORDS = {
 }
 
 
-def vm_state(instance: Instance) -> str:
+class Standing(NamedTuple):
+    """What of an instance `vm_state` and `task_state` go by."""
+
+    state: State
+    settled_mode: Mode
+    goal: Goal
+    task: Task | None
+    host_id: int | None
+
+
+def vm_state(instance: Instance | Standing) -> str:
     """What the instance has last come to be, in the words of OpenStack's vm_state: active building
     paused suspended stopped rescued resized soft-delete deleted error shelved shelved_offloaded."""
     if instance.state in (State.BUILDING, State.ERROR, State.DELETED):
@@ -211,7 +222,7 @@ def vm_state(instance: Instance) -> str:
     return instance.settled_mode or VM_STATES[instance.state]
 
 
-def task_state(instance: Instance) -> str | None:
+def task_state(instance: Instance | Standing) -> str | None:
     """What is being done with the instance, one of `Task`; None where nothing is."""
     if instance.goal is Goal.DELETED:
         return None if instance.state is State.DELETED else Task.DELETING

@@ -218,7 +218,10 @@ def waiting_for_image(conn: sa.Connection, host_id: int, sha256: str) -> list[st
 
 def insert(conn: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """New instances; returns their ids in the same order. `created_at` is set here."""
-    return [int(_insert_of(tuple(row))(conn, row).scalar_one()) for row in rows]
+    ids = [int(_insert_of(tuple(row))(conn, row).scalar_one()) for row in rows]
+    for id in ids:
+        note(conn, CHANGED, id)
+    return ids
 
 
 @cache

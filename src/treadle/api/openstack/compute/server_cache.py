@@ -4,9 +4,9 @@ What is shown of an instance in one state of it never changes: it is encoded onc
 instance's version, and a page of servers is put together from what is there.
 
 Where this process alone writes the database (SQLite), a server is even given without asking the
-database, as long as no commit has changed it. A commit is heard of before its caller is told of it,
-so nobody who knows of a change is shown what was before. What is shown of hosts may be half a
-second old.
+database, as long as no commit has changed it, and a page as long as none has changed any. A commit
+is heard of before its caller is told of it, so nobody who knows of a change is shown what was
+before. What is shown of hosts may be half a second old.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from treadle.compute.store import CHANGED
 from treadle.db.engine import Database
 
 KEPT = 4096
+PAGES = 32
 HOSTS_KEPT_S = 0.5
 
 Read = tuple[Sequence[Key], Mapping[str, bytes], dict[int, Row], Mapping[int, HostWords], int]
@@ -50,7 +51,9 @@ class Views:
         self._kept: OrderedDict[tuple[Any, ...], bytes] = OrderedDict()
         self._now: OrderedDict[tuple[Looks, str], _Now] = OrderedDict()
         self._of: dict[int, set[tuple[Looks, str]]] = {}
-        self._commits = 0
+        self.commits = 0
+        """How many have changed instances, as far as this process knows."""
+        self._pages: OrderedDict[Any, tuple[bytes, int, float]] = OrderedDict()
         self._changed: dict[int, int] = {}
         self._floor = 0
         self._words: Mapping[int, HostWords] = {}
@@ -72,12 +75,30 @@ class Views:
             return None
         return found.encoded if project_id in (None, found.project_id) else None
 
+    def page(self, name: Any) -> bytes | None:
+        """What was kept under `name`, where no instance has changed since; None: look.
+
+        `name` has to say who asks, for what, and how it is to look.
+        """
+        found = self._pages.get(name)
+        if found is None or found[1] != self.commits or found[2] < monotonic():
+            return None
+        return found[0]
+
+    def keep_page(self, name: Any, body: bytes, commits: int) -> None:
+        """Keep what was read after `commits`."""
+        if self._alone and commits == self.commits:
+            self._pages[name] = body, commits, self._words_read_at + HOSTS_KEPT_S
+            self._pages.move_to_end(name)
+            if len(self._pages) > PAGES:
+                self._pages.popitem(last=False)
+
     def read(
         self, looks: Looks, choose: Callable[[sa.Connection], Sequence[Key]]
     ) -> Callable[[sa.Connection], Read]:
         """A read of what `choose` gives: the keys, what is kept of them, the rows of the rest."""
         # Now, not in the read: its snapshot may be older than its own turn, but not than this.
-        asked = self._commits
+        asked = self.commits
 
         def work(conn: sa.Connection) -> Read:
             found = choose(conn)
@@ -135,14 +156,14 @@ class Views:
         changed = noted.get(CHANGED)
         if not changed:
             return
-        self._commits += 1
+        self.commits += 1
         if len(self._changed) > 10 * KEPT:
             # What was read before is not remembered any more: when it changed is forgotten here.
-            self._floor = self._commits
+            self._floor = self.commits
             for kept in (self._changed, self._now, self._of):
                 kept.clear()
         for id in map(int, changed):
-            self._changed[id] = self._commits
+            self._changed[id] = self.commits
             for name in self._of.pop(id, ()):
                 self._now.pop(name, None)
 

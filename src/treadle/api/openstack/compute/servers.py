@@ -36,7 +36,6 @@ from treadle.api.openstack.wire import (
 )
 from treadle.compute import actions, flavors, groups, injected, keypairs, listing, store
 from treadle.compute.listing import Key, Row, Wanted
-from treadle.compute.model import task_state, vm_state
 from treadle.compute.patterns import is_literal, matcher
 from treadle.errors import Conflict, Forbidden, InvalidInput, NotFound
 from treadle.image import store as images
@@ -116,15 +115,22 @@ async def show(ask: Ask) -> Reply:
 
 async def listed(ask: Ask) -> Reply:
     """Servers with details."""
-    page, choose = _choice(ask)
-    if choose is None:
-        return Reply({"servers": []})
-    keys, made = await encoded(ask, choose, "detail")
-    link = _links(ask, page.asked, page.limit, keys, "/v2.1/servers/detail")
-    more = b"" if link is None else b',"servers_links":[{"rel":"next","href":"%b"}]' % (
-        link.encode()
-    )
-    return Reply(b'{"servers":[' + b",".join(made) + b"]" + more + b"}", media=JSON)
+    views = ask.context.shared(Views)
+    name = _looks(ask, "detail"), ask.caller, ask.request.scope["query_string"]
+    commits = views.commits
+    body = views.page(name)
+    if body is None:
+        page, choose = _choice(ask)
+        if choose is None:
+            return Reply({"servers": []})
+        keys, made = await encoded(ask, choose, "detail")
+        link = _links(ask, page.asked, page.limit, keys, "/v2.1/servers/detail")
+        more = b"" if link is None else b',"servers_links":[{"rel":"next","href":"%b"}]' % (
+            link.encode()
+        )
+        body = b'{"servers":[' + b",".join(made) + b"]" + more + b"}"
+        views.keep_page(name, body, commits)
+    return Reply(body, media=JSON)
 
 
 async def listed_briefly(ask: Ask) -> dict[str, Any]:
@@ -267,14 +273,15 @@ def _wanted(ask: Ask) -> Wanted | None:
                         ("not-tags-any", "not_tags_any")):
         if name in last:
             values[field] = frozenset(last[name].split(","))
+    states: list[Callable[[str, str | None], bool]] = []
     if "vm_state" in last:
-        states = filters["vm_state"]
-        tests.append(lambda row: vm_state(row.instance) in states)
+        states.append(lambda vm, _task: vm in filters["vm_state"])
     if "task_state" in last:
-        tasks = filters["task_state"]
-        tests.append(lambda row: task_state(row.instance) in tasks)
-    if "status" in filters and not _by_status(ask, filters["status"], values, tests):
+        states.append(lambda _vm, task: task in filters["task_state"])
+    if "status" in filters and not _by_status(ask, filters["status"], values, states):
         return None
+    if states:
+        values["states"] = lambda vm, task: all(state(vm, task) for state in states)
     if tests:
         values["keep"] = lambda row: all(test(row) for test in tests)
     return Wanted(**values)
@@ -286,7 +293,8 @@ def _by_address(pattern: str) -> Callable[[Row], bool]:
 
 
 def _by_status(
-    ask: Ask, asked: Sequence[str], values: dict[str, Any], tests: list[Callable[[Row], bool]]
+    ask: Ask, asked: Sequence[str], values: dict[str, Any],
+    states: list[Callable[[str, str | None], bool]],
 ) -> bool:
     """Narrow by status; False where no server can have one of these."""
     words = {word.upper() for word in asked} & set(KNOWN_STATUS)
@@ -296,7 +304,7 @@ def _by_status(
         if not ask.allows("compute:servers:deleted"):
             raise Forbidden("Only administrators may list deleted instances")
         values["deleted"] = True
-    tests.append(lambda row: status_of(vm_state(row.instance), task_state(row.instance)) in words)
+    states.append(lambda vm, task: status_of(vm, task) in words)
     return True
 
 
