@@ -415,6 +415,11 @@ def _nothing(_at: Strike) -> None:
     pass
 
 
+def _power_is_cut(at: Strike) -> None:
+    """The controller's machine dies, and with it what it need not have written to the disk."""
+    at.idle = not at.world.database.lose()
+
+
 def _stall(at: Strike) -> None:
     """The process stands still past its lease; another one takes over and finishes."""
     world = at.world
@@ -497,6 +502,7 @@ def _guest_stops(at: Strike) -> None:
 
 KINDS = [
     Kind("crash", _nothing, finish=False),
+    Kind("power_cut", _power_is_cut, finish=False),
     Kind("stall", _stall),
     Kind("overtaken", _overtaken),
     Kind("second", _second),
@@ -612,13 +618,13 @@ class Sweep:
 
         `one_of` thins them at the seams that are passed most, those of `COMMON`: at each position
         every `one_of`-th case, from a start that the position and the scenario give, and always
-        the crash. An odd number, so that going on and dying take turns. No position is left out.
+        the crashes. An odd number, so that going on and dying take turns. No position is left out.
         """
         for number, name, calls_only in self.positions:
             step = one_of if name.split()[1] in COMMON else 1
             first = crc32(f"{self.scenario.name} {number} {name}".encode())
             for index, (case, kind) in enumerate(self._at(number, name, calls_only)):
-                if (first + index) % step == 0 or kind.name == "crash":
+                if (first + index) % step == 0 or kind.name in ("crash", "power_cut"):
                     yield case, kind
 
     def _at(self, number: int, name: str, calls_only: bool) -> Iterator[tuple[Case, Kind]]:

@@ -140,6 +140,7 @@ class MemoryDatabase(Database):
             connect_args={"isolation_level": None, "check_same_thread": False},
         )
         self.seam: Callable[[str], None] = lambda _name: None
+        self.unsafe = False
         self._conn = self.engine.connect()
         raw: Any = self._conn.connection.driver_connection
         raw.create_function("treadle_now", 0, clock)
@@ -150,9 +151,9 @@ class MemoryDatabase(Database):
         self._conn.begin()
         self.run("BEGIN")
 
-    def write(self, work: Work[Any]) -> Any:
+    def write(self, work: Work[Any], *, durable: bool = True) -> Any:
         self.seam("before write")
-        value = self.apply(work)
+        value = self.apply(work, durable=durable)
         self.seam("after write")
         return value
 
@@ -163,13 +164,19 @@ class MemoryDatabase(Database):
         self.seam("after read")
         return value
 
-    def submit(self, work: Work[Any]) -> Future[Any]:
+    def submit(self, work: Work[Any], *, durable: bool = True) -> Future[Any]:
         done: Future[Any] = Future()
-        done.set_result(self.apply(work))
+        done.set_result(self.apply(work, durable=durable))
         return done
 
-    def apply(self, work: Work[Any]) -> Any:
-        """A transaction without seams."""
+    def apply(self, work: Work[Any], *, durable: bool = True) -> Any:
+        """A transaction without seams. What is not durable lies above a savepoint of its own."""
+        if durable and self.unsafe:
+            self.run("RELEASE unsafe")
+            self.unsafe = False
+        elif not durable and not self.unsafe:
+            self.run("SAVEPOINT unsafe")
+            self.unsafe = True
         with _marked():
             self.run("SAVEPOINT one")
             try:
@@ -180,6 +187,15 @@ class MemoryDatabase(Database):
             finally:
                 self.run("RELEASE one")
         return value
+
+    def lose(self) -> bool:
+        """The power is cut: what was not durable is gone. False where there was nothing such."""
+        if not self.unsafe:
+            return False
+        self.run("ROLLBACK TO unsafe")
+        self.run("RELEASE unsafe")
+        self.unsafe = False
+        return True
 
     def one(self, query: str) -> Any:
         """The first value that a plain query gives: for the harness, which asks often."""
@@ -364,6 +380,9 @@ class World:
 
     def save(self, name: str) -> Saved:
         """Remember everything under a savepoint."""
+        if self.database.unsafe:
+            self.database.run("RELEASE unsafe")
+            self.database.unsafe = False
         self.database.run(f"SAVEPOINT {name}")
         return Saved(name, self.clock.now, self.act_s, {
             id: {
@@ -378,6 +397,7 @@ class World:
     def restore(self, saved: Saved) -> None:
         """Back to it, any number of times."""
         self.database.run(f"ROLLBACK TO {saved.name}")
+        self.database.unsafe = False
         self.clock.now, self.act_s = saved.now, saved.act_s
         self.wrong = []
         self.actor = self.on_seam = self.left = None

@@ -282,19 +282,23 @@ class InstanceHandler:
 
     def _commit(
         self, ticket: Ticket, change: Callable[[sa.Connection], None] | None = None, *,
-        delay: float = 0.0, error: str | None = None,
+        delay: float = 0.0, error: str | None = None, durable: bool = True,
     ) -> None:
+        """End the pass. What an act has done or a look has shown need not be `durable`: whoever
+        comes after a power cut sees it on the host."""
         def commit(conn: sa.Connection) -> None:
             queue.finish(conn, ticket, delay=delay, error=error)
             if change is not None:
                 change(conn)
 
-        self._db.write(commit)
+        self._db.write(commit, durable=durable)
 
     def _go_on(
-        self, ticket: Ticket, change: Callable[[sa.Connection], None], *, lane: int | None = None
+        self, ticket: Ticket, change: Callable[[sa.Connection], None], *,
+        lane: int | None = None, durable: bool = True,
     ) -> Following:
-        """Commit, and begin the next pass with the row as this commit leaves it."""
+        """Commit, and begin the next pass with the row as this commit leaves it. `durable` as for
+        `_commit`."""
 
         def commit(conn: sa.Connection) -> Following:
             following = queue.carry(
@@ -303,7 +307,7 @@ class InstanceHandler:
             change(conn)
             return following, store.load(conn, ticket.id)
 
-        return self._db.write(commit)
+        return self._db.write(commit, durable=durable)
 
     # -- placing
 
@@ -412,7 +416,7 @@ class InstanceHandler:
                 store.update(conn, instance.id, **changed)
 
         if verb == "shut_down":
-            self._commit(ticket, change, delay=SHUT_DOWN_POLL_S)
+            self._commit(ticket, change, delay=SHUT_DOWN_POLL_S, durable=False)
             return None
         if verb in MAY_BE_THE_LAST:
             # One more look before the commit: where all is as wanted, the same commit says so.
@@ -422,7 +426,8 @@ class InstanceHandler:
             following = lifecycle.plan(acted.instance, shown, context)
             if isinstance(following, Settle):
                 return self._settle(ticket, acted, following.state, shown, change)
-        return self._go_on(ticket, change)
+        # No look at the host tells the time that it was given anew.
+        return self._go_on(ticket, change, durable="deadline" in changed)
 
     def _effect(self, instance: Instance, verb: str, now: float) -> Mapping[str, Any]:
         """What a verb that has succeeded changes in the row."""
@@ -564,7 +569,7 @@ class InstanceHandler:
             self._db.write(end)
             return None
         something = bool(values) or first is not None or self._open(instance)
-        self._commit(ticket, change if something else None,
+        self._commit(ticket, change if something else None, durable=False,
                      delay=self._look_again(
                          loaded, state, address, values.get("ends_at", instance.ends_at)
                      ))

@@ -142,7 +142,7 @@ class Controller:
             full = [lane for lane, load in self._load.items() if load >= LANE_QUEUE]
         tickets = self._db.write(lambda conn: queue.claim(
             conn, CLAIM, self._lease_s, busy_lanes=full, kinds=self._handlers,
-        ))
+        ), durable=False)
         for ticket in tickets:
             self._give(ticket)
         return len(tickets)
@@ -236,7 +236,7 @@ class Controller:
 
     def _wake(self, key: Key) -> None:
         kind, id = key
-        woken = self._db.submit(lambda conn: queue.wake(conn, kind, [id]))
+        woken = self._db.submit(lambda conn: queue.wake(conn, kind, [id]), durable=False)
         woken.add_done_callback(lambda _done: self._signals.work_is_due())
 
     # -- leases
@@ -261,7 +261,9 @@ class Controller:
 
     def _renew(self, tickets: list[Ticket]) -> None:
         started = time.monotonic()
-        renewal = self._db.submit(lambda conn: queue.renew(conn, tickets, self._lease_s))
+        renewal = self._db.submit(
+            lambda conn: queue.renew(conn, tickets, self._lease_s), durable=False
+        )
         try:
             kept = renewal.result(self._lease_s * RENEWAL)
         except (TimeoutError, DBAPIError, TreadleError) as error:

@@ -115,14 +115,18 @@ class Database:
     dialect: str
     engine: sa.Engine
 
-    def write(self, work: Work[T]) -> T:
+    def write(self, work: Work[T], *, durable: bool = True) -> T:
         """Run `work` in a transaction; return its value when it is durable.
 
+        Not `durable`: a power cut of this machine may lose it, but nothing that was committed
+        before it, nor anything durable that came after it without it. A crash of the process loses
+        nothing. For what is found out anew by looking at the hosts; other databases than SQLite,
+        which several controllers may share, make all durable.
         Errors: whatever `work` raises (then nothing of it is kept); `DatabaseBusy`.
         """
         raise NotImplementedError
 
-    def submit(self, work: Work[T]) -> Future[T]:
+    def submit(self, work: Work[T], *, durable: bool = True) -> Future[T]:
         """`write` without waiting: what an event loop awaits."""
         raise NotImplementedError
 
@@ -158,10 +162,11 @@ class Database:
 
 
 class _Job:
-    __slots__ = ("future", "work")
+    __slots__ = ("durable", "future", "work")
 
-    def __init__(self, work: Work[Any]) -> None:
+    def __init__(self, work: Work[Any], *, durable: bool) -> None:
         self.work = work
+        self.durable = durable
         self.future: Future[Any] = Future()
 
 
@@ -289,6 +294,8 @@ class SqliteDatabase(Database):
         self._prepare(self.engine, clock, synchronous, "BEGIN IMMEDIATE", read_only=False)
         self._prepare(self._read_engine, clock, synchronous, "BEGIN", read_only=True)
         self._writer = _Line(self.engine, "BEGIN IMMEDIATE")
+        self._durably = synchronous != "NORMAL"
+        self._flushes = self._durably
         self._readers = _Readers(self._read_engine, 2 * readers)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
@@ -327,14 +334,16 @@ class SqliteDatabase(Database):
     def _snapshot(self) -> AbstractContextManager[sa.Connection]:
         return self._readers.snapshot()
 
-    def submit(self, work: Work[T]) -> Future[T]:
-        return self._hand_over(work, self._jobs)
+    def submit(self, work: Work[T], *, durable: bool = True) -> Future[T]:
+        return self._hand_over(work, self._jobs, durable=durable)
 
     def submit_read(self, work: Work[T]) -> Future[T]:
         return self._hand_over(work, self._asked)
 
-    def _hand_over(self, work: Work[T], jobs: queue.SimpleQueue[_Job | None]) -> Future[T]:
-        job = _Job(work)
+    def _hand_over(
+        self, work: Work[T], jobs: queue.SimpleQueue[_Job | None], *, durable: bool = True
+    ) -> Future[T]:
+        job = _Job(work, durable=durable)
         with self._closing:
             if self._closed:
                 job.future.set_exception(DatabaseBusy("the database is closed"))
@@ -342,11 +351,11 @@ class SqliteDatabase(Database):
                 jobs.put(job)
         return job.future
 
-    def write(self, work: Work[T]) -> T:
+    def write(self, work: Work[T], *, durable: bool = True) -> T:
         if in_transaction():
             raise RuntimeError("a transaction inside a transaction: pass the connection on instead")
         try:
-            return self.submit(work).result(WRITE_DEADLINE_S)
+            return self.submit(work, durable=durable).result(WRITE_DEADLINE_S)
         except TimeoutError as late:
             raise DatabaseBusy(f"no answer from the database in {WRITE_DEADLINE_S:g} s") from late
 
@@ -391,6 +400,12 @@ class SqliteDatabase(Database):
             for job in batch[told:]:
                 job.future.set_exception(error)
 
+    def _flush(self, wanted: bool) -> None:
+        """Whether the next commits wait until the disk has them, and all that came before them."""
+        if wanted is not self._flushes and self._durably:
+            self._writer.say(f"PRAGMA synchronous={'FULL' if wanted else 'NORMAL'}")
+            self._flushes = wanted
+
     def _commit(self, batch: list[_Job]) -> None:
         # One whose caller has gone away is left out; from here on nobody can cancel the others.
         self._in_order([job for job in batch if job.future.set_running_or_notify_cancel()])
@@ -411,6 +426,7 @@ class SqliteDatabase(Database):
         values: list[Any] = []
         begun = False
         try:
+            self._flush(any(job.durable for job in batch))
             with _marked(), self._writer.transaction() as conn:
                 begun = True
                 conn.info.pop(_NOTED, None)
@@ -452,13 +468,13 @@ class PostgresDatabase(Database):
         with _in_time(), self._snapshots.connect() as conn, conn.begin():
             yield conn
 
-    def submit(self, work: Work[T]) -> Future[T]:
-        return self._pool.submit(self.write, work)
+    def submit(self, work: Work[T], *, durable: bool = True) -> Future[T]:
+        return self._pool.submit(self.write, work, durable=durable)
 
     def submit_read(self, work: Work[T]) -> Future[T]:
         return self._pool.submit(self.read, work)
 
-    def write(self, work: Work[T]) -> T:
+    def write(self, work: Work[T], *, durable: bool = True) -> T:  # noqa: ARG002
         for attempt in range(self.RETRIES):
             try:
                 with _marked(), _in_time(), self.engine.connect() as conn:
