@@ -38,22 +38,22 @@ def test_only_what_must_be_durable_waits_for_the_disk(
     synced = lambda: database.write(  # noqa: E731
         lambda conn: conn.exec_driver_sql("PRAGMA synchronous").scalar(), durable=False
     )
-    database.write(put("a"))
+    database.write(put("kept-a"))
     assert said == ["BEGIN IMMEDIATE", "COMMIT"]
-    database.write(put("b"), durable=False)
+    database.write(put("kept-b"), durable=False)
     assert said[2:] == ["PRAGMA synchronous=NORMAL", "BEGIN IMMEDIATE", "COMMIT"]
     assert synced() == 1
-    database.submit(put("c"), durable=False).result(10)
-    database.write(put("d"))
+    database.submit(put("kept-c"), durable=False).result(10)
+    database.write(put("kept-d"))
     assert said[-3:] == ["PRAGMA synchronous=FULL", "BEGIN IMMEDIATE", "COMMIT"]
     assert database.read(lambda conn: set(conn.execute(sa.select(meta.c.key)).scalars())) >= {
-        "a", "b", "c", "d"
+        "kept-a", "kept-b", "kept-c", "kept-d"
     }
 
 
 def test_every_database_takes_the_word(database: Database) -> None:
-    database.write(put("x"), durable=False)
-    database.submit(put("y"), durable=False).result(10)
-    assert {"x", "y"} <= database.read(
+    database.write(put("kept-x"), durable=False)
+    database.submit(put("kept-y"), durable=False).result(10)
+    assert {"kept-x", "kept-y"} <= database.read(
         lambda conn: set(conn.execute(sa.select(meta.c.key)).scalars())
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import gc
 import os
@@ -66,6 +65,7 @@ from treadle.image.blobs import open_blobs
 from treadle.image.contents import Contents
 from treadle.image.fetch import FetchLimits, HttpUrl
 from treadle.image.handler import ImageHandler
+from treadle.memory import give_freed_memory_back
 from treadle.placement import ledger
 from treadle.scheduler.engine import OnFault, Scheduler
 
@@ -77,7 +77,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger("treadle")
 
 GIB = 1 << 30
-M_TRIM_THRESHOLD = -1
 
 
 class CannotStart(Permanent):
@@ -381,7 +380,7 @@ def serve(settings: Settings, inventory: Inventory | None = None) -> None:
     import uvicorn
 
     configure_logging(settings)
-    _give_memory_back()
+    give_freed_memory_back()
     folder = make_private(state_folder(settings, os.geteuid(), os.environ))
     listener = listen(settings.server.host, settings.server.port)
     lock = lock_folder(folder) if not settings.database.url else None
@@ -406,15 +405,6 @@ def serve(settings: Settings, inventory: Inventory | None = None) -> None:
         listener.close()
         if lock is not None:
             os.close(lock)
-
-
-def _give_memory_back() -> None:
-    """Have glibc return what is freed at the top of its heaps from 128 KiB on: it raises that
-    limit by itself otherwise, and a busy controller keeps 20 MB that it does not use (mallopt(3)).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, 128 * 1024)
 
 
 def configure_logging(settings: Settings) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from treadle.memory import keep_freed_memory
 from treadle.scheduler.columns import (
     INSTANCES,
     LIMIT,
@@ -31,19 +32,7 @@ from treadle.scheduler.model import HostRow, HostView
 _T = TypeVar("_T")
 _LEAST_LOG = 65_536
 _LARGE = 10_000
-_BLOCK = 3 << 19
 _CODED = ("arch", "capabilities", "images", "zone", "rack", "properties", "numa", "pci")
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep what large columns free, for the next ones.
-
-    glibc gives freed memory back to the system at once when it is above a threshold, and that is
-    raised by freeing one large block (here 12 MiB; above 32 MiB it is not). Over 100,000 hosts the
-    page faults of fresh columns cost six times the arithmetic. The second block is what is kept.
-    """
-    np.empty(_BLOCK)
-    np.ones(_BLOCK)
 
 
 class HostTable:
