@@ -54,7 +54,7 @@ def test_a_host_is_given_the_files_and_others_at_a_rebuild(api: Api, image_id: s
     assert told(api, id) == []
     many = files(**dict.fromkeys("abcdef", "x"))
     wrong = {"rebuild": {"imageRef": image_id, "personality": many}}
-    api.fails("POST", f"/servers/{id}/action", wrong, status=403, by="member", says="file limit")
+    api.fails("POST", f"/servers/{id}/action", wrong, status=403, by="member", says="too many")
     api.ok("DELETE", f"/servers/{id}", status=204, by="member")
     gone(api, id)
 
@@ -71,9 +71,9 @@ def test_what_cannot_be_put_there_is_refused(api: Api, image_id: str) -> None:
 
 
 def test_quotas_bound_number_path_and_content(api: Api, image_id: str) -> None:
-    refused(api, image_id, 403, "file limit", personality=files(**dict.fromkeys("abcdef", "x")))
-    refused(api, image_id, 403, "content too long", personality=files(a="x" * 10241))
-    refused(api, image_id, 403, "path too long", personality=files(**{"a" * 260: "x"}))
+    refused(api, image_id, 403, "too many files", personality=files(**dict.fromkeys("abcdef", "x")))
+    refused(api, image_id, 403, "too large", personality=files(a="x" * 10241))
+    refused(api, image_id, 403, "too long", personality=files(**{"a" * 260: "x"}))
     project = CALLERS["member"].project_id
     assert project is not None
     database = api.cloud.treadle.database

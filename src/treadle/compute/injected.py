@@ -44,7 +44,7 @@ def read(given: Sequence[tuple[str, str]], user_data: str) -> Files:
         except (binascii.Error, ValueError) as error:
             raise InvalidInput(
                 "personality/contents", content[:SHOWN],
-                f"Personality content for {path[:SHOWN]} cannot be decoded: it must be base64",
+                f"the content of {path[:SHOWN]} must be base64",
             ) from error
         found.append(("/" + path.lstrip("/"), base64.b64encode(data).decode()))
     return tuple(found)
@@ -58,12 +58,12 @@ def check(conn: sa.Connection, project_id: str, files: Files) -> None:
     longest = max(len(path.encode()) for path, _ in files)
     largest = max(len(base64.b64decode(content)) for _, content in files)
     for name, value, what in (
-        ("injected_files", len(files), "Personality file limit exceeded"),
-        ("injected_file_path_bytes", longest, "Personality file path too long"),
-        ("injected_file_content_bytes", largest, "Personality file content too long"),
+        ("injected_files", len(files), "too many files"),
+        ("injected_file_path_bytes", longest, "the path of a file is too long"),
+        ("injected_file_content_bytes", largest, "a file is too large"),
     ):
         if 0 <= most[name] < value:
-            raise QuotaExceeded(f"{what}: the quota {name} is {most[name]}")
+            raise QuotaExceeded(f"personality: {what} ({value}): the quota {name} is {most[name]}")
 
 
 def text(files: Files) -> str:

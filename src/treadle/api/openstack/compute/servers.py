@@ -562,13 +562,13 @@ def _pinned(conn: sa.Connection, row: Row, asked: str | None) -> str | None:
     if asked is None or asked == pinned:
         return asked
     if pinned is not None:
-        raise Conflict("Cannot change pinned availability zone directly. Unpin first by setting "
-                       "pinned_availability_zone to null.")
+        raise Conflict(f"pinned_availability_zone is '{pinned}': set it to null before it is "
+                       f"set to '{asked[:80]}'")
     on = listing.host_words(conn).get(row.instance.host_id or 0)
     zone = "" if on is None else on.zone
     if asked != zone:
-        raise Conflict(f"Server can only be pinned to its current availability zone '{zone}', but "
-                       f"'{asked}' was requested.")
+        raise Conflict(f"pinned_availability_zone can be null or where the server is, '{zone}': "
+                       f"it cannot be '{asked[:80]}'")
     return asked
 
 

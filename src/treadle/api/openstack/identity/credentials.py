@@ -66,8 +66,8 @@ def _access(blob: str) -> str:
     try:
         found = msgspec.json.decode(blob)["access"]
     except (msgspec.DecodeError, RecursionError, KeyError, TypeError) as error:
-        raise InvalidInput("blob", "(hidden)", "Invalid blob in credential: a JSON object with the "
-                           "keys access and secret is wanted") from error
+        raise InvalidInput("blob", "(hidden)", "a JSON object with the keys access and secret is "
+                           "wanted") from error
     if not isinstance(found, str):
         raise InvalidInput("blob", "(hidden)", "access must be a text")
     return found
@@ -95,7 +95,7 @@ async def create(ask: Ask) -> Shown:
         except NotFound as error:
             raise InvalidInput("credential", user, str(error)) from error
         if store.get(conn, credential, id) is not None:
-            raise Conflict("Conflict occurred attempting to store credential - Duplicate entry.")
+            raise Conflict("There is a credential with this access key already.")
         store.insert(conn, credential, {
             "id": id, "user_id": user, "project_id": project, "type": kind,
             "blob": ask.context.vault.seal(conn, body["blob"]), "extra": extras(body, _COLUMNS),
