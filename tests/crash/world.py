@@ -23,7 +23,9 @@ from treadle.compute import actions, lifecycle, store
 from treadle.compute.actions import Rebuild, Wish
 from treadle.compute.changes import held
 from treadle.compute.failure import actions as failure
+from treadle.compute.failure import fencing
 from treadle.compute.failure.evacuation import EvacuationHandler
+from treadle.compute.failure.fencing import FenceHandler, Target
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
 from treadle.compute.model import HA_KEY, SETTLED, Instance, Mode, State, is_settled
@@ -68,7 +70,7 @@ from treadle.image.blobs import FolderBlobs
 from treadle.image.contents import Contents, Digests
 from treadle.image.fetch import FetchLimits
 from treadle.image.store import Content
-from treadle.placement import ledger
+from treadle.placement import fences, ledger
 from treadle.placement.ledger import HostStatus, ImageState
 from treadle.scheduler.engine import Scheduler
 
@@ -85,7 +87,7 @@ FILTERS = ("state", "capacity", "capabilities", "excluded")
 CHANGING = frozenset({
     "define", "autostart", "begin_copy", "fetch_copy", "drop_copy", "start", "pause", "resume",
     "suspend", "shut_down", "power_off", "undefine", "ensure_image", "remove_image",
-    "expect", "move", "send_disk",
+    "expect", "move", "send_disk", "fence",
 })
 MOST_PASSES = 300
 SOON_S = 130.0
@@ -244,6 +246,19 @@ class Unwatched(EveryMove):
         yield
 
 
+@dataclass(frozen=True)
+class Outlet:
+    """A fence: it takes the power of a machine away, in a step that has its seams."""
+
+    world: World
+
+    def off(self, target: Target, seconds: float) -> None:
+        assert seconds > 0
+        self.world._seam(f"before fence h{target.id}")
+        self.world.machines[target.id].power_failure()
+        self.world._seam(f"after fence h{target.id}")
+
+
 class Facts(NamedTuple):
     """What passes commit, apart from the queue."""
 
@@ -269,6 +284,7 @@ class Brain:
                 database, self.fleet, world.scheduler, MovePolicy(lease_s=LEASE_S), "cloud"
             ),
             EVACUATION_KIND: EvacuationHandler(database, world.scheduler, BUILD_S),
+            fencing.KIND: FenceHandler(database, Outlet(world), "outlet", 5.0, evacuates=False),
             IMAGE_KIND: HostImageHandler(database, self.fleet, signals, world.policy),
             SNAPSHOT_KIND: SnapshotHandler(database, self.fleet, signals, world.contents),
         }
@@ -540,6 +556,16 @@ class World:
         asked: Instance | None = self.ask(wishes.get(
             what, lambda conn: actions.act(conn, id, what, **patient)
         ))
+        return asked
+
+    def fence(self, host_id: int) -> bool:
+        """Have a host that does not answer switched off."""
+
+        def ask(conn: sa.Connection) -> bool:
+            queue.enqueue(conn, fencing.KIND, str(host_id))
+            return fences.ask(conn, host_id, "it is silent")
+
+        asked: bool = self.ask(ask)
         return asked
 
     def confirm_off(self, host_id: int) -> Any:

@@ -91,7 +91,7 @@ host = Table(
     _uuid(),
     Column("forced_down", Boolean, nullable=False, server_default=text("false")),
     Column("fence", String(8), nullable=False, server_default=""),
-    Column("fenced_at", Float),
+    Column("fenced_at", Float),  # of what `fence` says
     Column("fence_note", Text),
     Index("ix_host_uuid", "uuid", unique=True),
     CheckConstraint("vcpus_used >= 0 AND vcpus_used <= vcpus_limit", name="vcpus"),

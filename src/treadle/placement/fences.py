@@ -18,8 +18,18 @@ def ask(conn: sa.Connection, host_id: int, why: str) -> bool:
     answers, or is out of use: nothing is changed then."""
     return _set(
         conn, host_id, host.c.status == HostStatus.DOWN, host.c.enabled,
-        host.c.fence == Fence.NONE, fence=Fence.ASKED, fence_note=why,
+        host.c.fence == Fence.NONE, fence=Fence.ASKED, fenced_at=now(), fence_note=why,
     )
+
+
+def renew(conn: sa.Connection, host_id: int) -> None:
+    """It is still to be switched off, as of now."""
+    _set(conn, host_id, host.c.fence == Fence.ASKED, fenced_at=now())
+
+
+def withdraw(conn: sa.Connection, host_id: int) -> None:
+    """It is not to be switched off any more, unless that is asked anew."""
+    _set(conn, host_id, host.c.fence == Fence.ASKED, fence=Fence.NONE, fenced_at=None)
 
 
 def off(conn: sa.Connection, host_id: int, note_: str, *, asked: bool = True) -> bool:

@@ -51,7 +51,7 @@ class HostStatus(StrEnum):
 
 class Fence(StrEnum):
     """Whether a host is off for sure. `ASKED`: it is to be switched off. `OFF`: it was, and has not
-    answered since."""
+    answered since. The host's `fenced_at` says since when, or when that was last asked."""
 
     NONE = ""
     ASKED = "asked"

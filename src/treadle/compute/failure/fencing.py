@@ -36,6 +36,9 @@ KIND = "fence"
 NONE = "none"
 LOOK_S = 0.5
 AGAIN_S = 60.0
+VALID_S = 15.0
+"""How long a wish to switch a host off holds. Later, where another has taken over from a controller
+that died, the host may be back: who watches it asks anew."""
 
 
 class FenceFailed(RetryLater):
@@ -166,6 +169,9 @@ class FenceHandler:
         if host is None or self._plugin is None or not wanted or host.status is HostStatus.UP:
             self._db.write(lambda conn: queue.complete(conn, ticket))
             return None
+        if ticket.now - (host.fenced_at or 0.0) > VALID_S:
+            self._db.write(lambda conn: self._withdraw(conn, ticket, host.id))
+            return None
         started = time.time()
         target = Target(host.id, host.name, address_of(host.uri), host.uri)
         try:
@@ -178,6 +184,11 @@ class FenceHandler:
         )))
         log.warning("host_fenced", host=target.name, by=self._name)
         return None
+
+    @staticmethod
+    def _withdraw(conn: sa.Connection, ticket: Ticket, host_id: int) -> None:
+        queue.complete(conn, ticket)
+        fences.withdraw(conn, host_id)
 
     def _is_off(self, conn: sa.Connection, ticket: Ticket, target: Target, step: Step) -> None:
         queue.remove(conn, ticket)

@@ -179,6 +179,8 @@ class Watch:
                 log.info("host_watched", host=one.name, verdict=verdict, was=before)
         if verdict in DEAD_ENDS and before is not verdict and one.status is HostStatus.DOWN:
             self._db.write(lambda conn: fences.remark(conn, one.id, WORDS[verdict]))
+        if verdict is Verdict.GONE and one.fence is Fence.ASKED:
+            self._db.write(lambda conn: fences.renew(conn, one.id))
         again = self._policy.fences and one.enabled
         gone = verdict is Verdict.GONE and one.fence is Fence.NONE
         if gone and (again or before is not verdict):
