@@ -170,7 +170,7 @@ def _host_row(one: dict[str, Any]) -> dict[str, Any]:
     }
     return row | {
         "id": one["id"], "name": one["name"], "state": one["state"], "virt": one["virt_type"],
-        "vms": one["instances"], "error": one["error"],
+        "vms": one["instances"], "error": one["fence"]["note"] or one["error"],
     }
 
 
