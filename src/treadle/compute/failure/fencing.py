@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Protocol
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import sqlalchemy as sa
 import structlog
@@ -194,7 +195,8 @@ class FenceHandler:
         queue.remove(conn, ticket)
         if fences.off(conn, target.id, f"{self._name} has switched it off"):
             failure.evacuate_host(
-                conn, target.id, evacuates=self._evacuates, request_id="", fence=step
+                conn, target.id, evacuates=self._evacuates, request_id=f"req-{uuid4()}",
+                fence=step,
             )
 
     def _failed(self, ticket: Ticket, target: Target, error: Exception) -> None:
