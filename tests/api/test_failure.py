@@ -15,6 +15,7 @@ from treadle.compute.failure.verdict import Verdict
 from treadle.compute.failure.watch import Watch, WatchPolicy
 from treadle.compute.model import HA_KEY, Instance, State
 from treadle.hypervisor.base import Reach
+from treadle.hypervisor.fake import Fault, FaultKind
 
 HOSTS = tuple(f"fake://h{n}{ROOMY}" for n in (1, 2, 3))
 
@@ -169,6 +170,37 @@ def test_a_fence_that_fails_keeps_all_where_it_is_until_an_operator_speaks(
     said = command(cloud, "host", "fence-confirmed", "1")
     assert (said.exit_code, said.stdout) == (0, "1 are evacuated, 0 stay\n"), said.output
     elsewhere(cloud, asks.id)
+
+
+def test_a_host_is_not_used_again_before_what_it_had_is_gone(begin: Callable[..., Cloud]) -> None:
+    cloud = begin()
+    asks = on_first(cloud, "asks", "evacuate")
+    sight = Sight(cloud)
+    machine = cloud.host("h1")
+    machine.power_failure()
+    sight.look(9.0)
+    elsewhere(cloud, asks.id)
+    machine.faults.append(Fault("undefine", machine.calls["undefine"] + 1, FaultKind.REFUSE, 2))
+    before = machine.calls["undefine"]
+    machine.boot()
+    until(lambda: machine.calls["undefine"] > before, "the sweep")
+    host = cloud.native("GET", "/hosts/1").json()
+    assert (host["state"], host["fence"]["state"]) == ("down", "off")
+    until(lambda: cloud.native("GET", "/hosts/1").json()["state"] == "up", "it to be in use")
+    assert asks.uuid not in machine.guests
+
+
+def test_what_is_deleted_leaves_a_host_that_is_off(begin: Callable[..., Cloud]) -> None:
+    cloud = begin()
+    waits = on_first(cloud, "waits")
+    sight = Sight(cloud)
+    cloud.host("h1").power_failure()
+    until(lambda: cloud.native("GET", "/hosts/1").json()["state"] == "down", "down")
+    cloud.treadle.database.write(lambda conn: actions.delete(conn, waits.id, request_id="req"))
+    assert get(cloud, waits.id).state is State.RUNNING
+    sight.look(9.0)
+    until(lambda: get(cloud, waits.id).state is State.DELETED, "the end of it")
+    assert cloud.native("DELETE", "/hosts/1").status_code == 200
 
 
 def test_a_host_that_is_back_before_it_was_fenced_is_not(begin: Callable[..., Cloud]) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 
 from treadle.api.openstack.compute.common import FALSE, TRUE
+from treadle.compute.model import HA_KEY
 from treadle.errors import InvalidInput
 
 Kind = Callable[[str], str | None]
@@ -51,6 +52,7 @@ def _form(pattern: str) -> Kind:
 
 
 _SPECS: dict[str, Kind] = {
+    HA_KEY: _word("evacuate", "wait"),
     "accel:device_profile": _any,
     "group_policy": _word("isolate", "none"),
     "hide_hypervisor_id": _boolean,
