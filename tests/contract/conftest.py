@@ -56,6 +56,8 @@ class World:
     change_domain: Callable[[str], None] = lambda _uuid: None
     """Give the definition more memory and another disk, as `virsh edit` does."""
     behind: Behind | None = None
+    second: Callable[[], Hypervisor] | None = None
+    """The driver of another host, not yet prepared; None where one of its kind takes no disks."""
     driver: Hypervisor = field(init=False)
 
     def spec(self, uuid: str, generation: int = 1, **changes: Any) -> DomainSpec:
@@ -118,6 +120,7 @@ def fake_world(folder: Path) -> World:
         add_foreign, lambda uuid: host.foreign.get(uuid) is Power.RUNNING,
         lambda uuid: [uuid] if uuid in host.guests else [], remove_domain, forget_domain,
         without_agent=without_agent, change_domain=change_domain,
+        second=lambda: FakeHypervisor(FakeHost("fake-2")),
     )
 
 
@@ -281,7 +284,7 @@ def _test_world(
 
 @pytest.fixture(scope="session")
 def lab_host() -> Iterator[Any]:
-    """One host of a lab of its own; the lab and the host."""
+    """The first of two hosts of a lab of its own; the lab and the host."""
     from treadle.lab import Lab, can_run
 
     problem = can_run()
@@ -290,7 +293,7 @@ def lab_host() -> Iterator[Any]:
     lab = Lab(f"tdrv{WORKER}")
     lab.down()
     try:
-        yield lab, lab.up(1)[0]
+        yield lab, lab.up(2)[0]
     finally:
         lab.down()
 
@@ -328,6 +331,7 @@ def _lab_world(
         behind.add_foreign, behind.foreign_is_as_it_was, behind.leftovers, behind.remove_domain,
         behind.forget_domain,
         runs_guests=True, change_domain=behind.change_domain, behind=behind,
+        second=lambda: LibvirtDriver(lab.status()[1].uri, options),
     )
     behind.conn.close()
 
