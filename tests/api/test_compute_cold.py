@@ -10,6 +10,8 @@ from computekit import Api, named
 from test_compute_moves import in_balance, one_copy, where
 from test_compute_servers import become, gone
 
+from treadle.compute import store
+from treadle.compute.moves import actions as moving
 from treadle.db.schema import image
 from treadle.hypervisor.base import Power
 from treadle.hypervisor.fake import Fault, FaultKind
@@ -286,6 +288,27 @@ def test_what_waits_at_its_former_host_stays_off_and_is_no_orphan(api: Api, serv
         "DELETE", f"/servers/{server}/migrations/{move}", minor=80
     ).status_code == 409
     # Deleted now, nothing of it is left anywhere: the fixture looks.
+
+
+def test_one_that_finds_no_host_after_all_runs_on(api: Api, server: str) -> None:
+    """Its room may be gone between the look and the move."""
+    here = where(api, server)
+    database = api.cloud.treadle.database
+    try:
+        cramped(api.cloud, other(here))
+        before = database.read(lambda conn: store.by_uuid(conn, server))
+        database.write(lambda conn: moving.migrate(
+            conn, before.id, None, request_id="req", patience=moving.Patience(60.0, 20.0)
+        ))
+        api.cloud.treadle.signals.work_is_due()
+        ended(api, server, "error")
+        become(api, server, "ACTIVE")
+    finally:
+        roomy(api.cloud)
+    after = database.read(lambda conn: store.by_uuid(conn, server))
+    assert after.generation == before.generation, "it was not booted anew"
+    assert api.cloud.host(here).guests[server].running_generation == before.generation
+    in_balance(api.cloud)
 
 
 def test_it_is_not_moved_on_while_its_former_host_has_a_part_of_it(api: Api, server: str) -> None:

@@ -31,6 +31,7 @@ from treadle.compute.store import Step
 from treadle.controller import queue
 from treadle.controller.queue import FAR_S, LeaseLost, Ticket
 from treadle.controller.worker import backoff
+from treadle.db.clock import now
 from treadle.db.engine import Database
 from treadle.errors import Permanent, RetryLater, TreadleError
 from treadle.hypervisor.base import MoveProgress
@@ -208,6 +209,7 @@ class EveryMove(MoveHandler):
             return queue.carry(conn, ticket, self._policy.lease_s, lane=ticket.lane)
         assert move.target_id is not None
         queue.finish(conn, ticket, delay=FAR_S)
+        time_now = float(conn.execute(sa.select(now())).scalar_one())
         before = store.columns(conn, instance.id, (*changes.SIZE_COLUMNS, "goal"))
         left = ledger.exchange(
             conn, instance.id, move.target_id, move.vcpus, move.memory_mib, move.disk_mib
@@ -222,7 +224,7 @@ class EveryMove(MoveHandler):
         )
         store.update(
             conn, instance.id, host_id=move.target_id, address=None, moving=None, kept=move.id,
-            deadline=scene.loaded.now + self._policy.start_s, **asked, **move.after,
+            deadline=time_now + self._policy.start_s, **asked, **move.after,
         )
         store.log_step(conn, instance.id, move.revision, Step(
             "send_disk", move.target_id, course.started, time.time(), "ok",
@@ -269,7 +271,9 @@ class EveryMove(MoveHandler):
 
     def _over(self, ticket: Ticket, scene: Scene, stage: Stage, reason: str) -> None:
         move, instance = scene.move, scene.loaded.instance
-        if move.stage is Stage.FINISHED:
+        if move.kind is Kind.LIVE:
+            super()._over(ticket, scene, stage, reason)
+        elif move.stage is Stage.FINISHED:
             self._db.write(lambda conn: self._confirmed(conn, ticket, scene))
         elif move.stage is Stage.MOVING:
             # Its own passes start it again, and say when they have.

@@ -222,11 +222,11 @@ class MoveHandler:
             try:
                 outlook = self._board.rank(self._scheduler, request, room, anew=attempt > 0)
             except PluginError as error:
-                self._end(ticket, scene, Stage.FAILED, str(error))
+                self._over(ticket, scene, Stage.FAILED, str(error))
                 return None, ""
             order = [id for id in map(int, outlook.ranking) if id not in request.excluded_hosts]
             if not order and outlook.exact:
-                self._end(ticket, scene, Stage.FAILED, asked.refusal(outlook.record))
+                self._over(ticket, scene, Stage.FAILED, asked.refusal(outlook.record))
                 return None, ""
 
             def take(
@@ -381,6 +381,9 @@ class MoveHandler:
             self._commit(ticket, delay=backoff(ticket.tries), error=str(error))
             return None
         return self._go_on(ticket, lambda _conn: None)
+
+    def _over(self, ticket: Ticket, scene: Scene, stage: Stage, reason: str) -> None:
+        self._end(ticket, scene, stage, reason)
 
     def _end(
         self, ticket: Ticket, scene: Scene, stage: Stage, reason: str, **more: Any
