@@ -84,6 +84,18 @@ def test_a_write_gives_its_value_back_and_is_there_afterwards(database: Database
     assert database.submit_read(keys).result(PATIENCE_S) == {"a", "b"}
 
 
+def test_a_glance_sees_what_is_there_and_raises_what_the_read_raises(database: Database) -> None:
+    database.write(lambda conn: put(conn, "glanced"))
+    assert "glanced" in database.glance(keys).result(PATIENCE_S)
+
+    def fails(_conn: sa.Connection) -> None:
+        raise LookupError("not there")
+
+    with pytest.raises(LookupError, match="not there"):
+        database.glance(fails).result(PATIENCE_S)
+    assert "glanced" in database.glance(keys).result(PATIENCE_S)
+
+
 def test_a_write_that_raises_keeps_nothing(database: Database) -> None:
     def half(conn: sa.Connection) -> None:
         put(conn, "a")

@@ -145,7 +145,7 @@ async def _not_built(
 async def vm_query(context: Context, arguments: Arguments, _request_id: str) -> Any:
     """One instance."""
     vmid = number(arguments, "vmid")
-    instance = await context.read(lambda conn: actions.require(conn, vmid))
+    instance = await context.glance(lambda conn: actions.require(conn, vmid))
     body: dict[str, Any] = {
         "vmid": instance.id, "name": instance.name, "instance_type": instance.flavor_id,
         "pmid": instance.host_id or 0, "state": word(instance),

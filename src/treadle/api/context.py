@@ -93,6 +93,11 @@ class Context:
         """A read on a reader thread."""
         return await asyncio.wrap_future(self.database.submit_read(work))
 
+    async def glance(self, work: Callable[[sa.Connection], T]) -> T:
+        """A read of a few rows by their key."""
+        found = self.database.glance(work)
+        return found.result() if found.done() else await asyncio.wrap_future(found)
+
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
         """A transaction; wakes the dispatcher once it is durable."""
         value = await asyncio.wrap_future(self.database.submit(work))
@@ -119,7 +124,7 @@ class Context:
             while True:
                 left = end - loop.time()
                 if not just_asked:
-                    instance = await self.read(lambda conn: store.by_uuid(conn, uuid))
+                    instance = await self.glance(lambda conn: store.by_uuid(conn, uuid))
                     if instance is None or done(instance) or left <= 0:
                         return instance
                 just_asked = False
