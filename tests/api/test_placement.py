@@ -293,4 +293,11 @@ def test_a_move_names_an_instance_and_a_host(cloud: Cloud) -> None:
     assert cloud.client.get(f"/treadle/v1/moves/{begun['id']}").status_code == 403
     cloud.ok(f"/vm/stop?vmid={vmid}")
     until(lambda: cloud.query(vmid)["state"] == "stopped", "it is off")
+    begun = cloud.native("POST", f"/instances/{vmid}/migrate", json={}).json()
+    assert begun["kind"] == "migration"
+    assert until(over, "the move's end")["target"] == here
+    assert cloud.query(vmid)["state"] == "stopped"
+    cloud.ok(f"/vm/start?vmid={vmid}")
+    cloud.ok(f"/vm/suspend?vmid={vmid}")
+    until(lambda: cloud.query(vmid)["state"] == "suspended", "it is suspended")
     assert cloud.native("POST", f"/instances/{vmid}/migrate", json={}).status_code == 409
