@@ -165,9 +165,14 @@ def rows(conn: sa.Connection, ids: Collection[int]) -> dict[int, Row]:
     """The rows behind keys, by id."""
     if not ids:
         return {}
-    found = conn.execute(_ROWS, {"ids": list(ids)}).all()
     tags: dict[int, list[str]] = {}
-    for id, tag in conn.execute(_TAGS, {"ids": list(ids)}):
+    if len(ids) == 1:
+        [only] = ids
+        found, tagged = _ROW(conn, {"i": only}).all(), _TAGS_OF_ONE(conn, {"i": only}).all()
+    else:
+        found = conn.execute(_ROWS, {"ids": list(ids)}).all()
+        tagged = conn.execute(_TAGS, {"ids": list(ids)}).all()
+    for id, tag in tagged:
         tags.setdefault(id, []).append(tag)
     return {
         row.id: Row(
@@ -206,19 +211,18 @@ _KEY = Prepared(
         table.c.uuid == sa.bindparam("u")
     )
 )
-_ROWS = (
+_EVERY_ROW = (
     sa.select(table, image.c.uuid.label("image_uuid"), server_group.c.uuid.label("group_uuid"))
     .select_from(
         table.join(image, image.c.id == table.c.image_id)
         .outerjoin(server_group, server_group.c.id == table.c.group_id)
     )
-    .where(table.c.id.in_(sa.bindparam("ids", expanding=True)))
 )
-_TAGS = (
-    sa.select(instance_tag.c.instance_id, instance_tag.c.tag)
-    .where(instance_tag.c.instance_id.in_(sa.bindparam("ids", expanding=True)))
-    .order_by(instance_tag.c.tag)
-)
+_ROWS = _EVERY_ROW.where(table.c.id.in_(sa.bindparam("ids", expanding=True)))
+_ROW = Prepared(_EVERY_ROW.where(table.c.id == sa.bindparam("i")))
+_EVERY_TAG = sa.select(instance_tag.c.instance_id, instance_tag.c.tag).order_by(instance_tag.c.tag)
+_TAGS = _EVERY_TAG.where(instance_tag.c.instance_id.in_(sa.bindparam("ids", expanding=True)))
+_TAGS_OF_ONE = Prepared(_EVERY_TAG.where(instance_tag.c.instance_id == sa.bindparam("i")))
 
 
 def _select(wanted: Wanted) -> sa.Select[Any]:
