@@ -135,22 +135,14 @@ def test_processes_that_start_together_migrate_once(fresh_database: Database) ->
 def test_a_file_that_is_no_database_is_named_as_the_trouble(tmp_path: Path) -> None:
     path = tmp_path / "treadle.sqlite"
     path.write_bytes(b"this is a diary, not a database\n" * 100)
-    database = SqliteDatabase(path)
-    try:
-        with pytest.raises(DatabaseUnfit, match="cannot be opened"):
-            migrate.upgrade(database)
-    finally:
-        database.close()
+    with pytest.raises(DatabaseUnfit, match="cannot be opened"):
+        SqliteDatabase(path)
     assert path.read_bytes().startswith(b"this is a diary")
 
 
 def test_a_folder_that_is_not_there_is_named_as_the_trouble(tmp_path: Path) -> None:
-    database = SqliteDatabase(tmp_path / "nowhere" / "treadle.sqlite")
-    try:
-        with pytest.raises(DatabaseUnfit, match="cannot be opened"):
-            migrate.upgrade(database)
-    finally:
-        database.close()
+    with pytest.raises(DatabaseUnfit, match="cannot be opened"):
+        SqliteDatabase(tmp_path / "nowhere" / "treadle.sqlite")
 
 
 def test_a_server_that_does_not_answer_is_named_as_the_trouble(tmp_path: Path) -> None:

@@ -299,7 +299,10 @@ class SqliteDatabase(Database):
         self._read_engine = sa.create_engine(url, poolclass=sa.NullPool, **shared)
         self._prepare(self.engine, clock, synchronous, "BEGIN IMMEDIATE", read_only=False)
         self._prepare(self._read_engine, clock, synchronous, "BEGIN", read_only=True)
-        self._writer = _Line(self.engine, "BEGIN IMMEDIATE")
+        try:
+            self._writer = _Line(self.engine, "BEGIN IMMEDIATE")
+        except DBAPIError as error:
+            raise DatabaseUnfit(f"the database cannot be opened: {error.orig}") from error
         self._durably = synchronous != "NORMAL"
         self._flushes = self._durably
         self._readers = _Readers(self._read_engine, 2 * readers)
