@@ -115,6 +115,8 @@ def moves(folder: Path) -> Figures:
         with silence(fabric, counter) as alone:
             alone_s = taken(lambda: _through(one, [counter]))
         ten_s = taken(lambda: _through(one, crowd))
+        left = here.folder / "lib" / "treadle"
+        wait_until(lambda: not list(left.glob("*-*-*-*-*.qcow2")), UP_S, "the source to be clean")
         # From here on nobody else looks at the hosts.
         one.end()
         ssh = str(fabric.ssh_command)

@@ -176,7 +176,8 @@ class Instances(Struct, frozen=True):
         Literal["keep", "adopt"],
         Meta(description="What becomes of a guest that somebody starts, stops, pauses or suspends "
              "on its host, not through Treadle. keep: it is brought back to what was asked for. "
-             "adopt: it is taken as asked for, and the instance says so."),
+             "adopt: it is taken as asked for, and the instance says so. Likewise a definition "
+             "that somebody changes: put back for the next start, or left and said."),
     ] = "keep"
     on_host_failure: Annotated[
         Literal["wait", "evacuate"],

@@ -220,3 +220,20 @@ def test_what_is_done_behind_our_back_is_undone(cloud: Cloud) -> None:
     assert cloud.get(f"/vm/stop?vmid={vmid}") == {"status": 1}
     virsh("start", uuid)
     wait_for(lambda: state() == "shut off", 40, "it to be stopped again")
+
+
+def test_a_guest_that_does_not_listen_is_stopped_all_the_same(cloud: Cloud) -> None:
+    [made] = ask(cloud, lambda conn: actions.create(
+        conn, Wish("deaf", 1, None, user_data="""#!/bin/sh
+kill $(cat /run/acpid.pid)
+echo DEAF > /dev/ttyS0
+"""), request_id="req-lab", build_deadline_s=120.0,
+    ))
+    wait_for(lambda: b"DEAF" in cloud.console(made.id), 120, "it to listen no more")
+    ask(cloud, lambda conn: actions.act(
+        conn, made.id, "stop", request_id="req-lab", deadline_s=3.0
+    ))
+    reaches(cloud, made.id, "stopped")
+    steps = [one["name"] for one in cloud.admin(f"/instances/{made.id}")["actions"][-1]["steps"]]
+    assert steps[0] == "shut_down"
+    assert steps[-1] == "power_off"
