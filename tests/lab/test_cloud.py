@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
+import tarfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +17,7 @@ import pytest
 
 from tests.lab.conftest import Cloud, all_up
 from tests.waiting import wait_for
+from treadle.hypervisor.base import Agent, AgentFailed
 from treadle.lab.fabric import can_run
 
 pytestmark = [
@@ -33,16 +37,16 @@ def clean(cloud: Cloud) -> Iterator[None]:
         assert not cloud.domains(host)
 
 
-def ssh(cloud: Cloud, vmid: int, command: str) -> str:
+def ssh(cloud: Cloud, vmid: int, command: str, sent: bytes = b"") -> str:
     seen = cloud.query(vmid)
     done = subprocess.run(
         ["ssh", "-F", str(cloud.lab.ssh_config), "-J", cloud.host(seen["pmid"]).name,
          "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
          f"root@{seen['ip']}", command],
-        capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+        capture_output=True, timeout=60, check=False, input=sent,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout.decode()
 
 
 def test_two_vms_run_on_two_machines_and_can_be_logged_into(cloud: Cloud) -> None:
@@ -238,3 +242,56 @@ def test_ten_creates_at_once_upload_the_image_once_a_host(cloud: Cloud) -> None:
         listed = cloud.lab.exec(cloud.host(host["id"]).name, "ls", POOL).stdout.split()
         images = [name for name in listed if name.startswith("image-")]
         assert len([name for name in images if name.endswith(".ok")]) * 2 == len(images)
+
+
+@pytest.fixture(scope="session")
+def guest_agent(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Debian's QEMU guest agent with its libraries, as a tar file."""
+    folder = tmp_path_factory.mktemp("agent")
+    subprocess.run(
+        ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=", "qemu-guest-agent"],
+        cwd=folder, check=True, capture_output=True, timeout=120,
+    )
+    [package] = folder.glob("*.deb")
+    subprocess.run(["dpkg-deb", "-x", package, folder], check=True, timeout=30)
+    program = folder / "usr/sbin/qemu-ga"
+    needs = subprocess.run(
+        ["ldd", program], check=True, capture_output=True, text=True, timeout=30
+    ).stdout
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for path in (program, *map(Path, re.findall(r"=> (/\S+)", needs))):
+            archive.add(path.resolve(), path.name)
+    return packed.getvalue()
+
+
+def test_a_real_guest_agent_freezes_and_sets_a_password(
+    cloud: Cloud, guest_agent: bytes
+) -> None:
+    vmid = cloud.create("agent")
+    cloud.guest_is_up(vmid)
+    wait_for(lambda: "ip" in cloud.query(vmid), 20, "its address")
+    uuid = cloud.admin(f"/instances/{vmid}")["uuid"]
+    pmid = cloud.query(vmid)["pmid"]
+    driver = cloud.treadle.fleet.driver(pmid, cloud.admin(f"/hosts/{pmid}")["uri"])
+    assert isinstance(driver, Agent)
+    with pytest.raises(AgentFailed):
+        driver.freeze(uuid)
+    ssh(cloud, vmid, "mkdir -p /run/ga && tar x -C /run/ga", guest_agent)
+    ssh(cloud, vmid, "cd /run/ga && LD_LIBRARY_PATH=. ./qemu-ga -d -t /run -f /run/ga.pid "
+        "-m virtio-serial -p $(echo /dev/vport*p1) </dev/null >/dev/null 2>&1")
+
+    def answers() -> bool:
+        try:
+            driver.freeze(uuid)
+        except AgentFailed:
+            return False
+        return True
+
+    wait_for(answers, 60, "the agent to answer")
+    driver.thaw(uuid)
+    assert "root:*:" in ssh(cloud, vmid, "cat /etc/shadow")
+    driver.set_password(uuid, "root", "it is secret")
+    assert "root:$" in ssh(cloud, vmid, "cat /etc/shadow")
+    with pytest.raises(AgentFailed):
+        driver.set_password(uuid, "nobody-there", "it is secret")

@@ -29,6 +29,8 @@ KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3
 MAX_STUCK = 4
 IDLE_SECONDS = 30.0
+MAX_SPARES = 4
+SPARE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +375,42 @@ class Connection:
                 self._lost()
 
 
+class Spares:
+    """Open connections that nobody uses now, for whoever needs one to himself: opening one takes
+    ten times as long as most calls."""
+
+    def __init__(self, uri: str, options: LibvirtOptions) -> None:
+        self._uri = uri
+        self._options = options
+        self._lock = threading.Lock()
+        self._idle: list[tuple[float, Connection]] = []
+
+    def take(self) -> Connection:
+        """One that is open, if there is one, else one that the first verb opens. Give it back, or
+        close it."""
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()[1]
+        return Connection(self._uri, self._options)
+
+    def give(self, one: Connection) -> None:
+        """Let others have it: nothing is under way on it."""
+        with self._lock:
+            if len(self._idle) < MAX_SPARES:
+                self._idle.append((time.monotonic(), one))
+                return
+        one.close()
+
+    def tidy(self, seconds: float = SPARE_SECONDS) -> None:
+        """Close those that nobody has wanted for so long."""
+        oldest = time.monotonic() - seconds
+        with self._lock:
+            old = [one for since, one in self._idle if since <= oldest]
+            self._idle = [(since, one) for since, one in self._idle if since > oldest]
+        for one in old:
+            one.close()
+
+
 def _keep_alive(conn: Any) -> None:
     try:
         conn.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
@@ -408,5 +446,6 @@ __all__ = [
     "Deadlines",
     "LibvirtOptions",
     "Link",
+    "Spares",
     "as_value",
 ]

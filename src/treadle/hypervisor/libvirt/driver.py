@@ -55,6 +55,7 @@ from treadle.hypervisor.libvirt.connection import (
     Connection,
     LibvirtOptions,
     Link,
+    Spares,
     as_value,
 )
 from treadle.hypervisor.libvirt.domain_xml import (
@@ -113,6 +114,7 @@ class LibvirtDriver:
         self._bulk = Connection(uri, options)
         # So do agents that hang: a connection has only a few calls at once.
         self._agents = Connection(uri, options)
+        self._spares = Spares(uri, options)
         self._images = threading.Lock()
 
     # -- the host
@@ -140,6 +142,7 @@ class LibvirtDriver:
 
     def facts(self) -> HostFacts:
         """What the host is. `disk_mib` is 0 before `prepare`."""
+        self._spares.tidy()
 
         def act(link: Link, attempt: Attempt) -> HostFacts:
             shape = capabilities.shape_of(link, attempt)
@@ -174,6 +177,7 @@ class LibvirtDriver:
         self._main.close()
         self._bulk.close()
         self._agents.close()
+        self._spares.tidy(0.0)
 
     def probe(self, virt_type: str, seconds: float) -> bool:
         """Boot 512 bytes that power the machine off. False where the host refuses to as well."""
@@ -365,8 +369,8 @@ class LibvirtDriver:
         if target._pool_path() != self._pool_path():
             raise HostRefused("the target keeps its volumes elsewhere: host_defaults.pool_path")
         moves.move(
-            (self.uri, self._options, lambda link, attempt: self._ours(link, attempt, uuid)),
-            (target.uri, target._options), options, whole=not target._is_overlay(uuid),
+            (self._spares, lambda link, attempt: self._ours(link, attempt, uuid)),
+            (target._spares, target.uri), options, whole=not target._is_overlay(uuid),
         )
 
     def send_disk(

@@ -27,9 +27,8 @@ from treadle.hypervisor.base import (
 )
 from treadle.hypervisor.libvirt.connection import (
     Attempt,
-    Connection,
-    LibvirtOptions,
     Link,
+    Spares,
     as_value,
 )
 
@@ -46,20 +45,19 @@ NO_JOB = libvirt.VIR_ERR_OPERATION_INVALID
 
 
 def move(
-    source: tuple[str, LibvirtOptions, Find], target: tuple[str, LibvirtOptions],
-    options: MoveOptions, *, whole: bool,
+    source: tuple[Spares, Find], target: tuple[Spares, str], options: MoveOptions, *, whole: bool,
 ) -> None:
     """Lead the move; `whole`: the target's disk is empty, so all of it is sent.
 
     Errors: `HostUnreachable` where the target is lost on the way.
     """
-    source_uri, source_options, find = source
-    target_uri, target_options = target
-    here, there = Connection(source_uri, source_options), Connection(target_uri, target_options)
+    (near, find), (distant, target_uri) = source, target
+    here, there = near.take(), distant.take()
     under_way: list[tuple[Any, Link]] = []
     over = threading.Event()
 
     def at_source(home: Link, attempt: Attempt) -> None:
+        well = False
         try:
             domain = find(home, attempt)
             far = there.run("move", attempt.left(), lambda link, _attempt: link)
@@ -73,9 +71,13 @@ def move(
                 if far.alive():
                     raise
                 raise HostUnreachable("move: the target was lost on the way") from error
+            well = True
         finally:
             # Not before libvirt has come back: it works with what a close sets free.
-            there.close()
+            if well:
+                distant.give(there)
+            else:
+                there.close()
 
     def watch() -> None:
         """A guest that is sent to a host that is gone would be sent for ever."""
@@ -93,13 +95,15 @@ def move(
         threading.Thread(target=work, name="move-help", daemon=True).start()
     try:
         here.run("move", options.seconds, at_source)
-    except VerbTimeout:
-        if under_way:
+    except Exception as error:
+        if under_way and isinstance(error, VerbTimeout):
             _abort(under_way[0][0])
+        here.close()
         raise
+    else:
+        near.give(here)
     finally:
         over.set()
-        here.close()
 
 
 def _abort(domain: Any) -> None:
