@@ -278,8 +278,13 @@ def test_a_real_guest_agent_freezes_and_sets_a_password(
     with pytest.raises(AgentFailed):
         driver.freeze(uuid)
     ssh(cloud, vmid, "mkdir -p /run/ga && tar x -C /run/ga", guest_agent)
-    ssh(cloud, vmid, "cd /run/ga && LD_LIBRARY_PATH=. ./qemu-ga -d -t /run -f /run/ga.pid "
-        "-m virtio-serial -p $(echo /dev/vport*p1) </dev/null >/dev/null 2>&1")
+    # The agent has the guest's own program set passwords; busybox has none.
+    ssh(cloud, vmid, "cat > /run/ga/chpasswd && chmod 755 /run/ga/chpasswd", b"""#!/bin/sh
+read -r told
+grep -q "^${told%%:*}:" /etc/passwd && echo "$told" > /run/told
+""")
+    ssh(cloud, vmid, "cd /run/ga && PATH=/run/ga:$PATH LD_LIBRARY_PATH=. ./qemu-ga -d -t /run "
+        "-f /run/ga.pid -m virtio-serial -p $(echo /dev/vport*p1) </dev/null >/dev/null 2>&1")
 
     def answers() -> bool:
         try:
@@ -290,8 +295,7 @@ def test_a_real_guest_agent_freezes_and_sets_a_password(
 
     wait_for(answers, 60, "the agent to answer")
     driver.thaw(uuid)
-    assert "root:*:" in ssh(cloud, vmid, "cat /etc/shadow")
     driver.set_password(uuid, "root", "it is secret")
-    assert "root:$" in ssh(cloud, vmid, "cat /etc/shadow")
+    assert ssh(cloud, vmid, "cat /run/told") == "root:it is secret\n"
     with pytest.raises(AgentFailed):
         driver.set_password(uuid, "nobody-there", "it is secret")
