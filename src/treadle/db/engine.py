@@ -525,7 +525,8 @@ def open_database(
 ) -> Database:
     """The database that `url` names; empty: SQLite in `folder`. Does not migrate it.
 
-    Errors: `DatabaseUnfit` for a URL of another kind or a driver that is not installed.
+    Errors: `DatabaseUnfit` for a URL of another kind, a driver that is not installed, or a file
+    that SQLite cannot open.
     """
     if not url:
         return SqliteDatabase(folder / "treadle.sqlite", synchronous=synchronous)
