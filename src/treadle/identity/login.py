@@ -166,7 +166,8 @@ class Login:
             raise Unauthorized("Application credentials cannot request a scope.")
         stamp = self._tokens.stamp
         issued, left_s = await asyncio.wrap_future(self._database.submit(
-            lambda conn: self._issue(conn, proof, methods, wanted)
+            # A token that a power cut takes away is asked for again.
+            lambda conn: self._issue(conn, proof, methods, wanted), durable=False
         ))
         self._tokens.remember(
             issued.token.hash, issued.standing.caller(issued.token), left_s, stamp
@@ -322,7 +323,7 @@ class Login:
         return made
 
     async def _read(self, work: Any) -> Any:
-        return await asyncio.wrap_future(self._database.submit_read(work))
+        return await asyncio.wrap_future(self._database.glance(work))
 
 
 def _check_factors(standing: Standing, methods: set[str]) -> None:

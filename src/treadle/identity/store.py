@@ -178,7 +178,7 @@ def epoch(conn: sa.Connection) -> int:
 
 def add_token(conn: sa.Connection, new: Token) -> None:
     """Keep a token."""
-    conn.execute(_ADD_TOKEN, {
+    _ADD_TOKEN(conn, {
         "hash": new.hash, "user_id": new.user_id, "scope": new.scope, "scope_id": new.scope_id,
         "methods": ",".join(new.methods), "audit_ids": ",".join(new.audit_ids),
         "issued_at": new.issued_at, "expires_at": new.expires_at,
@@ -279,7 +279,10 @@ def effective(
             [within["domain_id"]] if within["parent_id"] == within["domain_id"]
             else [one["id"] for one in ancestors(conn, within)]
         )
-    found = conn.execute(_EFFECTIVE, {"u": user_id, "t": target_id, "above": list(above)})
+    statement = _effective_of(len(above))
+    found = statement(conn, {
+        "u": user_id, "t": target_id, **{f"above{n}": id for n, id in enumerate(above)},
+    })
     return [(one.id, one.name) for one in found]
 
 
@@ -419,7 +422,9 @@ _BUMP = Prepared(
         value=sa.cast(sa.cast(meta.c.value, sa.BigInteger) + 1, sa.Text)
     )
 )
-_ADD_TOKEN = sa.insert(token)
+_ADD_TOKEN = Prepared(sa.insert(token).values({
+    column.name: sa.bindparam(column.name, type_=column.type) for column in token.c
+}))
 _TOKEN = Prepared(
     sa.select(token).where(token.c.hash == sa.bindparam("h"), token.c.expires_at > now())
 )
@@ -449,20 +454,27 @@ _PROJECT = Prepared(
     ).join(_domain, _domain.c.id == project.c.domain_id).where(project.c.id == sa.bindparam("p"))
 )
 _groups = sa.select(group_member.c.group_id).where(group_member.c.user_id == sa.bindparam("u"))
-_held = sa.select(role_assignment.c.role_id.label("id")).where(
-    sa.or_(role_assignment.c.actor_id == sa.bindparam("u"),
-           role_assignment.c.actor_id.in_(_groups)),
-    sa.or_(
-        sa.and_(role_assignment.c.target_id == sa.bindparam("t"),
-                role_assignment.c.inherited.is_(False)),
-        sa.and_(role_assignment.c.target_id.in_(sa.bindparam("above", expanding=True)),
-                role_assignment.c.inherited.is_(True)),
-    ),
-).cte("held", recursive=True)
-_all = _held.union(
-    sa.select(role_implied.c.implied_id).join(_held, role_implied.c.prior_id == _held.c.id)
-)
-_EFFECTIVE = (
-    sa.select(role.c.id, role.c.name).join(_all, _all.c.id == role.c.id)
-    .where(role.c.domain_id == "").order_by(role.c.name)
-)
+
+
+@cache
+def _effective_of(above: int) -> Prepared:
+    """The roles of user `u` on target `t` that has so many above it: `above0`, `above1`, …"""
+    inherited = sa.or_(sa.false(), *(
+        role_assignment.c.target_id == sa.bindparam(f"above{n}") for n in range(above)
+    ))
+    held = sa.select(role_assignment.c.role_id.label("id")).where(
+        sa.or_(role_assignment.c.actor_id == sa.bindparam("u"),
+               role_assignment.c.actor_id.in_(_groups)),
+        sa.or_(
+            sa.and_(role_assignment.c.target_id == sa.bindparam("t"),
+                    role_assignment.c.inherited.is_(False)),
+            sa.and_(inherited, role_assignment.c.inherited.is_(True)),
+        ),
+    ).cte("held", recursive=True)
+    every = held.union(
+        sa.select(role_implied.c.implied_id).join(held, role_implied.c.prior_id == held.c.id)
+    )
+    return Prepared(
+        sa.select(role.c.id, role.c.name).join(every, every.c.id == role.c.id)
+        .where(role.c.domain_id == "").order_by(role.c.name)
+    )
