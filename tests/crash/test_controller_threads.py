@@ -32,6 +32,7 @@ from treadle.db.schema import allocation, host, image, instance, work
 from treadle.hypervisor.base import HostSetup
 from treadle.hypervisor.fake import FakeFleet
 from treadle.placement import ledger
+from treadle.placement.board import Board
 from treadle.scheduler.engine import Scheduler
 
 DEADLINE_S = 10.0
@@ -85,11 +86,12 @@ class Cloud:
         policy = HostPolicy(HostSetup(virt_type="fake"))
         watching = HostHandler(self.database, fleet, signals, policy)
         scheduler = Scheduler("first-fit", ("state", "capacity", "excluded"), {})
+        board = Board(self.database, scheduler)
         made = Controller(
             self.database,
             {
                 KIND: InstanceHandler(
-                    self.database, fleet, scheduler, Timing(lease_s, 60.0, 3), "cloud"
+                    self.database, fleet, board, Timing(lease_s, 60.0, 3), "cloud"
                 ),
                 HOST_KIND: watching,
                 IMAGE_KIND: HostImageHandler(self.database, fleet, signals, policy),

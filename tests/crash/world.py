@@ -71,6 +71,7 @@ from treadle.image.contents import Contents, Digests
 from treadle.image.fetch import FetchLimits
 from treadle.image.store import Content
 from treadle.placement import fences, ledger
+from treadle.placement.board import Board
 from treadle.placement.ledger import HostStatus, ImageState
 from treadle.scheduler.engine import Scheduler
 
@@ -277,13 +278,14 @@ class Brain:
         self.fleet = Fleet(world.driver)
         signals = Signals()
         database = world.database
+        board = Board(database, world.scheduler)
         self.handlers: dict[str, Any] = {
-            KIND: InstanceHandler(database, self.fleet, world.scheduler, world.timing, "cloud"),
+            KIND: InstanceHandler(database, self.fleet, board, world.timing, "cloud"),
             HOST_KIND: HostHandler(database, self.fleet, signals, world.policy),
             MOVE_KIND: Unwatched(
-                database, self.fleet, world.scheduler, MovePolicy(lease_s=LEASE_S), "cloud"
+                database, self.fleet, board, MovePolicy(lease_s=LEASE_S), "cloud"
             ),
-            EVACUATION_KIND: EvacuationHandler(database, world.scheduler, BUILD_S),
+            EVACUATION_KIND: EvacuationHandler(database, board, BUILD_S),
             fencing.KIND: FenceHandler(database, Outlet(world), "outlet", 5.0, evacuates=False),
             IMAGE_KIND: HostImageHandler(database, self.fleet, signals, world.policy),
             SNAPSHOT_KIND: SnapshotHandler(database, self.fleet, signals, world.contents),

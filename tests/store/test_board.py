@@ -27,11 +27,11 @@ def spread() -> Scheduler:
     return Scheduler("worst-fit", FILTERS, {})
 
 
-def rank(board: Board, scheduler: Scheduler, uuid: str, **more: Any) -> Outlook:
+def rank(board: Board, uuid: str, **more: Any) -> Outlook:
     request = PlacementRequest(
         uuid, SMALL.vcpus, SMALL.memory_mib, SMALL.disk_mib, SMALL.sha256, SMALL.image_mib
     )
-    return board.rank(scheduler, request, SMALL, **more)
+    return board.rank(request, SMALL, **more)
 
 
 def take(database: Database, board: Board, host: int, instance: int, uuid: str) -> bool:
@@ -57,25 +57,25 @@ def shown(board: Board) -> dict[int, tuple[int, int, int]]:
 
 def test_what_is_held_counts_for_the_next(database: Database, spread: Scheduler) -> None:
     hosts = [add_host(database, f"fake://h{n}") for n in (1, 2, 3)]
-    board = Board(database)
-    first = [int(rank(board, spread, f"u-{n}").ranking.ids[0]) for n in range(3)]
+    board = Board(database, spread)
+    first = [int(rank(board, f"u-{n}").ranking.ids[0]) for n in range(3)]
     assert sorted(first) == hosts
 
 
 def test_what_is_let_go_counts_no_more(database: Database, spread: Scheduler) -> None:
     add_host(database, "fake://h1")
     add_host(database, "fake://h2")
-    board = Board(database)
-    first = int(rank(board, spread, "u-0").ranking.ids[0])
+    board = Board(database, spread)
+    first = int(rank(board, "u-0").ranking.ids[0])
     board.let_go("u-0")
-    assert int(rank(board, spread, "u-1").ranking.ids[0]) == first
+    assert int(rank(board, "u-1").ranking.ids[0]) == first
 
 
 def test_a_claim_is_counted_once(database: Database, spread: Scheduler) -> None:
     host = add_host(database)
     [instance] = add_instances(database, 1)
-    board = Board(database)
-    rank(board, spread, "u-0")
+    board = Board(database, spread)
+    rank(board, "u-0")
     assert take(database, board, host, instance, "u-0")
     assert shown(board) == {host: (1, SMALL.memory_mib, SMALL.disk_mib + SMALL.image_mib)}
 
@@ -85,8 +85,8 @@ def test_a_claim_that_is_rolled_back_is_not_counted(
 ) -> None:
     host = add_host(database)
     [instance] = add_instances(database, 1)
-    board = Board(database)
-    rank(board, spread, "u-0")
+    board = Board(database, spread)
+    rank(board, "u-0")
 
     class Enough(Exception):
         pass
@@ -105,10 +105,10 @@ def test_a_claim_that_is_rolled_back_is_not_counted(
 def test_everything_that_changes_a_host_is_seen(database: Database, spread: Scheduler) -> None:
     host = add_host(database)
     [instance] = add_instances(database, 1)
-    board = Board(database)
+    board = Board(database, spread)
 
     def fits() -> bool:
-        outlook = rank(board, spread, "u-9")
+        outlook = rank(board, "u-9")
         board.let_go("u-9")
         return bool(len(outlook.ranking))
 
@@ -140,19 +140,19 @@ def test_no_for_want_of_room_is_exact_only_when_nothing_is_held(
     database: Database, spread: Scheduler
 ) -> None:
     add_host(database)
-    board = Board(database)
+    board = Board(database, spread)
     big = PlacementRequest("big", 100, 1, 1)
-    assert board.rank(spread, big, SMALL).exact  # the first look reads everything
-    assert not board.rank(spread, big, SMALL).exact
-    assert board.rank(spread, big, SMALL, anew=True).exact
-    rank(board, spread, "u-0")
-    assert not board.rank(spread, big, SMALL, anew=True).exact
+    assert board.rank(big, SMALL).exact  # the first look reads everything
+    assert not board.rank(big, SMALL).exact
+    assert board.rank(big, SMALL, anew=True).exact
+    rank(board, "u-0")
+    assert not board.rank(big, SMALL, anew=True).exact
 
 
 def test_hosts_that_were_never_reached_are_told(database: Database, spread: Scheduler) -> None:
     database.write(lambda conn: ledger.add_host(conn, "fake://n", "n", ledger.Ratios()))
-    board = Board(database)
-    outlook = rank(board, spread, "u-0")
+    board = Board(database, spread)
+    outlook = rank(board, "u-0")
     assert not len(outlook.ranking)
     assert outlook.unknown
 
@@ -162,7 +162,7 @@ def test_many_at_once_are_spread_evenly_and_never_over_the_limit(
 ) -> None:
     hosts = [add_host(database, f"fake://h{n}") for n in range(4)]
     instances = add_instances(database, 34)  # there is room for 8 vCPUs on each: 32
-    board = Board(database)
+    board = Board(database, spread)
     start = threading.Barrier(8)
 
     def place(number: int) -> int | None:
@@ -170,7 +170,7 @@ def test_many_at_once_are_spread_evenly_and_never_over_the_limit(
             start.wait(PATIENCE_S)
         uuid = f"u-{number}"
         for attempt in range(50):
-            outlook = rank(board, spread, uuid, anew=attempt > 0)
+            outlook = rank(board, uuid, anew=attempt > 0)
             for host in outlook.ranking:
                 if take(database, board, host, instances[number], uuid):
                     return host
@@ -192,9 +192,9 @@ def test_what_another_process_does_is_seen_in_time(
     host = add_host(database)
     monkeypatch.setattr(boards, "REREAD_S", 0.0)
     monkeypatch.setattr(boards, "REREAD_SHARE", 1e9)
-    board = Board(database)
-    assert len(rank(board, spread, "u-0").ranking) == 1
+    board = Board(database, spread)
+    assert len(rank(board, "u-0").ranking) == 1
     board.let_go("u-0")
     with database.engine.begin() as conn:  # past our own `write`, as another process does
         conn.execute(sa.text("UPDATE host SET enabled = false WHERE id = :h"), {"h": host})
-    assert not len(rank(board, spread, "u-0").ranking)
+    assert not len(rank(board, "u-0").ranking)

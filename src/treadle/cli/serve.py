@@ -67,6 +67,7 @@ from treadle.image.fetch import FetchLimits, HttpUrl
 from treadle.image.handler import ImageHandler
 from treadle.memory import give_freed_memory_back
 from treadle.placement import ledger
+from treadle.placement.board import Board
 from treadle.scheduler.engine import OnFault, Scheduler
 
 if TYPE_CHECKING:
@@ -205,11 +206,12 @@ def assemble(
         Vault(folder),
     )
     watching = HostHandler(database, fleet, signals, policy)
+    board = Board(database, scheduler)
     handlers: dict[str, Handler] = {
-        KIND: InstanceHandler(database, fleet, scheduler, timing, cloud_id),
+        KIND: InstanceHandler(database, fleet, board, timing, cloud_id),
         HOST_KIND: watching,
         MOVE_KIND: EveryMove(
-            database, fleet, scheduler, MovePolicy(
+            database, fleet, board, MovePolicy(
                 MoveOptions(
                     settings.moves.deadline_s, settings.moves.bandwidth_mib_s,
                     settings.moves.auto_converge, settings.moves.post_copy,
@@ -217,7 +219,7 @@ def assemble(
                 settings.moves.at_once, limits.lease_s, evacuates, limits.build_deadline_s,
             ), cloud_id,
         ),
-        EVACUATION_KIND: EvacuationHandler(database, scheduler, limits.build_deadline_s),
+        EVACUATION_KIND: EvacuationHandler(database, board, limits.build_deadline_s),
         fencing.KIND: FenceHandler(
             database, fence, settings.fencing.plugin, settings.fencing.deadline_s, evacuates
         ),

@@ -54,7 +54,6 @@ from treadle.image import store as images
 from treadle.placement import groups, ledger
 from treadle.placement.board import Board
 from treadle.placement.ledger import HostStatus, ImageState
-from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.plugin import PluginError
 from treadle.scheduler.record import Decision, sentence
 
@@ -166,14 +165,13 @@ class InstanceHandler:
     """Makes passes over instances."""
 
     def __init__(
-        self, database: Database, fleet: Fleet, scheduler: Scheduler, timing: Timing, cloud_id: str
+        self, database: Database, fleet: Fleet, board: Board, timing: Timing, cloud_id: str
     ) -> None:
         self._db = database
         self._fleet = fleet
-        self._scheduler = scheduler
         self._timing = timing
         self._cloud_id = cloud_id
-        self._board = Board(database)
+        self._board = board
 
     def run(self, ticket: Ticket) -> Ticket | None:
         """Make passes while the next one follows at once and stays on the same lane."""
@@ -317,10 +315,10 @@ class InstanceHandler:
         room = room_of(loaded)
         for attempt in range(PLACE_TRIES):
             request = self._db.read(lambda conn: placing.request_of(
-                conn, instance, room, with_flavors=self._scheduler.wants_flavors,
+                conn, instance, room, with_flavors=self._board.scheduler.wants_flavors,
             ))
             try:
-                outlook = self._board.rank(self._scheduler, request, room, anew=attempt > 0)
+                outlook = self._board.rank(request, room, anew=attempt > 0)
             except PluginError as error:
                 return self._fail(ticket, loaded, str(error))
             ranking, record = outlook.ranking, outlook.record

@@ -40,10 +40,12 @@ class Outlook:
 
 
 class Board:
-    """Safe to use from several threads; they are ranked one after the other."""
+    """One for all that place, ranked by one scheduler. Safe to use from several threads; they are
+    ranked one after the other."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, scheduler: Scheduler) -> None:
         self._db = database
+        self.scheduler = scheduler
         self._views: dict[int, HostView] = {}
         self._table = HostTable()
         self._ranking = threading.Lock()
@@ -56,7 +58,7 @@ class Board:
         database.watch(self._committed)
 
     def rank(
-        self, scheduler: Scheduler, request: PlacementRequest, room: Room, *, anew: bool = False
+        self, request: PlacementRequest, room: Room, *, anew: bool = False
     ) -> Outlook:
         """Rank, and hold the room on the first host until the claim is durable or `let_go`.
 
@@ -64,7 +66,7 @@ class Board:
         """
         with self._ranking:
             whole = self._refresh(anew)
-            ranking, record = scheduler.rank(self._table.columns(), request)
+            ranking, record = self.scheduler.rank(self._table.columns(), request)
             exact = whole and not self._held
             unknown = not len(ranking) and any(
                 view.state == ledger.HostStatus.NEW for view in self._table.columns()

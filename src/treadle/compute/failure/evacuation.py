@@ -34,7 +34,6 @@ from treadle.image import store as images
 from treadle.placement import fences, groups, ledger
 from treadle.placement.board import Board
 from treadle.placement.ledger import Host, HostStatus, ImageState, Room
-from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.plugin import PluginError
 from treadle.scheduler.record import Decision
 
@@ -100,12 +99,11 @@ class EvacuationHandler:
     """Makes passes over evacuations."""
 
     def __init__(
-        self, database: Database, scheduler: Scheduler, build_deadline_s: float
+        self, database: Database, board: Board, build_deadline_s: float
     ) -> None:
         self._db = database
-        self._scheduler = scheduler
         self._build_deadline_s = build_deadline_s
-        self._board = Board(database)
+        self._board = board
 
     def run(self, ticket: Ticket) -> Ticket | None:
         """One pass."""
@@ -130,7 +128,7 @@ class EvacuationHandler:
         started = time.time()
         for attempt in range(PLACE_TRIES):
             request = self._db.read(lambda conn: placing.request_of(
-                conn, instance, room, with_flavors=self._scheduler.wants_flavors,
+                conn, instance, room, with_flavors=self._board.scheduler.wants_flavors,
             ))
             only = request.only_hosts
             if move.wanted_id is not None:
@@ -140,7 +138,7 @@ class EvacuationHandler:
                 only_hosts=only,
             )
             try:
-                outlook = self._board.rank(self._scheduler, request, room, anew=attempt > 0)
+                outlook = self._board.rank(request, room, anew=attempt > 0)
             except PluginError as error:
                 self._wait(ticket, str(error), backoff(ticket.tries))
                 return

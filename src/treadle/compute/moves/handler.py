@@ -55,7 +55,6 @@ from treadle.hypervisor.base import DomainSpec, HostUnreachable, Hypervisor, Mov
 from treadle.placement import groups, ledger
 from treadle.placement.board import Board
 from treadle.placement.ledger import HostStatus, ImageState
-from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.plugin import PluginError
 
 if TYPE_CHECKING:
@@ -95,15 +94,14 @@ class MoveHandler:
     """Makes passes over live moves."""
 
     def __init__(
-        self, database: Database, fleet: Fleet, scheduler: Scheduler, policy: MovePolicy,
+        self, database: Database, fleet: Fleet, board: Board, policy: MovePolicy,
         cloud_id: str,
     ) -> None:
         self._db = database
         self._fleet = fleet
-        self._scheduler = scheduler
         self._policy = policy
         self._cloud_id = cloud_id
-        self._board = Board(database)
+        self._board = board
 
     def run(self, ticket: Ticket) -> Ticket | None:
         """Make passes while the next one follows at once."""
@@ -216,11 +214,11 @@ class MoveHandler:
         )
         for attempt in range(PLACE_TRIES):
             asked = self._db.read(lambda conn: targets.asked(
-                conn, scene.loaded, wish, with_flavors=self._scheduler.wants_flavors,
+                conn, scene.loaded, wish, with_flavors=self._board.scheduler.wants_flavors,
             ))
             request, room = asked.request, asked.room
             try:
-                outlook = self._board.rank(self._scheduler, request, room, anew=attempt > 0)
+                outlook = self._board.rank(request, room, anew=attempt > 0)
             except PluginError as error:
                 self._over(ticket, scene, Stage.FAILED, str(error))
                 return None, ""
