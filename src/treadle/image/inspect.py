@@ -402,7 +402,10 @@ def qemu_img(
         "qemu-img",
         *arguments,
     ]
-    env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+    # One arena: each further one takes 128 MiB of the address space that is limited.
+    env = {
+        "PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "MALLOC_ARENA_MAX": "1",
+    }
     # Into files, not pipes: the limit on the size of files is what bounds them.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:

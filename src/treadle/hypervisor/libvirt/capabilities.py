@@ -22,7 +22,7 @@ BY_KIND = {
                          "snapshot", "transfer"},
     "TEST": LIFECYCLE | {"images", "network"},
     "LXC": frozenset({"pause", "graceful_stop", "root_filesystems", "serial_console",
-                      "diagnostics", "transfer"}),
+                      "diagnostics"}),
 }
 
 
