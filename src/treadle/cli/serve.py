@@ -65,7 +65,7 @@ from treadle.image.blobs import open_blobs
 from treadle.image.contents import Contents
 from treadle.image.fetch import FetchLimits, HttpUrl
 from treadle.image.handler import ImageHandler
-from treadle.memory import give_freed_memory_back
+from treadle.memory import give_freed_memory_back, trim
 from treadle.placement import ledger
 from treadle.placement.board import Board
 from treadle.scheduler.engine import OnFault, Scheduler
@@ -394,6 +394,7 @@ def serve(settings: Settings, inventory: Inventory | None = None) -> None:
             treadle.watch.start()
         server = uvicorn.Server(server_config(treadle.app))
         # What is there now stays; a request leaves few cycles behind.
+        trim()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
         port = listener.getsockname()[1]
