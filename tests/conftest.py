@@ -35,17 +35,6 @@ SPEED = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the lab runs one after the other in one process, from the beginning on: it waits
-    for guests most of the time, while the other processes work. All else goes by its file."""
-    items.sort(key=lambda item: (
-        item.get_closest_marker("lab") is None, "conformance" not in item.nodeid
-    ))
-    for item in items:
-        lab = item.get_closest_marker("lab") is not None
-        item.add_marker(pytest.mark.xdist_group("lab" if lab else item.nodeid.partition("::")[0]))
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show what tests recorded as figures, wherever they ran."""
     for outcome in ("passed", "failed"):
