@@ -18,15 +18,14 @@ from treadle.compute.lifecycle import ImageOnHost, Lost
 from treadle.compute.moves import plan as live
 from treadle.compute.moves.plan import (
     RUNS,
-    AwaitImage,
-    Begin,
-    Choose,
     Clean,
     End,
     Move,
     Seen,
     Stage,
     Wait,
+    given_up,
+    towards,
 )
 from treadle.hypervisor.base import Domain, Power
 
@@ -102,22 +101,12 @@ def plan(move: Move, here: Seen, there: Seen, context: Context) -> Action:
 def _before(move: Move, here: Seen, there: Seen, context: Context) -> Action:
     """Nothing has been begun yet: the guest is as it was."""
     if context.unwanted or context.late:
-        return _given_up(context)
+        return given_up(context.trouble, unwanted=context.unwanted)
     if here is Lost.HOST:
         return Wait("the source does not answer")
     if not isinstance(here, Domain) or here.power is Power.REMNANT:
         return End(Stage.FAILED, "it is not on its host")
-    if move.target_id is None:
-        return Choose()
-    if there is Lost.HOST:
-        return End(Stage.FAILED, "the target does not answer")
-    if isinstance(there, Domain) and there.power is not Power.REMNANT:
-        return End(Stage.FAILED, "a guest with its UUID is at the target already")
-    if context.image is ImageOnHost.PENDING:
-        return AwaitImage()
-    if context.image is not ImageOnHost.READY:
-        return End(Stage.FAILED, context.trouble or "the target could not take its image")
-    return Begin()
+    return towards(move, there, context.image, context.trouble)
 
 
 def _under_way(here: Seen, there: Seen, context: Context) -> Action:
@@ -126,7 +115,7 @@ def _under_way(here: Seen, there: Seen, context: Context) -> Action:
         # Of a target that does not answer, the rest is swept when it is back.
         if isinstance(there, Domain) and there.power is Power.REMNANT:
             return Clean(target=True)
-        return _given_up(context)
+        return given_up(context.trouble, unwanted=context.unwanted)
     if here is Lost.HOST:
         return Wait("the source does not answer")
     if not isinstance(here, Domain) or here.power in (Power.REMNANT, Power.SAVED):
@@ -177,9 +166,3 @@ def _fail(there: Seen, reason: str) -> Action:
     if isinstance(there, Domain) and there.power is Power.REMNANT:
         return Clean(target=True)
     return End(Stage.FAILED, reason)
-
-
-def _given_up(context: Context) -> End:
-    if context.unwanted:
-        return End(Stage.CANCELLED, context.trouble)
-    return End(Stage.FAILED, context.trouble or "there was no time left")

@@ -181,22 +181,35 @@ def plan(move: Move, here: Seen, there: Seen, context: Context) -> Action:
 def _before(move: Move, here: Seen, there: Seen, context: Context) -> Action:
     """Nothing has been begun yet: it can be left at any time."""
     if context.unwanted or context.late:
-        reason = context.trouble or ("" if context.unwanted else "there was no time left")
-        return End(Stage.CANCELLED if context.unwanted else Stage.FAILED, reason)
+        return given_up(context.trouble, unwanted=context.unwanted)
     if here is Lost.HOST:
         return Wait("the source does not answer")
     if not _is_alive(here):
         return End(Stage.FAILED, "the guest does not run")
+    return towards(move, there, context.image, context.trouble)
+
+
+def given_up(trouble: str, *, unwanted: bool) -> End:
+    """Somebody has ended it, or its time is over."""
+    if unwanted:
+        return End(Stage.CANCELLED, trouble)
+    return End(Stage.FAILED, trouble or "there was no time left")
+
+
+def towards(
+    move: Move, there: Seen, image: ImageOnHost, trouble: str
+) -> Choose | AwaitImage | Begin | End:
+    """What is next of a move that nothing keeps on its source: a target, its image, the move."""
     if move.target_id is None:
         return Choose()
     if there is Lost.HOST:
         return End(Stage.FAILED, "the target does not answer")
     if isinstance(there, Domain) and there.power is not Power.REMNANT:
         return End(Stage.FAILED, "a guest with its UUID is at the target already")
-    if context.image is ImageOnHost.PENDING:
+    if image is ImageOnHost.PENDING:
         return AwaitImage()
-    if context.image is not ImageOnHost.READY:
-        return End(Stage.FAILED, context.trouble or "the target could not take its image")
+    if image is not ImageOnHost.READY:
+        return End(Stage.FAILED, trouble or "the target could not take its image")
     return Begin()
 
 
