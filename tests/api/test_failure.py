@@ -9,8 +9,8 @@ import pytest
 from cloudkit import ROOMY, Cloud, Start, until
 from test_placement import command
 
-from treadle.compute import actions, store
-from treadle.compute.actions import Wish
+from treadle.compute import actions, creating, store
+from treadle.compute.creating import Wish
 from treadle.compute.failure.verdict import Verdict
 from treadle.compute.failure.watch import Watch, WatchPolicy
 from treadle.compute.model import HA_KEY, Instance, State
@@ -63,7 +63,7 @@ def on_first(cloud: Cloud, name: str, ha: str = "") -> Instance:
     """One that runs on the first host."""
     for other in (2, 3):
         cloud.native("POST", f"/hosts/{other}/disable", json={})
-    made = cloud.treadle.database.write(lambda conn: actions.create(
+    made = cloud.treadle.database.write(lambda conn: creating.create(
         conn, Wish(name, 1, None, metadata={HA_KEY: ha} if ha else {}), request_id="req",
         build_deadline_s=60,
     ))

@@ -17,7 +17,7 @@ from cloudkit import ROOMY, Cloud, start_cloud, until
 from obstore.store import MemoryStore
 
 from treadle.api.openstack.image import SERVICE
-from treadle.compute.actions import Wish, create
+from treadle.compute.creating import Wish, create
 from treadle.db.clock import now as clock
 from treadle.db.schema import work
 from treadle.errors import Conflict, Unauthorized

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from cloudkit import ROOMY, Cloud, Start, until
 
-from treadle.compute import actions, store
+from treadle.compute import creating, store
 from treadle.compute.model import Instance, State
 from treadle.db.schema import aggregate, aggregate_host, server_group
 from treadle.placement.ledger import CHANGED, note
@@ -20,8 +20,8 @@ HOSTS = tuple(f"fake://h{n}{ROOMY}" for n in (1, 2, 3, 4))
 
 def ask(cloud: Cloud, count: int, **wish: Any) -> list[int]:
     def create(conn: sa.Connection) -> list[int]:
-        made = actions.create(
-            conn, actions.Wish("vm", 1, None, count, project_id="p", **wish),
+        made = creating.create(
+            conn, creating.Wish("vm", 1, None, count, project_id="p", **wish),
             request_id="r", build_deadline_s=30.0,
         )
         return [one.id for one in made]

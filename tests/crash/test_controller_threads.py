@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from treadle.compute import actions, store
-from treadle.compute.actions import Wish
+from treadle.compute import actions, creating, store
+from treadle.compute.creating import Wish
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
 from treadle.compute.model import Goal, Instance, State, is_settled
@@ -106,7 +106,7 @@ class Cloud:
 
     def create(self, count: int = 1, name: str = "vm") -> list[int]:
         """Ask for instances as the API does."""
-        made = self.database.write(lambda conn: actions.create(
+        made = self.database.write(lambda conn: creating.create(
             conn, Wish(name, 1, 1, count=count), request_id="req", build_deadline_s=60.0
         ))
         self.signals.work_is_due()
@@ -324,7 +324,7 @@ import os, sys, threading
 from pathlib import Path
 import structlog, logging
 from treadle.cli.serve import assemble
-from treadle.compute import actions
+from treadle.compute import actions, creating
 from treadle.config import Settings
 
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -335,8 +335,8 @@ print("up", flush=True)
 number = 0
 while True:
     number += 1
-    wish = actions.Wish(f"vm{os.getpid()}-{number}", 1, 1, count=2, rollback=True)
-    made = treadle.database.write(lambda conn: actions.create(
+    wish = creating.Wish(f"vm{os.getpid()}-{number}", 1, 1, count=2, rollback=True)
+    made = treadle.database.write(lambda conn: creating.create(
         conn, wish, request_id="req", build_deadline_s=60.0))
     treadle.signals.work_is_due()
     if number % 2:

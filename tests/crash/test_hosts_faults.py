@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 from world import BUILD_S, LEASE_S, Brain, World, world_time
 
-from treadle.compute import actions
-from treadle.compute.actions import Wish
+from treadle.compute import creating
+from treadle.compute.creating import Wish
 from treadle.compute.model import Goal, State
 from treadle.compute.reconciler import HOST_KIND, IMAGE_KIND, NO_EFFECT_S
 from treadle.controller import queue
@@ -92,7 +92,7 @@ def second_image(world: World) -> str:
 
 def create_of(world: World, image_id: int, name: str = "other") -> int:
     """Ask for one of that image."""
-    made = world.ask(lambda conn: actions.create(
+    made = world.ask(lambda conn: creating.create(
         conn, Wish(name, 1, image_id), request_id="req", build_deadline_s=BUILD_S
     ))
     return int(made[0].id)

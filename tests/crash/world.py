@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from pysqlite3 import dbapi2
 
-from treadle.compute import actions, lifecycle, store
-from treadle.compute.actions import Rebuild, Wish
+from treadle.compute import actions, creating, lifecycle, store
+from treadle.compute.actions import Rebuild
 from treadle.compute.changes import held
+from treadle.compute.creating import Wish
 from treadle.compute.failure import actions as failure
 from treadle.compute.failure import fencing
 from treadle.compute.failure.evacuation import EvacuationHandler
@@ -514,7 +515,7 @@ class World:
         wish = Wish(
             name, 1, 1, count=count, rollback=rollback, metadata={HA_KEY: ha} if ha else {}
         )
-        made = self.ask(lambda conn: actions.create(
+        made = self.ask(lambda conn: creating.create(
             conn, wish, request_id="req", build_deadline_s=BUILD_S,
         ))
         return [one.id for one in made]

@@ -12,8 +12,8 @@ import pytest
 
 from tests.lab.conftest import Cloud, all_up, running_cloud
 from tests.waiting import wait_for
-from treadle.compute import actions, store
-from treadle.compute.actions import Wish
+from treadle.compute import creating, store
+from treadle.compute.creating import Wish
 from treadle.compute.failure import actions as failure
 from treadle.compute.failure.actions import Wanted
 from treadle.compute.failure.verdict import Verdict
@@ -48,7 +48,7 @@ def create(cloud: Cloud, host: int, names: list[str], ha: str) -> list[int]:
     for other in others:
         cloud.treadle.database.write(lambda conn, id=other: ledger.disable_host(conn, id, None))
     ids = [
-        cloud.treadle.database.write(lambda conn, name=name: actions.create(
+        cloud.treadle.database.write(lambda conn, name=name: creating.create(
             conn, Wish(name, 1, 1, metadata={HA_KEY: ha} if ha else {}), request_id="req",
             build_deadline_s=120,
         ))[0].id for name in names

@@ -14,8 +14,9 @@ from tests.lab.conftest import Cloud, all_up
 from tests.waiting import wait_for
 from treadle.cli.files import ImageEntry
 from treadle.cli.serve import Inventory
-from treadle.compute import actions, store
-from treadle.compute.actions import Rebuild, Wish
+from treadle.compute import actions, creating, store
+from treadle.compute.actions import Rebuild
+from treadle.compute.creating import Wish
 from treadle.compute.model import Instance, task_state, vm_state
 from treadle.image import store as images
 from treadle.image.fetch import parse_source
@@ -96,7 +97,7 @@ def reaches(cloud: Cloud, vmid: int, state: str, seconds: float = 90) -> Instanc
 
 def makes(cloud: Cloud, name: str, image: int | None = None) -> int:
     """A VM that tells what is on its disks."""
-    [made] = ask(cloud, lambda conn: actions.create(
+    [made] = ask(cloud, lambda conn: creating.create(
         conn, Wish(name, 1, image, user_data=TELLS), request_id="req-lab", build_deadline_s=120.0,
     ))
     reaches(cloud, made.id, "active")
@@ -223,7 +224,7 @@ def test_what_is_done_behind_our_back_is_undone(cloud: Cloud) -> None:
 
 
 def test_a_guest_that_does_not_listen_is_stopped_all_the_same(cloud: Cloud) -> None:
-    [made] = ask(cloud, lambda conn: actions.create(
+    [made] = ask(cloud, lambda conn: creating.create(
         conn, Wish("deaf", 1, None, user_data="""#!/bin/sh
 kill $(cat /run/acpid.pid)
 echo DEAF > /dev/ttyS0

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from tests.lab.conftest import Cloud, all_up, served
 from tests.waiting import wait_for
 from treadle.cli.main import main as command_line
-from treadle.compute import actions
-from treadle.compute.actions import Wish
+from treadle.compute import creating
+from treadle.compute.creating import Wish
 from treadle.compute.moves import actions as moving
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import ENDED, Stage
@@ -100,7 +100,7 @@ def test_whatever_fails_in_the_middle_of_a_move_one_copy_runs(
 ) -> None:
     """The cable of the target, its power, its disk, and last the source's power."""
     lab = cloud.lab
-    [made] = cloud.treadle.database.write(lambda conn: actions.create(
+    [made] = cloud.treadle.database.write(lambda conn: creating.create(
         conn, Wish("survivor", 1, None, user_data=TICKS), request_id="r", build_deadline_s=120.0,
     ))
     cloud.treadle.signals.work_is_due()
@@ -191,7 +191,7 @@ def test_a_host_is_drained_under_load_and_no_guest_is_lost_or_booted_anew(cloud:
     source, *others = cloud.get("/pm/list")["pmids"]
     for pmid in others:
         switch(cloud, pmid, "disable")
-    made = cloud.treadle.database.write(lambda conn: actions.create(
+    made = cloud.treadle.database.write(lambda conn: creating.create(
         conn, Wish("stays-alive", 1, None, count=3, user_data=TICKS), request_id="r",
         build_deadline_s=120.0,
     ))
@@ -305,7 +305,7 @@ class Face:
 
 def test_a_guest_is_moved_while_off_taken_back_and_moved_for_good(cloud: Cloud) -> None:
     face = Face(cloud)
-    made = cloud.treadle.database.write(lambda conn: actions.create(
+    made = cloud.treadle.database.write(lambda conn: creating.create(
         conn, Wish("goer", 1, None, user_data=COUNTS), request_id="r", build_deadline_s=120.0,
     ))[0]
     cloud.treadle.signals.work_is_due()

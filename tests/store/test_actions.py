@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from treadle.compute import model, store
-from treadle.compute.actions import ACTIONS, Wish, act, create, delete, mac_of
+from treadle.compute.actions import ACTIONS, act, delete
+from treadle.compute.creating import Wish, create, mac_of
 from treadle.compute.model import SETTLED, Goal, Instance, Phase, State
 from treadle.controller import queue
 from treadle.db.engine import Database

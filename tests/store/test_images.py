@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
-from treadle.compute import actions
+from treadle.compute import creating
 from treadle.compute import store as instances
 from treadle.db.engine import Database
 from treadle.db.schema import image_member, meta
@@ -144,8 +144,8 @@ def test_an_upload_that_was_overtaken_by_another_one_keeps_nothing(database: Dat
 
 
 def boot(database: Database, image_id: int) -> None:
-    database.write(lambda conn: actions.create(
-        conn, actions.Wish("vm", 1, image_id), request_id="r", build_deadline_s=10.0
+    database.write(lambda conn: creating.create(
+        conn, creating.Wish("vm", 1, image_id), request_id="r", build_deadline_s=10.0
     ))
 
 

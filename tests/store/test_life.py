@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from treadle.compute import actions, changes, quota, store
-from treadle.compute.actions import Caller, Rebuild, Wish
+from treadle.compute import actions, changes, creating, quota, store
+from treadle.compute.actions import Caller, Rebuild
+from treadle.compute.creating import Wish
 from treadle.compute.model import (
     SETTLED,
     Goal,
@@ -70,7 +71,7 @@ def set_up(database: Database) -> None:
 def settled(database: Database, state: State = State.RUNNING, **values: Any) -> Instance:
     """One that has come to rest on the host, or, offloaded or given up, on none."""
     def write(conn: sa.Connection) -> int:
-        [made] = actions.create(
+        [made] = creating.create(
             conn, Wish("web", 1, 1, project_id="project", user_id="user"), request_id="r",
             build_deadline_s=300,
         )

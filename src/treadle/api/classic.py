@@ -23,8 +23,8 @@ from starlette.routing import Route
 
 from treadle.api.context import Context, answer, built
 from treadle.api.faults import message_of, status_of
-from treadle.compute import actions, store
-from treadle.compute.actions import Wish
+from treadle.compute import actions, creating, store
+from treadle.compute.creating import Wish
 from treadle.compute.model import SETTLED, Goal, Instance, State, is_settled, word
 from treadle.errors import CannotPlace, InvalidInput, NotAvailable, NotFound, RetryLater
 from treadle.image import store as images
@@ -110,7 +110,7 @@ async def vm_create(context: Context, arguments: Arguments, request_id: str) -> 
         rollback=wait == "1" or (count or 1) > 1,
     )
     made = await context.write(partial(
-        actions.create, wish=wish, request_id=request_id,
+        creating.create, wish=wish, request_id=request_id,
         build_deadline_s=limits.build_deadline_s,
     ))
     if wait == "1":

@@ -34,7 +34,7 @@ from treadle.api.openstack.wire import (
     page_of,
     to_json,
 )
-from treadle.compute import actions, flavors, groups, injected, keypairs, listing, store
+from treadle.compute import actions, creating, flavors, groups, injected, keypairs, listing, store
 from treadle.compute.listing import Key, Row, Wanted
 from treadle.compute.patterns import is_literal, matcher
 from treadle.errors import Conflict, Forbidden, InvalidInput, NotFound
@@ -331,8 +331,8 @@ async def create(ask: Ask) -> Reply:
     password = given.get("adminPass") or new_password()
     limits = ask.context.settings.controller
 
-    def work(conn: sa.Connection) -> list[actions.Made]:
-        return actions.create(
+    def work(conn: sa.Connection) -> list[creating.Made]:
+        return creating.create(
             conn, _wish(conn, ask, given), request_id=ask.request_id,
             build_deadline_s=limits.build_deadline_s,
         )
@@ -355,7 +355,7 @@ def new_password() -> str:
     return "".join(secrets.choice(PASSWORD_LETTERS) for _ in range(12))
 
 
-def _wish(conn: sa.Connection, ask: Ask, given: Mapping[str, Any]) -> actions.Wish:
+def _wish(conn: sa.Connection, ask: Ask, given: Mapping[str, Any]) -> creating.Wish:
     low, high = int(given.get("min_count", 1)), int(given.get("max_count", 0))
     high = high or low
     if low > high:
@@ -369,7 +369,7 @@ def _wish(conn: sa.Connection, ask: Ask, given: Mapping[str, Any]) -> actions.Wi
         if not is_own_group(conn, group.get("name"), caller.project_id or ""):
             raise InvalidInput("security_groups", group.get("name"),
                                "there is only the security group default")
-    return actions.Wish(
+    return creating.Wish(
         name=given["name"], flavor=flavor_of(conn, ask, given["flavorRef"]),
         image=image_of(conn, ask, _image_ref(given)),
         count=high, or_fewer=low, user_data=user_data_of(given),
