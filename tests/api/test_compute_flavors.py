@@ -209,6 +209,18 @@ def test_extra_specs_are_checked_from_286_on(api: Api, key: str, value: str) -> 
         api.fails("PUT", f"{path}/{key}", {key: value}, minor=86, status=400)
 
 
+def test_what_instances_can_come_to_is_at_least_what_they_have(api: Api) -> None:
+    flavor = make(api)
+    path = f"/flavors/{flavor['id']}/os-extra_specs"
+    for key, own in (("max_vcpus", flavor["vcpus"]), ("max_memory_mib", flavor["ram"])):
+        for bad in (own - 1, -1, "many", "1.5", "", "9" * 10):
+            answer = api.fails("POST", path, {"extra_specs": {f"treadle:{key}": bad}}, status=400)
+            assert f"at least {own}" in str(answer), answer
+        for good in (own, own + 1):
+            api.ok("POST", path, {"extra_specs": {f"treadle:{key}": good}}, minor=86)
+    api.fails("POST", path, {"extra_specs": {"treadle:max_disk": "9"}}, status=400, minor=86)
+
+
 def test_good_extra_specs_pass_in_286(api: Api) -> None:
     api.ok("POST", f"/flavors/{make(api)['id']}/os-extra_specs", {"extra_specs": {
         "hw:numa_nodes": 1, "hw:cpu_policy": "dedicated", "hw:numa_cpus.0": "0-3,^1",

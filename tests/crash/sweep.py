@@ -74,6 +74,19 @@ def running(world: World) -> None:
     settle(world)
 
 
+def growable(*wishes: str) -> Do:
+    """One that runs and can be given more, and was told to do this."""
+
+    def start(world: World) -> None:
+        world.create(flavor=3)
+        settle(world)
+        for wish in wishes:
+            world.act(1, wish)
+            settle(world)
+
+    return start
+
+
 def ignoring(world: World) -> None:
     """One runs, and its guest does not listen to ACPI."""
     running(world)
@@ -341,6 +354,9 @@ SCENARIOS = [
     Scenario("rebuild a failed one", failed, act("rebuild"), BUILT),
     Scenario("resize", running, act("resize"), ends(R, **CUT_SHORT, **TOLD_LATE)),
     Scenario("resize a stopped one", told("stop"), act("resize"), ends(S)),
+    Scenario("grow", growable(), act("grow"), ends(R, **CUT_SHORT, guest_stops=(S,))),
+    Scenario("revert a growth", growable("grow"), act("revert"),
+             ends(R, **CUT_SHORT, **TOLD_LATE)),
     Scenario("confirm a resize in time", overdue("resize"), look, ends(R, guest_stops=(S,))),
     Scenario("revert a resize", told("resize"), act("revert"),
              ends(R, **CUT_SHORT, **TOLD_LATE)),

@@ -29,7 +29,7 @@ from treadle.compute.failure.evacuation import EvacuationHandler
 from treadle.compute.failure.fencing import FenceHandler, Target
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
-from treadle.compute.model import HA_KEY, SETTLED, Instance, Mode, State, is_settled
+from treadle.compute.model import HA_KEY, MOST_KEYS, SETTLED, Instance, Mode, State, is_settled
 from treadle.compute.moves import actions as moving
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.actions import Patience
@@ -89,7 +89,7 @@ FILTERS = ("state", "capacity", "capabilities", "excluded")
 CHANGING = frozenset({
     "define", "autostart", "begin_copy", "fetch_copy", "drop_copy", "start", "pause", "resume",
     "suspend", "shut_down", "power_off", "undefine", "ensure_image", "remove_image",
-    "expect", "move", "send_disk", "fence",
+    "expect", "move", "send_disk", "fence", "grow",
 })
 MOST_PASSES = 300
 SOON_S = 130.0
@@ -385,6 +385,9 @@ class World:
             self.digests[made.scalar_one()] = sha256
         store.put_flavor(conn, store.Flavor(1, 1, 256, 1))
         store.put_flavor(conn, store.Flavor(2, 2, 512, 2))
+        most = dict(zip(MOST_KEYS, ("4", "1024"), strict=True))
+        store.put_flavor(conn, store.Flavor(3, 1, 256, 1, extra_specs=most))
+        store.put_flavor(conn, store.Flavor(4, 2, 512, 1, extra_specs=most))
 
     @property
     def sha256(self) -> str:
@@ -509,11 +512,12 @@ class World:
         return answer
 
     def create(
-        self, count: int = 1, *, rollback: bool = False, name: str = "vm", ha: str = ""
+        self, count: int = 1, *, rollback: bool = False, name: str = "vm", ha: str = "",
+        flavor: int = 1,
     ) -> list[int]:
         """Ask for instances; their small numbers."""
         wish = Wish(
-            name, 1, 1, count=count, rollback=rollback, metadata={HA_KEY: ha} if ha else {}
+            name, flavor, 1, count=count, rollback=rollback, metadata={HA_KEY: ha} if ha else {}
         )
         made = self.ask(lambda conn: creating.create(
             conn, wish, request_id="req", build_deadline_s=BUILD_S,
@@ -534,6 +538,7 @@ class World:
                 conn, id, Rebuild(2, name="renewed"), **patient
             ),
             "resize": lambda conn: actions.resize(conn, id, 2, **patient),
+            "grow": lambda conn: actions.resize(conn, id, 4, **patient),
             "confirm": lambda conn: actions.confirm_resize(conn, id, request_id="req"),
             "revert": lambda conn: actions.revert_resize(conn, id, **patient),
             "image": lambda conn: actions.create_image(conn, id, "snap", request_id="req"),
@@ -815,6 +820,8 @@ def _of_instance(
         yield f"{name}: its host shows {guest.power}"
     elif guest.power is Power.RUNNING and guest.running_generation != row.generation:
         yield f"{name}: generation {guest.running_generation} runs, not {row.generation}"
+    elif guest.power is Power.RUNNING and guest.live != (row.vcpus, row.memory_mib):
+        yield f"{name}: what runs has {guest.live}, not {(row.vcpus, row.memory_mib)}"
     if guest is not None and guest.defined:
         rescue = "" if row.rescue_image_id is None else world.digests[row.rescue_image_id]
         if tuple(guest.disks) and set(guest.disks) != set(row.disks):

@@ -240,6 +240,32 @@ def test_a_size_holds_the_larger_of_both_until_it_is_decided(database: Database)
     assert json.loads(changes.undone(small)["before"])["vcpus"] == 1
 
 
+@pytest.mark.parametrize(("disk", "specs", "most"), [
+    (10, {"max_vcpus": "4", "max_memory_mib": "2048"}, (4, 2048)),
+    (10, {"max_vcpus": "1", "max_memory_mib": "much"}, (2, 1024)),
+    (20, {"max_memory_mib": "4096"}, (2, 4096)), (10, {}, None),
+], ids=["both", "neither", "larger disk", "none"])
+def test_what_it_can_come_to_is_its_flavors_word_and_only_more_is_growth(
+    database: Database, disk: int, specs: dict[str, str], most: tuple[int, int] | None
+) -> None:
+    set_up(database)
+    flavor = store.Flavor(5, 2, 1024, disk, extra_specs={
+        f"treadle:{key}": text for key, text in specs.items()
+    })
+    database.write(lambda conn: store.put_flavor(conn, flavor))
+    one = settled(database)
+    assert one.most is None
+    grown = ask(database, one.id, "resize", 5, **PATIENT)
+    assert grown.most == most
+    assert changes.grown(grown) is (disk == one.disk_gib)
+    database.write(lambda conn: store.update(
+        conn, one.id, task=None, settled_mode=Mode.RESIZED, settled_generation=2
+    ))
+    back = ask(database, one.id, "revert_resize", **PATIENT)
+    assert back.most is None
+    assert not changes.grown(back)
+
+
 def test_a_confirmed_size_lets_the_old_one_go_at_once(database: Database) -> None:
     set_up(database)
     one = settled(database)

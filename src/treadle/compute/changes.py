@@ -99,6 +99,20 @@ def resized(instance: Instance, size: Columns) -> Columns:
     }
 
 
+def grown(instance: Instance) -> bool:
+    """Whether nothing has been wished of it, since it was last settled, but more vcpus or memory:
+    what still runs can be given them."""
+    if not (
+        instance.mode is Mode.RESIZED and instance.settled_mode is Mode.NORMAL
+        and instance.before and instance.generation == instance.settled_generation + 1
+    ):
+        return False
+    before = json.loads(instance.before)
+    then, now = (before["vcpus"], before["memory_mib"]), (instance.vcpus, instance.memory_mib)
+    same_disk = before["disks"] == ",".join(map(str, instance.disks))
+    return same_disk and now != then and then[0] <= now[0] and then[1] <= now[1]
+
+
 def confirmed() -> Columns:
     """The new size is there to stay. Nothing is to be done on the host."""
     return {"mode": Mode.NORMAL, "settled_mode": Mode.NORMAL, "ends_at": None, "before": ""}

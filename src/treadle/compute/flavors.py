@@ -5,6 +5,7 @@ The SQL is here; every function takes an open connection of the caller's transac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,11 +14,12 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from treadle.compute import store
+from treadle.compute.model import MOST_KEYS
 from treadle.compute.store import Flavor, compact, flavor_of
 from treadle.db.prepared import Prepared
 from treadle.db.schema import flavor as table
 from treadle.db.schema import flavor_access
-from treadle.errors import Conflict, NotFound
+from treadle.errors import Conflict, InvalidInput, NotFound
 
 SPECS_MAX = 128
 NUMBERS_MAX = 100_000
@@ -85,7 +87,13 @@ def describe(conn: sa.Connection, flavor: Flavor, text: str | None) -> Flavor:
 
 
 def set_specs(conn: sa.Connection, flavor: Flavor, specs: Mapping[str, str]) -> None:
-    """Put these in place of the extra specs. Errors: `Conflict` where there are too many."""
+    """Put these in place of the extra specs. Errors: `Conflict` where there are too many;
+    `InvalidInput` for a most that is less than what the flavor has."""
+    for key, own in zip(MOST_KEYS, (flavor.vcpus, flavor.memory_mib), strict=True):
+        said = specs.get(key)
+        if said is not None and not (re.fullmatch("[0-9]{1,9}", said) and int(said) >= own):
+            raise InvalidInput(key, said, f"it must be a whole number, and at least {own}, which "
+                               "its instances begin with")
     if len(specs) > SPECS_MAX:
         raise Conflict(f"Flavor {flavor.public_id} can have at most {SPECS_MAX} extra specs.")
     conn.execute(

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from treadle.compute import changes
 from treadle.compute.model import Goal, Ha, Instance, Phase, State, is_settled
 from treadle.errors import RetryLater
 from treadle.hypervisor.base import Domain, HostRefused, Power, StopCause
@@ -263,7 +264,9 @@ def _define(instance: Instance, seen: Domain | None, context: Context) -> Action
 
 def _next_generation(instance: Instance, seen: Domain, context: Context) -> Action:
     """A reboot: what runs was started with an older generation, so stop it and define the new.
-    What the new one needs is fetched before."""
+    What the new one needs is fetched before. What is only to have more may be given it."""
+    if not context.late and grows(instance, seen):
+        return Call("grow")
     if needs_image(instance) and context.image is not ImageOnHost.READY:
         if context.image is ImageOnHost.PENDING:
             return AwaitImage()  # it comes or is refused; the deadline is the guest's
@@ -306,6 +309,17 @@ def needs_image(instance: Instance) -> bool:
     """Whether the next definition may make a disk out of an image, beside the first one."""
     return instance.rescue_image_id is not None or (
         len(instance.disks) == 1 and instance.disks != (1,)
+    )
+
+
+def grows(instance: Instance, seen: Domain) -> bool:
+    """Whether what runs can be given all that is wanted of it besides. A host that refuses has the
+    generation raised once more: then it cannot."""
+    return (
+        seen.power is Power.RUNNING and instance.goal is Goal.RUNNING
+        and seen.generation == instance.settled_generation and changes.grown(instance)
+        and seen.room is not None
+        and instance.vcpus <= seen.room[0] and instance.memory_mib <= seen.room[1]
     )
 
 

@@ -106,6 +106,10 @@ HA_KEY = "treadle:ha"
 """The key under which an instance's metadata, or else its flavor's extra specs, say it."""
 
 
+MOST_KEYS = ("treadle:max_vcpus", "treadle:max_memory_mib")
+"""The keys under which a flavor's extra specs say what its instances can come to while they run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One row of the instance table. Memory in MiB, disk in GiB, times in seconds since 1970.
@@ -120,7 +124,8 @@ class Instance:
     must be placed, if anywhere. `files` are what its first boot puts there, as `injected.text` has
     them. `before` is a JSON object:
     columns as they were before the wish that is being carried out, or can still be taken back.
-    `ha` is no column: its metadata or its flavor say it.
+    `ha` and `most` are no columns: its metadata or its flavor say them. `most`: the vcpus and the
+    memory that it can come to while it runs, each at least what it has.
     """
 
     id: int
@@ -172,6 +177,7 @@ class Instance:
     files: str = ""
     ha: Ha = Ha.UNSAID
     kept: int | None = None
+    most: tuple[int, int] | None = None
 
 
 SETTLED = {

@@ -40,7 +40,7 @@ from treadle.controller import queue
 from treadle.controller.queue import FAR_S, LeaseLost, Ticket
 from treadle.controller.worker import backoff
 from treadle.db.engine import Database, note
-from treadle.errors import TreadleError
+from treadle.errors import RetryLater, TreadleError
 from treadle.hypervisor.base import (
     NOT_BY_HOST,
     Domain,
@@ -78,7 +78,9 @@ ADDRESS_PATIENCE_S = 120.0
 PLACE_TRIES = 3
 FRESH_S = 0.5
 """How long a pass that waits for its lane may go by the row that the one before has left it."""
-MAY_BE_THE_LAST = frozenset({"start", "pause", "resume", "suspend", "power_off", "autostart"})
+MAY_BE_THE_LAST = frozenset({
+    "start", "pause", "resume", "suspend", "power_off", "autostart", "grow",
+})
 MIB = 1 << 20
 
 
@@ -158,6 +160,7 @@ def spec_of(loaded: Loaded, cloud_id: str, evacuates: bool) -> DomainSpec:
         ),
         metadata=metadata,
         disks=instance.disks, rescue=loaded.rescue, rescue_on=loaded.rescue_on,
+        most=instance.most,
     )
 
 
@@ -393,7 +396,7 @@ class InstanceHandler:
         started = time.time()
         try:
             driver = self._fleet.driver(instance.host_id, loaded.host_uri)
-            if verb == "define":
+            if verb in ("define", "grow"):
                 spec = spec_of(loaded, self._cloud_id, self._timing.evacuates)
                 call(driver, verb, spec)
             elif verb == "autostart":
@@ -403,6 +406,8 @@ class InstanceHandler:
                 call(driver, verb, instance.uuid)
         except TreadleError as error:
             step = Step(verb, instance.host_id, started, time.time(), "error", str(error))
+            if verb == "grow" and not isinstance(error, RetryLater):
+                return self._start_anew(ticket, instance, step)
             after = lifecycle.after_error(instance, seen, error, context)
             return self._after_error(ticket, loaded, after, step, seen, context)
         step = Step(verb, instance.host_id, started, time.time(), "ok")
@@ -426,6 +431,17 @@ class InstanceHandler:
                 return self._settle(ticket, acted, following.state, shown, change)
         # No look at the host tells the time that it was given anew.
         return self._go_on(ticket, change, durable="deadline" in changed)
+
+    def _start_anew(self, ticket: Ticket, instance: Instance, step: Step) -> Following:
+        """What runs cannot be given what it is to have: its next start gives it that."""
+
+        def change(conn: sa.Connection) -> None:
+            store.log_step(conn, instance.id, instance.revision, step)
+            current = store.get(conn, instance.id)
+            if current is not None and current.revision == instance.revision:
+                store.update(conn, instance.id, generation=instance.generation + 1)
+
+        return self._go_on(ticket, change)
 
     def _effect(self, instance: Instance, verb: str, now: float) -> Mapping[str, Any]:
         """What a verb that has succeeded changes in the row."""

@@ -12,7 +12,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.compute import changes
-from treadle.compute.model import HA_KEY, Goal, Ha, Instance, Mode, Phase, State, Task
+from treadle.compute.model import (
+    HA_KEY,
+    MOST_KEYS,
+    Goal,
+    Ha,
+    Instance,
+    Mode,
+    Phase,
+    State,
+    Task,
+)
 from treadle.db.clock import now
 from treadle.db.engine import note
 from treadle.db.prepared import Prepared
@@ -389,7 +399,10 @@ def flavor_of(row: Any) -> Flavor:
 
 # -- statements
 
-_COLUMNS = (*(name for name in Instance.__dataclass_fields__ if name != "ha"), "metadata", "flavor")
+_COLUMNS = (
+    *(name for name in Instance.__dataclass_fields__ if name not in ("ha", "most")),
+    "metadata", "flavor",
+)
 
 
 def of_row(row: Any) -> Instance:
@@ -409,8 +422,20 @@ def of_row(row: Any) -> Instance:
         tuple(int(n) for n in row.disks.split(",")), row.disk_image_id, row.rescue_image_id,
         row.shelf_image_id, row.snapshot_image_id, row.before, row.locked_by, row.locked_reason,
         row.user_id, row.group_id, row.only_host_id, row.files, ha_of(row.metadata, row.flavor),
-        row.kept,
+        row.kept, most_of(row),
     )
+
+
+def most_of(row: Any) -> tuple[int, int] | None:
+    """What the row's flavor says by `MOST_KEYS`; None where it says nothing."""
+    if not any(key in row.flavor for key in MOST_KEYS):
+        return None
+    specs = json.loads(row.flavor).get("extra_specs", {})
+    vcpus, memory_mib = (
+        max(own, int(specs[key])) if re.fullmatch("[0-9]{1,9}", specs.get(key, "")) else own
+        for key, own in zip(MOST_KEYS, (row.vcpus, row.memory_mib), strict=True)
+    )
+    return vcpus, memory_mib
 
 
 def ha_of(metadata: str, flavor: str) -> Ha:

@@ -77,6 +77,8 @@ class Domain:
     with its host; None where that is not known. `copied`: a copy of its disk is there; only
     `observe_all` tells. `defined`: False where it runs and its definition is gone. `changed`: what
     somebody else has changed in its stored definition: "memory", "vcpus", "disks", "cards", ...
+    `room`: the vcpus and the memory in MiB that it can come to while it runs; None where it can be
+    given no more.
     """
 
     uuid: str
@@ -88,6 +90,7 @@ class Domain:
     copied: bool = False
     defined: bool = True
     changed: tuple[str, ...] = ()
+    room: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,8 @@ class DomainSpec:
     `disks` are the numbers of the root disk's volumes, the uppermost first: each lies over the
     next, the last over `image`. Only the uppermost is ever made anew. `rescue`: boot from a disk
     of this image, the own one beside it; with `rescue_on`, a device and a bus, it comes after the
-    others, which keep their names.
+    others, which keep their names. `most`: the vcpus and the memory in MiB that it may come to
+    while it runs, each at least what it has; where the host has no "grow", it counts for nothing.
     """
 
     uuid: str
@@ -175,6 +179,7 @@ class DomainSpec:
     disks: tuple[int, ...] = (1,)
     rescue: ImageSpec | None = None
     rescue_on: tuple[str, str] | None = None
+    most: tuple[int, int] | None = None
 
 
 NOT_BY_HOST = "not-by-host"
@@ -448,6 +453,17 @@ class Transfers(Protocol):
         given up. `tell` gets bytes done and in all, often; what it raises ends it. On an error
         something may be left at the target. Errors: `HostRefused` where it is not off, or a domain
         with its UUID is at the target; `HostFull`, `VerbTimeout`, `HostUnreachable`."""
+
+
+@runtime_checkable
+class Grows(Protocol):
+    """A hypervisor that can give a running guest more vcpus and memory ("grow")."""
+
+    def grow(self, spec: DomainSpec) -> None:
+        """Give the running guest the vcpus and the memory of `spec`, and store that definition. It
+        is of that generation once it has all of it; until then, all may be done again. Takes
+        nothing away. Errors: `HostRefused` where it does not run, is of a newer generation,
+        has no such room, or the host cannot give it; a part may have been given then."""
 
 
 @runtime_checkable

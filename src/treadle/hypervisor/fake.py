@@ -102,11 +102,17 @@ class _Guest:
     passwords: dict[str, str] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
     """What somebody else has changed in its definition."""
+    live: tuple[int, int] = (0, 0)
+    """The vcpus and the memory of what runs."""
+    room: tuple[int, int] | None = None
+    """What that can come to."""
 
     def run(self) -> None:
         """Boot it, or let a saved one go on."""
         if self.power is Power.OFF:
             self.running_generation = self.spec.generation
+            self.live = self.spec.vcpus, self.spec.memory_mib
+            self.room = self.spec.most
             self.console = (
                 "firmware\r\nboot loader\r\nkernel\r\n"
                 f"TREADLE-GUEST-UP hostname={self.spec.seed.hostname}\r\n".encode()
@@ -221,7 +227,7 @@ class FakeHypervisor:
             capabilities=frozenset({
                 "pause", "suspend", "graceful_stop", "console", "images", "network",
                 "serial_console", "vnc_console", "agent", "diagnostics", "snapshot",
-                "transfer",
+                "transfer", "grow",
             }),
             booted_at=BOOTED_AT,
         )
@@ -301,9 +307,9 @@ class FakeHypervisor:
         def act() -> GuestStats:
             guest = self._guest(uuid)
             spec, live = guest.spec, uuid in self.host.running()
+            vcpus, memory_mib = guest.live if live else (0, spec.memory_mib)
             return GuestStats(
-                guest.power, spec.memory_mib, spec.memory_mib // 2 if live else None,
-                (0,) * spec.vcpus if live else (),
+                guest.power, memory_mib, memory_mib // 2 if live else None, (0,) * vcpus,
                 (NicStats(spec.mac),) if live else (), (DiskStats("vda"),) if live else (),
             )
 
@@ -357,6 +363,7 @@ class FakeHypervisor:
             cause=guest.cause if guest.power is Power.OFF else StopCause.NONE,
             addresses=addresses, autostart=guest.autostart, defined=guest.defined,
             changed=guest.changed if guest.defined else (),
+            room=guest.room if guest.power in (Power.RUNNING, Power.PAUSED) else None,
         )
 
     # -- images
@@ -414,6 +421,22 @@ class FakeHypervisor:
                 guest.rescue = spec.rescue.sha256 if spec.rescue else ""
 
         self._call("define", spec.uuid, act)
+
+    def grow(self, spec: DomainSpec) -> None:
+        def act() -> None:
+            guest = self._guest(spec.uuid)
+            if guest.power is not Power.RUNNING:
+                raise HostRefused("it does not run")
+            if guest.running_generation > spec.generation:
+                raise HostRefused("it was started anew since")
+            vcpus, memory_mib = guest.room or (0, 0)
+            if spec.vcpus > vcpus or spec.memory_mib > memory_mib:
+                raise HostRefused("it cannot be given that much")
+            guest.live = max(guest.live[0], spec.vcpus), max(guest.live[1], spec.memory_mib)
+            guest.spec, guest.changed = spec, ()
+            guest.defined, guest.running_generation = True, spec.generation
+
+        self._changing("grow", spec.uuid, act)
 
     def expect(self, spec: DomainSpec) -> None:
         def act() -> None:

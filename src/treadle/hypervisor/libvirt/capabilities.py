@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import libvirt
 
-from treadle.hypervisor.libvirt import errors
+from treadle.hypervisor.libvirt import errors, growth
 from treadle.hypervisor.libvirt.connection import Attempt, Link
 
 #: Kinds whose guests run, and are on the host's network.
@@ -36,12 +36,14 @@ class Shape:
     machine: str
 
 
-def of_kind(kind: str, session: bool, filtered: bool, screen: bool = False) -> frozenset[str]:
+def of_kind(
+    kind: str, session: bool, filtered: bool, screen: bool = False, arch: str = "",
+) -> frozenset[str]:
     """The optional things that work on this kind of connection.
 
     "images": guests boot from disk images; "root_filesystems": containers from raw file systems.
     "transfer": disks can be sent to another host. "forward": a guest's SSH is a port of the host.
-    "nwfilter": guests cannot speak for others.
+    "nwfilter": guests cannot speak for others. "grow": guests can be given more while they run.
     `screen`: guests' screens can be reached over the connection's way.
     """
     found = set(BY_KIND.get(kind, frozenset()))
@@ -51,6 +53,8 @@ def of_kind(kind: str, session: bool, filtered: bool, screen: bool = False) -> f
         found.add("vnc_console")
     if filtered:
         found.add("nwfilter")
+    if kind == "QEMU" and arch in growth.ARCHES:
+        found.add("grow")
     return frozenset(found)
 
 

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from treadle.errors import InvalidInput
 from treadle.hypervisor.base import DomainSpec, ImageSpec
+from treadle.hypervisor.libvirt import growth
 from treadle.hypervisor.libvirt.shape import shape_of
 
 NAMESPACE = "urn:treadle:instance:1"
@@ -45,7 +46,8 @@ class Place:
 class Mark:
     """What we write on a domain: `seed` is a digest of what the guest is told, `forward` the
     port of the host that leads to the guest's SSH (0: none), `shape` what the definition gives to
-    the guest (`shape.shape_of`), written by `finished`."""
+    the guest (`shape.shape_of`), `most` what it can come to (`growth.most_of`), both written by
+    `finished`."""
 
     generation: int
     mac: str = ""
@@ -53,6 +55,7 @@ class Mark:
     forward: int = 0
     values: Mapping[str, str] = field(default_factory=dict)
     shape: str = ""
+    most: tuple[int, int] | None = None
 
     def xml(self) -> ET.Element:
         """As an element."""
@@ -66,6 +69,8 @@ class Mark:
             root.set("forward", str(self.forward))
         if self.shape:
             root.set("shape", self.shape)
+        if self.most:
+            root.set("most", growth.written(self.most))
         for key in sorted(self.values):
             item = ET.SubElement(root, f"{{{NAMESPACE}}}value", {"key": _text("metadata", key)})
             item.text = _text("metadata", self.values[key])
@@ -101,6 +106,7 @@ def read_mark(text: str) -> Mark:
         forward=_number(root.get("forward")),
         values=values,
         shape=root.get("shape", ""),
+        most=growth.read(root.get("most", "")),
     )
 
 
@@ -155,6 +161,7 @@ def domain_xml(spec: DomainSpec, place: Place, mark: Mark) -> str:
     if place.arch in ("x86_64", "i686", ""):
         ET.SubElement(features, "apic")
     _cpu(root, place)
+    growth.allow(root, spec.most, place.arch)
     ET.SubElement(root, "clock", {"offset": "utc"})
     _leaf(root, "on_poweroff", "destroy")
     _leaf(root, "on_reboot", "restart")
@@ -179,10 +186,13 @@ def domain_xml(spec: DomainSpec, place: Place, mark: Mark) -> str:
 
 
 def finished(root: ET.Element) -> str:
-    """A definition with its shape in its mark, as text."""
+    """A definition with its shape and its room in its mark, as text."""
     mark = root.find(f"metadata/{{{NAMESPACE}}}instance")
     if mark is not None:
         mark.set("shape", shape_of(root))
+        most = growth.most_of(root)
+        if most:
+            mark.set("most", growth.written(most))
     return ET.tostring(root, encoding="unicode")
 
 

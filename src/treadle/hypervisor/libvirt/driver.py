@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ import libvirt
 
 from treadle.hypervisor.base import (
     NOT_BY_HOST,
+    AgentFailed,
     ConsoleKind,
     ConsoleLine,
     Domain,
@@ -41,6 +43,7 @@ from treadle.hypervisor.libvirt import (
     containers,
     copies,
     errors,
+    growth,
     guest,
     moves,
     network,
@@ -160,7 +163,7 @@ class LibvirtDriver:
                 hypervisor_version=capabilities.version_text(version),
                 capabilities=capabilities.of_kind(
                     link.kind, link.session, self._filtered,
-                    consoles.has_screen(link.kind, self.uri),
+                    consoles.has_screen(link.kind, self.uri), shape.arch,
                 ),
                 booted_at=capabilities.booted_at(link, attempt),
             )
@@ -571,6 +574,33 @@ class LibvirtDriver:
                 storage.drop_disks(attempt, pool, spec)
 
         self._run("define", self._options.deadlines.change, act)
+
+    def grow(self, spec: DomainSpec) -> None:
+        """What is running gets it first, then it is stored; the mark of what runs comes last."""
+        uuid = canonical_uuid(spec.uuid)
+
+        def expect(it: _Subject) -> None:
+            if self._power(it.attempt, it.domain) is not Power.RUNNING:
+                raise HostRefused("it does not run")
+            if it.mark.generation > spec.generation:
+                raise HostRefused("it was started anew since")
+
+        def give(it: _Subject) -> None:
+            expect(it)
+            growth.give(it.attempt, it.domain, it.mark.most, spec)
+
+        def tell(it: _Subject) -> None:
+            expect(it)
+            mark = replace(it.mark, generation=spec.generation, values=spec.metadata)
+            it.attempt(it.domain.setMetadata, ELEMENT, mark.text(), PREFIX, NAMESPACE, LIVE)
+
+        self._change("grow", uuid, give)
+        with suppress(AgentFailed, VerbTimeout):  # most guests put them to use by themselves
+            self._agent("grow", uuid, lambda link, attempt, domain: guest.use_processors(
+                link, attempt, domain, spec.vcpus
+            ))
+        self.define(spec)
+        self._change("grow", uuid, tell)
 
     def autostart(self, uuid: str, on: bool) -> None:
         """Errors: `HostRefused` where there is no such domain, or its definition is gone."""

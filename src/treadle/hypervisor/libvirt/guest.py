@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,9 @@ from treadle.hypervisor.libvirt.connection import Attempt, Link
 from treadle.hypervisor.libvirt.states import power_of
 
 KIB_PER_MIB = 1024
+IN_GUEST = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_VCPU_GUEST
+NOTICE_TRIES, NOTICE_S = 10, 0.2
+"""How often, and how many seconds apart, an agent is asked to use processors that have come."""
 COUNTED = (
     libvirt.VIR_DOMAIN_STATS_STATE
     | libvirt.VIR_DOMAIN_STATS_BALLOON
@@ -126,6 +130,20 @@ def thaw(link: Link, attempt: Attempt, domain: Any) -> int:
 def set_password(link: Link, attempt: Attempt, domain: Any, user: str, password: str) -> None:
     """As `set-user-password` of the agent. Errors: `AgentFailed`."""
     _asked(link, attempt, domain, lambda: domain.setUserPassword(user, password, 0))
+
+
+def use_processors(link: Link, attempt: Attempt, domain: Any, count: int) -> None:
+    """Have the guest put `count` processors to use, once it has noticed them. Errors:
+    `AgentFailed`."""
+    _asked(link, attempt, domain, domain.guestVcpus)  # of a guest without an agent, the end of it
+    for left in reversed(range(NOTICE_TRIES)):
+        try:
+            _asked(link, attempt, domain, lambda: domain.setVcpusFlags(count, IN_GUEST))
+            return
+        except AgentFailed:
+            if not left:
+                raise
+        time.sleep(NOTICE_S)
 
 
 def _asked(link: Link, attempt: Attempt, domain: Any, ask: Any) -> Any:

@@ -16,15 +16,16 @@ OTHERS = ("hostdev", "redirdev", "shmem", "tpm", "vsock", "nvram")
 
 def shape_of(root: ET.Element) -> str:
     """The parts of `PARTS` of a definition, as one word each, with ":" between them."""
-    most = _kib(root.find("memory"))
+    most = kib(root.find("memory"))
     now = root.find("currentMemory")
     vcpu = root.find("vcpu")
     count = (vcpu.text or "").strip() if vcpu is not None else ""
     current = vcpu.get("current", count) if vcpu is not None else ""
+    room = kib(root.find("maxMemory"))
     devices = root.find("devices")
     found = ET.Element("devices") if devices is None else devices
     return ":".join((
-        f"{_kib(now) if now is not None else most}/{most}",
+        f"{kib(now) if now is not None else most}/{most}" + (f"/{room}" if room else ""),
         f"{current}/{count}",
         _digest([_disk(one) for one in found if one.tag in ("disk", "filesystem")]),
         _digest([_card(one) for one in found if one.tag == "interface"]),
@@ -46,7 +47,8 @@ def changed(text: str, mark: str) -> tuple[str, ...]:
     )
 
 
-def _kib(element: ET.Element | None) -> int:
+def kib(element: ET.Element | None) -> int:
+    """An amount of memory in KiB; 0 where it is not there."""
     if element is None:
         return 0
     return round(int((element.text or "0").strip()) * KIB.get(element.get("unit", "KiB"), 1))

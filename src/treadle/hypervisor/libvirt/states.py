@@ -46,4 +46,5 @@ def domain_of(
         cause = CAUSES.get(reason, StopCause.UNKNOWN)
         if state == libvirt.VIR_DOMAIN_CRASHED:
             cause = StopCause.CRASHED
-    return Domain(uuid, power, mark.generation, cause, addresses, autostart)
+    room = mark.most if power in (Power.RUNNING, Power.PAUSED) else None
+    return Domain(uuid, power, mark.generation, cause, addresses, autostart, room=room)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 
 from treadle.api.openstack.compute.common import FALSE, TRUE
-from treadle.compute.model import HA_KEY
+from treadle.compute.model import HA_KEY, MOST_KEYS
 from treadle.errors import InvalidInput
 
 Kind = Callable[[str], str | None]
@@ -53,6 +53,7 @@ def _form(pattern: str) -> Kind:
 
 _SPECS: dict[str, Kind] = {
     HA_KEY: _word("evacuate", "wait"),
+    **dict.fromkeys(MOST_KEYS, _whole(1)),
     "accel:device_profile": _any,
     "group_policy": _word("isolate", "none"),
     "hide_hypervisor_id": _boolean,
@@ -122,7 +123,7 @@ _FORMS: tuple[tuple[str, Kind], ...] = (
 )
 _NAMESPACES = re.compile(
     "accel|aggregate_instance_extra_specs|capabilities|hw|hw_rng|hw_video|os|pci_passthrough|quota"
-    "|vmware|resources[a-zA-Z0-9_-]{0,64}|trait[a-zA-Z0-9_-]{0,64}"
+    "|treadle|vmware|resources[a-zA-Z0-9_-]{0,64}|trait[a-zA-Z0-9_-]{0,64}"
 )
 
 
