@@ -222,6 +222,22 @@ def test_a_server_has_one_interface_and_no_nodes(api: Api, server: str) -> None:
     api.fails("POST", path, body, status=400, by="member", says="one network")
     api.fails("POST", path, {"interfaceAttachment": {"tag": "x"}}, status=400, by="member")
     api.fails("DELETE", f"{path}/{port['port_id']}", status=409, by="member", says="one network")
+
+    def refused(wanted: dict[str, Any], status: int, says: str, by: str = "member") -> None:
+        api.fails("POST", path, {"interfaceAttachment": wanted}, status=status, says=says, by=by)
+
+    refused({}, 400, "not supported for instance")
+    refused({"net_id": SHARE}, 404, f"Network {SHARE} could not be found")
+    refused({"port_id": SHARE}, 404, f"Port id {SHARE} could not be found")
+    refused({"port_id": port["port_id"]}, 400, "still in use")
+    refused({"port_id": port["port_id"], "net_id": port["net_id"]}, 400, "not input both")
+    refused({"fixed_ips": [{"ip_address": "10.0.0.9"}]}, 400, "Must input network_id")
+    refused({}, 403, "", by="reader")
+    refused({}, 404, "", by="other")
+    api.ok("POST", f"/servers/{server}/action", {"lock": None}, status=202, by="admin")
+    refused({}, 409, "locked")
+    api.fails("DELETE", f"{path}/{port['port_id']}", status=409, by="member", says="locked")
+    api.ok("POST", f"/servers/{server}/action", {"unlock": None}, status=202, by="admin")
     api.fails("DELETE", f"{path}/{SHARE}", status=404, by="member")
     api.fails("GET", f"/servers/{server}/topology", minor=77, status=404)
     assert api.get(f"/servers/{server}/topology", minor=78, by="reader") == {

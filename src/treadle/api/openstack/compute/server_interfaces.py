@@ -6,22 +6,29 @@ import sqlalchemy as sa
 
 from treadle.api.openstack.compute.common import UUID_TEXT, Body, closed, inside
 from treadle.api.openstack.compute.server_schemas import TAG
-from treadle.api.openstack.compute.servers import find
+from treadle.api.openstack.compute.servers import asker, find, find_row
 from treadle.api.openstack.wire import Ask, Call, Schema
+from treadle.compute.actions import unlocked
 from treadle.compute.listing import Key
-from treadle.errors import Conflict, InvalidInput, NotFound
+from treadle.compute.model import Instance, vm_state
+from treadle.errors import Conflict, InvalidInput, InvalidState, NotFound
 from treadle.network import store
 from treadle.network.model import Port
 
+CHANGEABLE = frozenset({"active", "paused", "stopped"})
+"""The states of `model.vm_state` in which interfaces could come and go."""
 TAGGED = 70
 """The minor microversion from which interfaces have tags."""
 
 
-def _ports(conn: sa.Connection, ask: Ask) -> list[Port]:
+def _scene(conn: sa.Connection, ask: Ask) -> store.Scene:
     hosts = ask.context.settings.host_defaults
+    return store.scene(conn, hosts.guest_pool, hosts.bridge)
+
+
+def _ports(conn: sa.Connection, ask: Ask) -> list[Port]:
     key: Key = find(conn, ask)
-    scene = store.scene(conn, hosts.guest_pool, hosts.bridge)
-    return store.ports(conn, scene, devices=(key.uuid,))
+    return store.ports(conn, _scene(conn, ask), devices=(key.uuid,))
 
 
 def _shown(ask: Ask, port: Port) -> Body:
@@ -55,18 +62,56 @@ async def _one(ask: Ask) -> Port:
                    f"{ask.path['server_id'][:64]}")
 
 
+def _changeable(conn: sa.Connection, ask: Ask, name: str) -> Instance:
+    """The server, whose interfaces could be changed now. Errors: `NotFound`, `Locked`,
+    `InvalidState`."""
+    instance = find_row(conn, ask).instance
+    unlocked(instance, name, asker(ask))
+    state = vm_state(instance)
+    if state not in CHANGEABLE:
+        raise InvalidState(
+            f"Cannot '{name}' instance {instance.uuid} while it is in vm_state {state}",
+            name, "vm_state", state,
+        )
+    return instance
+
+
 async def attach(ask: Ask) -> None:
-    """There is nothing else to be attached to."""
-    await ask.read(lambda conn: find(conn, ask))
-    raise InvalidInput("interfaceAttachment", ask.body["interfaceAttachment"],
-                       "this cloud has one network, to which servers are attached when they "
-                       "are made")
+    """What is named is looked up; there is nothing else to be attached to."""
+    wanted = ask.body["interfaceAttachment"]
+    net, port = wanted.get("net_id"), wanted.get("port_id")
+    if net and port:
+        raise InvalidInput("port_id", port, "Must not input both network_id and port_id")
+    if "fixed_ips" in wanted and not net:
+        raise InvalidInput("fixed_ips", wanted["fixed_ips"],
+                           "Must input network_id when request IP address")
+
+    def work(conn: sa.Connection) -> None:
+        instance = _changeable(conn, ask, "attach_interface")
+        if net and net.lower() != store.default_network_id(conn):
+            raise NotFound(f"Network {net} could not be found.")
+        found = None if port is None else store.get_port(conn, _scene(conn, ask), port.lower())
+        if port and (found is None or found.project_id != instance.project_id):
+            raise NotFound(f"Port id {port} could not be found.")
+        if port:
+            raise InvalidInput("port_id", port, f"Port {port} is still in use.")
+        raise InvalidInput(
+            "interfaceAttachment", wanted,
+            f"Attaching interfaces is not supported for instance {instance.uuid}: this cloud has "
+            "one network, to which servers are attached when they are made",
+        )
+
+    await ask.read(work)
 
 
 async def detach(ask: Ask) -> None:
     """An interface stays as long as its server."""
     port = await _one(ask)
-    raise Conflict(f"Port {port.id} stays as long as its server: this cloud has one network")
+    await ask.read(lambda conn: _changeable(conn, ask, "detach_interface"))
+    raise Conflict(
+        f"Detaching interfaces is not supported for instance {port.device_id}: port {port.id} "
+        "stays as long as its server, since this cloud has one network"
+    )
 
 
 async def topology(ask: Ask) -> Body:
