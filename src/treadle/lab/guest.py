@@ -49,7 +49,9 @@ CDROM_MODULES = ("ahci", "ata_piix", "virtio_scsi", "sr_mod")
 
 KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet loglevel=1 mitigations=off nokaslr no_timer_check tsc=reliable "
-    "i8042.noaux i8042.nokbd lsm=capability random.trust_cpu=on panic=5"
+    "i8042.noaux i8042.nokbd lsm=capability random.trust_cpu=on panic=5 "
+    "cryptomgr.notests noreplace-smp no5lvl audit=0 nowatchdog kfence.sample_interval=0 "
+    "init_on_alloc=0 rcupdate.rcu_expedited=1"
 )
 
 SYSLINUX_CONFIG = f"""\
