@@ -17,6 +17,8 @@ import pytest
 
 from tests.lab.conftest import Cloud, all_up
 from tests.waiting import wait_for
+from treadle.compute import actions, store
+from treadle.compute.model import MOST_KEYS
 from treadle.hypervisor.base import Agent, AgentFailed
 from treadle.lab.fabric import can_run
 
@@ -265,10 +267,13 @@ def guest_agent(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return packed.getvalue()
 
 
-def test_a_real_guest_agent_freezes_and_sets_a_password(
+def test_a_real_guest_agent_freezes_sets_a_password_and_uses_a_processor(
     cloud: Cloud, guest_agent: bytes
 ) -> None:
-    vmid = cloud.create("agent")
+    for id, vcpus in ((41, 1), (42, 2)):
+        flavor = store.Flavor(id, vcpus, 128, 1, extra_specs={MOST_KEYS[0]: "2"})
+        cloud.treadle.database.write(lambda conn: store.put_flavor(conn, flavor))  # noqa: B023
+    vmid = cloud.get("/vm/create?name=agent&instance_type=41")["vmid"]
     cloud.guest_is_up(vmid)
     wait_for(lambda: "ip" in cloud.query(vmid), 20, "its address")
     uuid = cloud.admin(f"/instances/{vmid}")["uuid"]
@@ -299,3 +304,17 @@ grep -q "^${told%%:*}:" /etc/passwd && echo "$told" > /run/told
     assert ssh(cloud, vmid, "cat /run/told") == "root:it is secret\n"
     with pytest.raises(AgentFailed):
         driver.set_password(uuid, "nobody-there", "it is secret")
+    # A guest that does not put a new processor to use by itself is told to by its agent.
+    ssh(cloud, vmid, "killall uevent")
+    cloud.treadle.database.write(lambda conn: actions.resize(
+        conn, vmid, 42, request_id="req-lab", deadline_s=30.0
+    ))
+    cloud.treadle.signals.work_is_due()
+
+    def steps() -> list[str]:
+        [log] = [one for one in cloud.admin(f"/instances/{vmid}")["actions"]
+                 if one["action"] == "resize"]
+        return [one["name"] for one in log["steps"]]
+
+    assert wait_for(steps, 60, "the resize to be carried out") == ["grow"]
+    assert ssh(cloud, vmid, "cat /sys/devices/system/cpu/online") == "0-1\n"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import pytest
 import sqlalchemy as sa
@@ -17,7 +18,8 @@ from treadle.cli.serve import Inventory
 from treadle.compute import actions, creating, store
 from treadle.compute.actions import Rebuild
 from treadle.compute.creating import Wish
-from treadle.compute.model import Instance, task_state, vm_state
+from treadle.compute.model import MOST_KEYS, Instance, task_state, vm_state
+from treadle.compute.moves import actions as moving
 from treadle.image import store as images
 from treadle.image.fetch import parse_source
 from treadle.image.store import Image, ImageStatus
@@ -36,6 +38,16 @@ done
 echo mine | dd of=/dev/vda bs=512 seek={SECTOR} conv=notrunc,sync 2>/dev/null
 sync
 echo TOLD
+"""
+TELLS_SIZE = """#!/bin/sh
+exec > /dev/ttyS0
+read -r boot < /proc/sys/kernel/random/boot_id
+while :; do
+  read -r cpus < /sys/devices/system/cpu/online
+  read -r _ kb _ < /proc/meminfo
+  echo "BOOT=$boot CPUS=$cpus KB=$kb"
+  sleep 1
+done
 """
 PATIENT: Any = {"request_id": "req-lab", "deadline_s": 30.0}
 
@@ -156,6 +168,76 @@ def test_rescued_rebuilt_and_of_another_size(cloud: Cloud, other_image: int) -> 
     host = cloud.host(one.host_id or 0)
     disks = {name for name in cloud.volumes(host) if name.endswith(".qcow2")}
     assert disks == {f"{one.uuid}.{one.disks[0]}.qcow2"}, "the old disks are gone"
+
+
+class Told(NamedTuple):
+    """What a guest says of itself: the number that it drew when it booted, how many processors it
+    uses, and its memory in MiB."""
+
+    boot: str
+    cpus: int
+    memory_mib: int
+
+
+def told(cloud: Cloud, vmid: int, cpus: int) -> Told:
+    """What it says, once that many processors are among it."""
+    def found() -> Told | None:
+        lines = re.findall(rb"BOOT=([0-9a-f-]{36}) CPUS=0?-?(\d*) KB=(\d+)", cloud.console(vmid))
+        if not lines:
+            return None
+        boot, last, kib = lines[-1]
+        one = Told(boot.decode(), int(last or 0) + 1, int(kib) // 1024)
+        return one if one.cpus == cpus else None
+
+    return cast(Told, wait_for(found, 90, f"guest {vmid} to have {cpus} processors"))
+
+
+def test_it_is_given_more_while_it_runs_and_takes_it_along(cloud: Cloud) -> None:
+    most = dict(zip(MOST_KEYS, ("3", "512"), strict=True))
+    for id, vcpus, memory in ((31, 1, 128), (32, 2, 256), (33, 3, 512)):
+        flavor = store.Flavor(id, vcpus, memory, 1, extra_specs=most)
+        ask(cloud, lambda conn: store.put_flavor(conn, flavor))  # noqa: B023
+    [made] = ask(cloud, lambda conn: creating.create(
+        conn, Wish("growing", 31, None, user_data=TELLS_SIZE), request_id="req-lab",
+        build_deadline_s=120.0,
+    ))
+    vmid = made.id
+    reaches(cloud, vmid, "active")
+    small = told(cloud, vmid, 1)
+
+    ask(cloud, lambda conn: actions.resize(conn, vmid, 32, **PATIENT))
+    reaches(cloud, vmid, "resized")
+    large = told(cloud, vmid, 2)
+    assert large.boot == small.boot
+    assert large.memory_mib == small.memory_mib + 128
+    steps = [one["name"] for one in cloud.admin(f"/instances/{vmid}")["actions"][-1]["steps"]]
+    assert steps == ["grow"]
+    ask(cloud, lambda conn: actions.confirm_resize(conn, vmid, request_id="req-lab"))
+
+    # It goes to another host as it is, and can be given more there.
+    first = the(cloud, vmid).host_id
+    ask(cloud, lambda conn: moving.live_migrate(
+        conn, vmid, None, request_id="req-lab", deadline_s=120.0
+    ))
+    one = reaches(cloud, vmid, "active", 120)
+    assert one.host_id != first
+    assert one.fault is None
+    assert told(cloud, vmid, 2) == large
+    seen = cloud.treadle.fleet.driver(
+        one.host_id or 0, cloud.admin(f"/hosts/{one.host_id}")["uri"]
+    ).observe(one.uuid)
+    assert seen is not None
+    assert (seen.room, seen.changed, seen.generation) == ((3, 512), (), one.generation)
+    ask(cloud, lambda conn: actions.resize(conn, vmid, 33, **PATIENT))
+    reaches(cloud, vmid, "resized")
+    largest = told(cloud, vmid, 3)
+    assert largest == Told(small.boot, 3, small.memory_mib + 384)
+
+    # What it was given is taken back only when it starts anew.
+    ask(cloud, lambda conn: actions.revert_resize(conn, vmid, **PATIENT))
+    reaches(cloud, vmid, "active")
+    wait_for(lambda: told(cloud, vmid, 2).boot != small.boot, 90, "it to have started anew")
+    assert memory_mib(cloud, vmid) == 256
 
 
 def test_an_image_of_it_boots_and_the_shelf_keeps_it(cloud: Cloud) -> None:

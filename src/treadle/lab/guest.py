@@ -12,6 +12,7 @@ SSH keys from it, asks DHCP for an address, serves SSH, prints one line on the s
 (``ip=none`` without a network card), and then runs a root shell there. A ``user-data`` that
 begins with ``#!`` is run as a script after that line. ``/root`` is kept on the root disk, so a file
 written there survives a reboot and is part of a snapshot. The ACPI power button powers it off.
+Processors and memory that are added while it runs are put to use.
 """
 
 from __future__ import annotations
@@ -138,7 +139,14 @@ dropbear -R -s -P /run/dropbear.pid 2>/dev/null
     echo 100 > /proc/sys/vm/dirty_expire_centisecs
     echo 100 > /proc/sys/vm/dirty_writeback_centisecs
     sync
+    echo online > /sys/devices/system/memory/auto_online_blocks
+    exec uevent /etc/hotplug >/dev/null 2>&1
 ) &
+"""
+
+# What comes while the guest runs; memory is put to use by the kernel (auto_online_blocks).
+HOTPLUG = r"""#!/bin/sh
+[ "$ACTION-$SUBSYSTEM" = add-cpu ] && echo 1 > "/sys$DEVPATH/online"
 """
 
 SEED_AWK = r"""function value(word,   rest) {
@@ -392,6 +400,7 @@ def _initramfs(root: Path, busybox: Path) -> bytes:
         ("rc", RC, 0o755),
         ("dhcp", DHCP, 0o755),
         ("up", UP, 0o755),
+        ("hotplug", HOTPLUG, 0o755),
         ("console", CONSOLE, 0o755),
         ("seed.awk", SEED_AWK, 0o644),
         ("profile", PROFILE, 0o644),
