@@ -135,7 +135,9 @@ def set_password(link: Link, attempt: Attempt, domain: Any, user: str, password:
 def use_processors(link: Link, attempt: Attempt, domain: Any, count: int) -> None:
     """Have the guest put `count` processors to use, once it has noticed them. Errors:
     `AgentFailed`."""
-    _asked(link, attempt, domain, domain.guestVcpus)  # of a guest without an agent, the end of it
+    if _asked(link, attempt, domain, domain.guestVcpus) is None:
+        # What the binding (9.0) gives in place of an error.
+        raise AgentFailed("the guest's agent does not answer")
     for left in reversed(range(NOTICE_TRIES)):
         try:
             _asked(link, attempt, domain, lambda: domain.setVcpusFlags(count, IN_GUEST))
