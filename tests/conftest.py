@@ -35,6 +35,32 @@ SPEED = (
 )
 
 
+FIRST = ("conformance", "crash")
+"""The folders whose tests take longest, after those of the lab."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of a run in several processes, and what stays together in one of them.
+
+    What needs the lab runs one after the other in one process, from the beginning on: it waits for
+    guests most of the time, while the others work. All else goes by its file, but for the sweeps,
+    whose cases share nothing. What takes long comes early, so that no process is left with it.
+    """
+    def rank(item: pytest.Item) -> int:
+        if item.get_closest_marker("lab") is not None:
+            return 0
+        folder = item.path.parent.name
+        return FIRST.index(folder) + 1 if folder in FIRST else len(FIRST) + 1
+
+    items.sort(key=rank)
+    for item in items:
+        if item.get_closest_marker("lab") is not None:
+            item.add_marker(pytest.mark.xdist_group("lab"))
+        elif item.path.parent.name != "crash":
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show what tests recorded as figures, wherever they ran."""
     for outcome in ("passed", "failed"):

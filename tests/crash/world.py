@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -130,6 +131,25 @@ class Clock:
         return self.now
 
 
+ENGINE = sa.create_engine(
+    "sqlite://", module=dbapi2, poolclass=sa.NullPool,
+    connect_args={
+        # A sweep runs some two hundred statements; a statement that is made anew costs most of it.
+        "isolation_level": None, "check_same_thread": False, "cached_statements": 512,
+    },
+)
+"""Each connection is a database of its own; what SQLAlchemy has compiled serves all."""
+
+
+@cache
+def _empty() -> sa.Connection:
+    """A database with every table and no row, to copy."""
+    conn = ENGINE.connect()
+    metadata.create_all(conn)
+    conn.commit()
+    return conn
+
+
 class MemoryDatabase(Database):
     """SQLite in memory, on one connection and in the caller's thread.
 
@@ -139,19 +159,16 @@ class MemoryDatabase(Database):
     dialect = "sqlite"
 
     def __init__(self, clock: Clock) -> None:
-        self.engine = sa.create_engine(
-            "sqlite://", module=dbapi2, poolclass=sa.StaticPool,
-            connect_args={"isolation_level": None, "check_same_thread": False},
-        )
+        self.engine = ENGINE
         self.seam: Callable[[str], None] = lambda _name: None
         self.unsafe = False
         self._conn = self.engine.connect()
         raw: Any = self._conn.connection.driver_connection
         raw.create_function("treadle_now", 0, clock)
         self.run: Callable[[str], Any] = raw.cursor().execute
+        empty: Any = _empty().connection.driver_connection
+        empty.backup(raw)
         self.run("PRAGMA foreign_keys=ON")
-        metadata.create_all(self._conn)
-        self._conn.commit()
         self._conn.begin()
         self.run("BEGIN")
 
@@ -208,7 +225,6 @@ class MemoryDatabase(Database):
 
     def close(self) -> None:
         self._conn.close()
-        self.engine.dispose()
 
 
 class Inline(Controller):
