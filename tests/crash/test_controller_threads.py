@@ -20,8 +20,9 @@ from treadle.compute import actions, creating, store
 from treadle.compute.creating import Wish
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
+from treadle.compute.kinds import HOST_KIND, IMAGE_KIND, KIND
 from treadle.compute.model import Goal, Instance, State, is_settled
-from treadle.compute.reconciler import HOST_KIND, IMAGE_KIND, KIND, InstanceHandler, Timing
+from treadle.compute.reconciler import InstanceHandler, Timing
 from treadle.controller import queue
 from treadle.controller.queue import Ticket
 from treadle.controller.signals import Signals

@@ -13,8 +13,9 @@ from world import BUILD_S, LEASE_S, Brain, World, world_time
 
 from treadle.compute import creating
 from treadle.compute.creating import Wish
+from treadle.compute.kinds import HOST_KIND, IMAGE_KIND
 from treadle.compute.model import Goal, State
-from treadle.compute.reconciler import HOST_KIND, IMAGE_KIND, NO_EFFECT_S
+from treadle.compute.reconciler import NO_EFFECT_S
 from treadle.controller import queue
 from treadle.db.schema import host_image, image, instance, orphan, work
 from treadle.hypervisor.base import Power, Seed

@@ -68,7 +68,7 @@ def test_commits_without_a_fence_are_caught(
 def test_acts_without_a_look_at_the_lease_are_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconciler, "MARGIN_S", -1e9)
+    monkeypatch.setattr(queue, "MARGIN_S", -1e9)
     wrong = first_wrong(tmp_path, ["stop"], ["stall"])
     assert wrong is not None
     assert "without a lease" in str(wrong)

@@ -30,6 +30,14 @@ from treadle.compute.failure.evacuation import EvacuationHandler
 from treadle.compute.failure.fencing import FenceHandler, Target
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
+from treadle.compute.kinds import (
+    EVACUATION_KIND,
+    HOST_KIND,
+    IMAGE_KIND,
+    KIND,
+    MOVE_KIND,
+    SNAPSHOT_KIND,
+)
 from treadle.compute.model import HA_KEY, MOST_KEYS, SETTLED, Instance, Mode, State, is_settled
 from treadle.compute.moves import actions as moving
 from treadle.compute.moves import store as moves
@@ -37,17 +45,7 @@ from treadle.compute.moves.actions import Patience
 from treadle.compute.moves.cold_handler import EveryMove
 from treadle.compute.moves.handler import MovePolicy
 from treadle.compute.moves.plan import ENDED, Move, Stage
-from treadle.compute.reconciler import (
-    EVACUATION_KIND,
-    HOST_KIND,
-    IMAGE_KIND,
-    KIND,
-    MOVE_KIND,
-    SNAPSHOT_KIND,
-    InstanceHandler,
-    Timing,
-    expected_power,
-)
+from treadle.compute.reconciler import InstanceHandler, Timing, expected_power
 from treadle.compute.snapshots import SnapshotHandler
 from treadle.controller import queue
 from treadle.controller.queue import FAR_S, Ticket

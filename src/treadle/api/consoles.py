@@ -27,7 +27,7 @@ from treadle.api.context import Context
 from treadle.api.faults import message_of
 from treadle.compute import consoles
 from treadle.compute.consoles import Place
-from treadle.compute.reconciler import KIND
+from treadle.compute.kinds import KIND
 from treadle.errors import Forbidden, RetryLater, TreadleError
 from treadle.hypervisor.base import ConsoleKind, ConsoleLine
 

@@ -19,8 +19,8 @@ from starlette.responses import Response
 
 from treadle.compute import store
 from treadle.compute.fleet import Fleet
+from treadle.compute.kinds import KIND
 from treadle.compute.model import Goal, Instance, State
-from treadle.compute.reconciler import KIND
 from treadle.config import Settings
 from treadle.controller.signals import Signals
 from treadle.db.engine import Database

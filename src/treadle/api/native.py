@@ -32,8 +32,8 @@ from treadle.api.placement import (
 )
 from treadle.compute import actions, consoles, store
 from treadle.compute.inventory import register_host, register_image
+from treadle.compute.kinds import HOST_KIND
 from treadle.compute.model import word
-from treadle.compute.reconciler import HOST_KIND
 from treadle.controller import queue
 from treadle.db.schema import orphan
 from treadle.errors import Conflict, InvalidInput, NotFound

@@ -31,18 +31,17 @@ from treadle.compute.failure.watch import Watch, WatchPolicy
 from treadle.compute.fleet import Fleet
 from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
 from treadle.compute.inventory import register_host, register_image
-from treadle.compute.moves.cold_handler import EveryMove
-from treadle.compute.moves.handler import MovePolicy
-from treadle.compute.reconciler import (
+from treadle.compute.kinds import (
     EVACUATION_KIND,
     HOST_KIND,
     IMAGE_KIND,
     KIND,
     MOVE_KIND,
     SNAPSHOT_KIND,
-    InstanceHandler,
-    Timing,
 )
+from treadle.compute.moves.cold_handler import EveryMove
+from treadle.compute.moves.handler import MovePolicy
+from treadle.compute.reconciler import InstanceHandler, Timing
 from treadle.compute.snapshots import SnapshotHandler
 from treadle.config import HostDefaults, Settings, make_private, state_folder
 from treadle.controller import queue

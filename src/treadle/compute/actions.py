@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from treadle.compute import backups, changes, quota, store
 from treadle.compute.creating import check_fits, find_flavor, find_image, snapshot
+from treadle.compute.kinds import KIND, MOVE_KIND
 from treadle.compute.model import (
     SETTLED,
     Goal,
@@ -28,7 +29,6 @@ from treadle.compute.model import (
 )
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import Stage
-from treadle.compute.reconciler import KIND, MOVE_KIND
 from treadle.compute.store import Flavor
 from treadle.controller import queue
 from treadle.db.clock import now

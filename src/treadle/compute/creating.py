@@ -15,8 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.compute import injected, quota, store
+from treadle.compute.kinds import KIND
 from treadle.compute.model import Goal, Phase, State
-from treadle.compute.reconciler import KIND
 from treadle.compute.store import Flavor
 from treadle.controller import queue
 from treadle.db.clock import now

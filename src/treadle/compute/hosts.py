@@ -20,22 +20,20 @@ import structlog
 from treadle.compute import lifecycle, store
 from treadle.compute.failure import actions as failed
 from treadle.compute.fleet import Fleet, call
-from treadle.compute.model import Instance, State
-from treadle.compute.moves import store as moves
-from treadle.compute.moves.plan import RUNS
-from treadle.compute.reconciler import (
+from treadle.compute.kinds import (
     HOST_KIND,
-    IMAGE_KIND,
     KIND,
-    MARGIN_S,
     MOVE_KIND,
     SNAPSHOT_KIND,
     bulk_lane,
-    expected_power,
-    image_work_id,
+    enqueue_image,
 )
+from treadle.compute.model import Instance, State
+from treadle.compute.moves import store as moves
+from treadle.compute.moves.plan import RUNS
+from treadle.compute.reconciler import expected_power
 from treadle.controller import queue
-from treadle.controller.queue import LeaseLost, Ticket
+from treadle.controller.queue import Ticket
 from treadle.controller.signals import Key, Signals
 from treadle.controller.worker import backoff
 from treadle.db.clock import now
@@ -234,7 +232,7 @@ class HostHandler:
                 queue.wake(conn, KIND, list(rows))
                 for sha256 in ledger.doubt_images(conn, host.id):
                     # Made anew meanwhile, it has none of them.
-                    queue.enqueue(conn, IMAGE_KIND, image_work_id(host.id, sha256), lane=host.id)
+                    enqueue_image(conn, host.id, sha256)
             for domain in domains:
                 row = rows.get(domain.uuid)
                 if domain.copied and row is not None and row.snapshot_image_id is None:
@@ -265,7 +263,7 @@ class HostHandler:
         """
         done: set[str] = set()
         for uuid in sorted(self._db.read(lambda conn: leftovers(conn, host.id, domains))):
-            if ticket.lease.time_left() < MARGIN_S:
+            if ticket.lease.time_left() < queue.MARGIN_S:
                 return Swept(frozenset(done), whole=False)
             try:
                 call(driver, "undefine", uuid)
@@ -344,8 +342,7 @@ class HostImageHandler:
         if host is None or row is None or state not in (ImageState.WANTED, ImageState.EVICTING):
             self._db.write(lambda conn: queue.complete(conn, ticket))
             return None
-        if ticket.lease.time_left() < MARGIN_S:
-            raise LeaseLost("too little of the lease is left to begin an act")
+        queue.hold_lease(ticket)
         driver = self._fleet.driver(host.id, host.uri)
         if state is ImageState.EVICTING:
             try:
@@ -381,7 +378,7 @@ class HostImageHandler:
         queue.wake(conn, KIND, store.waiting_for_image(conn, host_id, sha256))
         queue.wake(conn, MOVE_KIND, moves.waiting(conn, host_id))
         for old in ledger.evict(conn, host_id, self._policy.image_share):
-            queue.enqueue(conn, IMAGE_KIND, image_work_id(host_id, old), lane=host_id)
+            enqueue_image(conn, host_id, old)
 
     @staticmethod
     def _kept(conn: sa.Connection, ticket: Ticket, host_id: int, sha256: str) -> None:

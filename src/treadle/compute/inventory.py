@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from treadle.compute.reconciler import HOST_KIND, IMAGE_KIND, MIB, image_work_id
+from treadle.compute.kinds import HOST_KIND, enqueue_image
+from treadle.compute.reconciler import MIB
 from treadle.config import HostDefaults
 from treadle.controller import queue
 from treadle.errors import InvalidInput
@@ -45,6 +46,4 @@ def cache_images(conn: sa.Connection, host_ids: Sequence[int], uuids: Sequence[s
         for host_id in host_ids:
             ledger.want_image(conn, host_id, image.sha256, -(-image.size_bytes // MIB))
             if ledger.image_state(conn, host_id, image.sha256) is ImageState.WANTED:
-                queue.enqueue(
-                    conn, IMAGE_KIND, image_work_id(host_id, image.sha256), lane=host_id
-                )
+                enqueue_image(conn, host_id, image.sha256)

@@ -16,6 +16,14 @@ import sqlalchemy as sa
 
 from treadle.compute import changes, injected, lifecycle, placing, store
 from treadle.compute.fleet import Fleet, call
+from treadle.compute.kinds import (
+    HOST_KIND,
+    KIND,
+    SNAPSHOT_KIND,
+    bulk_lane,
+    enqueue_image,
+    wake_move,
+)
 from treadle.compute.lifecycle import (
     Action,
     Adopt,
@@ -37,8 +45,8 @@ from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import Stage
 from treadle.compute.store import Loaded, Step
 from treadle.controller import queue
-from treadle.controller.queue import FAR_S, LeaseLost, Ticket
-from treadle.controller.worker import backoff
+from treadle.controller.queue import FAR_S, Ticket
+from treadle.controller.worker import backoff, end_pass
 from treadle.db.engine import Database, note
 from treadle.errors import RetryLater, TreadleError
 from treadle.hypervisor.base import (
@@ -60,16 +68,7 @@ from treadle.scheduler.record import Decision, sentence
 Following = tuple[Ticket, Loaded | None] | None
 """The next pass, where one follows at once: its ticket, and the row where it is at hand."""
 
-KIND = "instance"
-SNAPSHOT_KIND = "snapshot"
-IMAGE_KIND = "host_image"
-HOST_KIND = "host"
-MOVE_KIND = "move"
-EVACUATION_KIND = "evacuation"
-
 MOVE_POLL_S = 5.0
-MARGIN_S = 1.0
-"""An act is begun only with this much of the lease left; the keeper lengthens it meanwhile."""
 SHUT_DOWN_POLL_S = 1.0
 IMAGE_POLL_S = 5.0
 NO_EFFECT_S = 5.0
@@ -114,21 +113,6 @@ class Timing:
                 return self.offload_s if self.offload_s >= 0 else None
             case _:
                 return None
-
-
-def image_work_id(host_id: int, sha256: str) -> str:
-    """The queue's name for one image on one host."""
-    return f"{host_id}:{sha256}"
-
-
-def bulk_lane(host_id: int) -> int:
-    """The lane of what moves a host's data for long: it holds up nothing else of that host."""
-    return -1 - host_id
-
-
-def move_lane(host_id: int) -> int:
-    """The lane of moves away from a host: each holds a thread for as long as it lasts."""
-    return -(1 << 30) - host_id
 
 
 def hostname_of(name: str) -> str:
@@ -199,7 +183,7 @@ class InstanceHandler:
         if loaded.moving is not None:
             # It is the move's until that has ended, which wakes this row; here, wake the move.
             move = str(loaded.moving)
-            self._commit(ticket, lambda conn: _wake_move(conn, move), delay=MOVE_POLL_S)
+            end_pass(self._db, ticket, lambda conn: wake_move(conn, move), delay=MOVE_POLL_S)
             return None
         context = self._context(loaded, ticket)
         # What was hinted at until now is about to be seen.
@@ -213,8 +197,8 @@ class InstanceHandler:
         if isinstance(action, Call):
             if action.verb in done:
                 # A guest that dies as soon as it is started, for one: not as fast as we can.
-                self._commit(
-                    ticket, delay=NO_EFFECT_S, error=f"{action.verb} has had no effect"
+                end_pass(
+                    self._db, ticket, delay=NO_EFFECT_S, error=f"{action.verb} has had no effect"
                 )
                 return None
             done.add(action.verb)
@@ -281,25 +265,12 @@ class InstanceHandler:
             case Retry(reason):
                 return self._retry(ticket, reason)
 
-    def _commit(
-        self, ticket: Ticket, change: Callable[[sa.Connection], None] | None = None, *,
-        delay: float = 0.0, error: str | None = None, durable: bool = True,
-    ) -> None:
-        """End the pass. What an act has done or a look has shown need not be `durable`: whoever
-        comes after a power cut sees it on the host."""
-        def commit(conn: sa.Connection) -> None:
-            queue.finish(conn, ticket, delay=delay, error=error)
-            if change is not None:
-                change(conn)
-
-        self._db.write(commit, durable=durable)
-
     def _go_on(
         self, ticket: Ticket, change: Callable[[sa.Connection], None], *,
         lane: int | None = None, durable: bool = True,
     ) -> Following:
         """Commit, and begin the next pass with the row as this commit leaves it. `durable` as for
-        `_commit`."""
+        `end_pass`."""
 
         def commit(conn: sa.Connection) -> Following:
             following = queue.carry(
@@ -374,7 +345,7 @@ class InstanceHandler:
         )
         sha256 = loaded.image.sha256
         if ledger.image_state(conn, host_id, sha256) is ImageState.WANTED:
-            queue.enqueue(conn, IMAGE_KIND, image_work_id(host_id, sha256), lane=host_id)
+            enqueue_image(conn, host_id, sha256)
         store.record_decision(conn, instance.id, host_id, record.to_dict())
         store.log_step(conn, instance.id, instance.revision, Step(
             "place", host_id, started, time.time(), "ok",
@@ -391,8 +362,7 @@ class InstanceHandler:
         instance = loaded.instance
         assert instance.host_id is not None
         assert loaded.host_uri is not None
-        if ticket.lease.time_left() < MARGIN_S:
-            raise LeaseLost("too little of the lease is left to begin an act")
+        queue.hold_lease(ticket)
         started = time.time()
         try:
             driver = self._fleet.driver(instance.host_id, loaded.host_uri)
@@ -419,7 +389,7 @@ class InstanceHandler:
                 store.update(conn, instance.id, **changed)
 
         if verb == "shut_down":
-            self._commit(ticket, change, delay=SHUT_DOWN_POLL_S, durable=False)
+            end_pass(self._db, ticket, change, delay=SHUT_DOWN_POLL_S, durable=False)
             return None
         if verb in MAY_BE_THE_LAST:
             # One more look before the commit: where all is as wanted, the same commit says so.
@@ -465,7 +435,7 @@ class InstanceHandler:
                     store.log_step(conn, instance.id, instance.revision, step)
                 queue.wake(conn, HOST_KIND, [str(instance.host_id)])
 
-            self._commit(ticket, note, delay=backoff(ticket.tries), error=message)
+            end_pass(self._db, ticket, note, delay=backoff(ticket.tries), error=message)
             return None
         following = self._go_on(
             ticket, lambda conn: store.log_step(conn, instance.id, instance.revision, step)
@@ -492,9 +462,7 @@ class InstanceHandler:
                 size_mib = -(-image.size_bytes // MIB)
                 if not ledger.want_image(conn, host_id, image.sha256, size_mib):
                     return False
-                queue.enqueue(
-                    conn, IMAGE_KIND, image_work_id(host_id, image.sha256), lane=host_id,
-                )
+                enqueue_image(conn, host_id, image.sha256)
             queue.finish(conn, ticket, delay=IMAGE_POLL_S)
             return True
 
@@ -583,7 +551,7 @@ class InstanceHandler:
             self._db.write(end)
             return None
         something = bool(values) or first is not None or self._open(instance)
-        self._commit(ticket, change if something else None, durable=False,
+        end_pass(self._db, ticket, change if something else None, durable=False,
                      delay=self._look_again(
                          loaded, state, address, values.get("ends_at", instance.ends_at)
                      ))
@@ -635,7 +603,7 @@ class InstanceHandler:
                 store.hold(conn, instance.id)
                 store.end_actions(conn, instance.id, revision, "ok")
                 if instance.kept is not None:
-                    _wake_move(conn, str(instance.kept))
+                    wake_move(conn, str(instance.kept))
 
         return self._go_on(ticket, change)
 
@@ -693,7 +661,7 @@ class InstanceHandler:
             replace(instance, goal=SETTLED[state]), self._timing.evacuates
         )
         differs = isinstance(seen, Domain) and lifecycle.autostart_differs(wanted, seen)
-        self._commit(ticket, change, delay=0.0 if differs else FAR_S)
+        end_pass(self._db, ticket, change, delay=0.0 if differs else FAR_S)
         return None
 
     def _rehome(self, ticket: Ticket, loaded: Loaded, reason: str) -> Following:
@@ -726,7 +694,7 @@ class InstanceHandler:
                     conn, instance.kept, stage=Stage.REVERTING, revision=instance.revision
                 )
                 store.end_actions(conn, instance.id, instance.revision, "error", reason)
-                _wake_move(conn, str(instance.kept))
+                wake_move(conn, str(instance.kept))
                 return
             if instance.state is State.OFFLOADED:
                 # It stays on the shelf.
@@ -754,7 +722,7 @@ class InstanceHandler:
         return self._go_on(ticket, change)
 
     def _retry(self, ticket: Ticket, reason: str) -> Following:
-        self._commit(ticket, delay=backoff(ticket.tries), error=reason)
+        end_pass(self._db, ticket, delay=backoff(ticket.tries), error=reason)
         return None
 
 
@@ -788,16 +756,11 @@ def give_up_batch(conn: sa.Connection, failed: Instance, reason: str) -> None:
     queue.wake(conn, KIND, [other.uuid for other in others])
 
 
-def _wake_move(conn: sa.Connection, id: str) -> None:
-    if not queue.wake(conn, MOVE_KIND, [id]):
-        queue.wake(conn, EVACUATION_KIND, [id])
-
-
 def _tell_move(conn: sa.Connection, instance: Instance) -> None:
     """Where nobody can take its move back any more, what its former host keeps can go."""
     decided = instance.mode is not Mode.RESIZED or instance.goal not in changes.ON_A_HOST
     if instance.kept is not None and decided:
-        _wake_move(conn, str(instance.kept))
+        wake_move(conn, str(instance.kept))
 
 
 def expected_power(instance: Instance) -> Power | None:

@@ -16,13 +16,13 @@ import structlog
 
 from treadle.compute import backups, changes, store
 from treadle.compute.fleet import Fleet, call
+from treadle.compute.kinds import KIND
 from treadle.compute.model import Instance, Mode, State, Task
-from treadle.compute.reconciler import KIND, MARGIN_S
 from treadle.compute.store import Loaded, Step
 from treadle.controller import queue
 from treadle.controller.queue import LeaseLost, Ticket
 from treadle.controller.signals import Signals
-from treadle.controller.worker import backoff
+from treadle.controller.worker import backoff, end_pass
 from treadle.db.engine import Database
 from treadle.errors import RetryLater, TooLarge, TreadleError
 from treadle.hypervisor.base import Agent, HostRefused, Hypervisor
@@ -72,7 +72,7 @@ class SnapshotHandler:
             self._later(ticket, "its host does not answer")
         elif instance.mode is Mode.SHELVED and instance.state is not State.STOPPED:
             # The pass that finds it stopped says so.
-            self._db.write(lambda conn: queue.finish(conn, ticket, delay=queue.FAR_S))
+            end_pass(self._db, ticket, delay=queue.FAR_S)
         else:
             self._make(ticket, loaded, image)
         self._signals.work_is_due()
@@ -97,8 +97,7 @@ class SnapshotHandler:
 
     @staticmethod
     def _call(ticket: Ticket, driver: Hypervisor, verb: str, *args: Any) -> Any:
-        if ticket.lease.time_left() < MARGIN_S:
-            raise LeaseLost("too little of the lease is left to begin an act")
+        queue.hold_lease(ticket)
         return call(driver, verb, *args)
 
     def _make(self, ticket: Ticket, loaded: Loaded, image: Image) -> None:
@@ -214,9 +213,7 @@ class SnapshotHandler:
         return wanted
 
     def _later(self, ticket: Ticket, reason: str) -> None:
-        self._db.write(lambda conn: queue.finish(
-            conn, ticket, delay=backoff(ticket.tries), error=reason
-        ))
+        end_pass(self._db, ticket, delay=backoff(ticket.tries), error=reason)
 
     def _give_up(
         self, ticket: Ticket, instance: Instance, image: Image, reason: str

@@ -29,6 +29,8 @@ from treadle.errors import RetryLater
 CHANNEL = "treadle_work"
 FAR_S = 3600.0
 """When a settled thing is looked at again without any hint, in seconds."""
+MARGIN_S = 1.0
+"""An act is begun only with this much of the lease left; the keeper lengthens it meanwhile."""
 
 
 class LeaseLost(RetryLater):
@@ -75,6 +77,12 @@ class Ticket:
     def key(self) -> tuple[str, str]:
         """What names the row."""
         return self.kind, self.id
+
+
+def hold_lease(ticket: Ticket) -> None:
+    """Errors: `LeaseLost` where an act may not be begun any more."""
+    if ticket.lease.time_left() < MARGIN_S:
+        raise LeaseLost("too little of the lease is left to begin an act")
 
 
 def enqueue(conn: sa.Connection, kind: str, id: str, *, lane: int = 0, delay: float = 0.0) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import DBAPIError
 
@@ -49,6 +50,23 @@ class Handler(Protocol):
 def backoff(tries: int, *, first: float = 0.25, most: float = 30.0) -> float:
     """Seconds to wait after `tries` failures in a row: doubling, bounded."""
     return float(min(most, first * 2 ** min(tries, 20)))
+
+
+def end_pass(
+    database: Database, ticket: Ticket, change: Callable[[sa.Connection], None] | None = None, *,
+    delay: float = 0.0, error: str | None = None, durable: bool = True,
+) -> None:
+    """Commit what a pass has come to, `change`, and when the next is due: in `delay` seconds.
+
+    What an act has done or a look has shown need not be `durable`: whoever comes after a power cut
+    sees it again. Errors: `LeaseLost`.
+    """
+    def commit(conn: sa.Connection) -> None:
+        queue.finish(conn, ticket, delay=delay, error=error)
+        if change is not None:
+            change(conn)
+
+    database.write(commit, durable=durable)
 
 
 def end_process(reason: str) -> None:
@@ -202,7 +220,7 @@ class Controller:
     def _release(self, ticket: Ticket, error: str | None) -> None:
         delay = 0.0 if error is None else backoff(ticket.tries)
         try:
-            self._db.write(lambda conn: queue.finish(conn, ticket, delay=delay, error=error))
+            end_pass(self._db, ticket, delay=delay, error=error)
         except (TreadleError, DBAPIError) as also:
             # The lease runs out by itself then, and the row is claimed again.
             log.warning("release_failed", kind=ticket.kind, id=ticket.id, error=str(also))

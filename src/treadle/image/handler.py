@@ -10,7 +10,7 @@ import structlog
 
 from treadle.controller import queue
 from treadle.controller.queue import Ticket
-from treadle.controller.worker import backoff
+from treadle.controller.worker import backoff, end_pass
 from treadle.db.engine import Database, forbid_in_transaction
 from treadle.errors import CallerError, InvalidInput, Permanent, RetryLater
 from treadle.image import actions, store
@@ -121,9 +121,7 @@ class ImageHandler:
         except RetryLater as error:
             if ticket.tries + 1 < IMPORT_TRIES:
                 reason, delay = str(error), backoff(ticket.tries, first=1.0)
-                self._db.write(
-                    lambda conn: queue.finish(conn, ticket, delay=delay, error=reason)
-                )
+                end_pass(self._db, ticket, delay=delay, error=reason)
             else:
                 self._give_up(ticket, image, str(error))
             return
@@ -186,7 +184,7 @@ class ImageHandler:
     def _forget(self, ticket: Ticket, image: Image) -> None:
         """Remove the content of a deleted image once nothing needs it."""
         if self._db.read(lambda conn: store.in_use(conn, image.id)):
-            self._db.write(lambda conn: queue.finish(conn, ticket, delay=IN_USE_S))
+            end_pass(self._db, ticket, delay=IN_USE_S)
             return
         self._contents.forget(image)
 

@@ -8,10 +8,10 @@ import sqlalchemy as sa
 
 from treadle.compute import actions, lifecycle, store
 from treadle.compute.actions import OPERATOR, Caller
+from treadle.compute.kinds import EVACUATION_KIND, HOST_KIND, KIND
 from treadle.compute.model import Goal, Instance, Mode, Task, vm_state, word
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import Kind, Stage
-from treadle.compute.reconciler import EVACUATION_KIND, HOST_KIND, KIND
 from treadle.compute.store import Step
 from treadle.controller import queue
 from treadle.db.clock import now

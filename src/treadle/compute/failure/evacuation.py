@@ -15,20 +15,15 @@ import sqlalchemy as sa
 import structlog
 
 from treadle.compute import changes, placing, store
+from treadle.compute.kinds import KIND, enqueue_image
 from treadle.compute.model import Goal
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import ENDED, Move, Stage
-from treadle.compute.reconciler import (
-    IMAGE_KIND,
-    KIND,
-    MIB,
-    PLACE_TRIES,
-    image_work_id,
-)
+from treadle.compute.reconciler import MIB, PLACE_TRIES
 from treadle.compute.store import Loaded, Step
 from treadle.controller import queue
 from treadle.controller.queue import Ticket
-from treadle.controller.worker import backoff
+from treadle.controller.worker import backoff, end_pass
 from treadle.db.engine import Database, note
 from treadle.image import store as images
 from treadle.placement import fences, groups, ledger
@@ -117,11 +112,8 @@ class EvacuationHandler:
             case End(stage, reason):
                 self._end(ticket, scene, stage, reason)
             case Wait(reason, hurry):
-                self._wait(ticket, reason, BUSY_S if hurry else LOOK_S)
+                end_pass(self._db, ticket, delay=BUSY_S if hurry else LOOK_S, error=reason)
         return None
-
-    def _wait(self, ticket: Ticket, reason: str, delay: float) -> None:
-        self._db.write(lambda conn: queue.finish(conn, ticket, delay=delay, error=reason))
 
     def _choose(self, ticket: Ticket, scene: Scene) -> None:
         move, instance, room = scene.move, scene.loaded.instance, scene.room
@@ -140,7 +132,7 @@ class EvacuationHandler:
             try:
                 outlook = self._board.rank(request, room, anew=attempt > 0)
             except PluginError as error:
-                self._wait(ticket, str(error), backoff(ticket.tries))
+                end_pass(self._db, ticket, delay=backoff(ticket.tries), error=str(error))
                 return
             order, record = list(map(int, outlook.ranking)), outlook.record
             if not order and outlook.exact:
@@ -162,7 +154,9 @@ class EvacuationHandler:
             if given:
                 log.info("evacuated", instance=instance.uuid, source=move.source_id)
                 return
-        self._wait(ticket, "others are taking the room at this moment", BUSY_S)
+        end_pass(
+            self._db, ticket, delay=BUSY_S, error="others are taking the room at this moment"
+        )
 
     def _give(
         self, conn: sa.Connection, ticket: Ticket, scene: Scene, order: list[int],
@@ -199,7 +193,7 @@ class EvacuationHandler:
         store.hold(conn, instance.id)
         moves.update(conn, move.id, stage=Stage.ARRIVED, target_id=target)
         if ledger.image_state(conn, target, room.sha256) is ImageState.WANTED:
-            queue.enqueue(conn, IMAGE_KIND, image_work_id(target, room.sha256), lane=target)
+            enqueue_image(conn, target, room.sha256)
         store.record_decision(conn, instance.id, target, record.to_dict())
         store.log_step(conn, instance.id, move.revision, Step(
             "place", target, started, time.time(), "ok",
@@ -212,12 +206,12 @@ class EvacuationHandler:
         why = "; ".join(f"{name}: {text}" for name, text in refusal.reasons.items())
         reason = f"{refusal}: {why}" if why else str(refusal)
 
-        def wait(conn: sa.Connection) -> None:
-            queue.finish(conn, ticket, delay=backoff(ticket.tries, first=LOOK_S), error=reason)
+        def change(conn: sa.Connection) -> None:
             if scene.move.error != reason:
                 moves.update(conn, scene.move.id, error=reason)
 
-        self._db.write(wait)
+        delay = backoff(ticket.tries, first=LOOK_S)
+        end_pass(self._db, ticket, change, delay=delay, error=reason)
 
     def _end(self, ticket: Ticket, scene: Scene, stage: Stage, reason: str) -> None:
         move, uuid = scene.move, scene.loaded.instance.uuid

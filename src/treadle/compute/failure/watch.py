@@ -21,7 +21,7 @@ from treadle.compute import store
 from treadle.compute.failure import fencing
 from treadle.compute.failure.verdict import ALIVE, Evidence, Patience, Verdict, judge
 from treadle.compute.fleet import Fleet
-from treadle.compute.reconciler import HOST_KIND, KIND
+from treadle.compute.kinds import HOST_KIND, KIND
 from treadle.controller import queue
 from treadle.controller.signals import Key, Signals
 from treadle.db.engine import Database

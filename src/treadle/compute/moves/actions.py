@@ -10,10 +10,10 @@ import sqlalchemy as sa
 
 from treadle.compute import actions, store
 from treadle.compute.actions import OPERATOR, Caller
+from treadle.compute.kinds import MOVE_KIND, move_lane
 from treadle.compute.model import Instance, Task, vm_state
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import ENDED, LANDED, Kind, Move, Stage
-from treadle.compute.reconciler import MOVE_KIND, move_lane
 from treadle.compute.store import Flavor
 from treadle.controller import queue
 from treadle.db.clock import now

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from treadle.compute import changes, store
 from treadle.compute.changes import ON_A_HOST
 from treadle.compute.fleet import call
+from treadle.compute.kinds import KIND, MOVE_KIND
 from treadle.compute.model import Mode, Task, is_settled
 from treadle.compute.moves import cold
 from treadle.compute.moves import store as moves
@@ -22,15 +23,14 @@ from treadle.compute.moves.handler import (
     WATCH_S,
     MoveHandler,
     Scene,
-    hold_lease,
     log,
 )
 from treadle.compute.moves.plan import AwaitImage, Begin, Choose, Clean, End, Kind, Stage, Wait
-from treadle.compute.reconciler import KIND, MOVE_KIND, SHUT_DOWN_POLL_S
+from treadle.compute.reconciler import SHUT_DOWN_POLL_S
 from treadle.compute.store import Step
 from treadle.controller import queue
 from treadle.controller.queue import FAR_S, LeaseLost, Ticket
-from treadle.controller.worker import backoff
+from treadle.controller.worker import backoff, end_pass
 from treadle.db.clock import now
 from treadle.db.engine import Database
 from treadle.errors import Permanent, RetryLater, TreadleError
@@ -119,7 +119,7 @@ class EveryMove(MoveHandler):
             case Choose():
                 return self._choose(ticket, scene)[0]
             case AwaitImage():
-                self._commit(ticket, delay=IMAGE_POLL_S)
+                end_pass(self._db, ticket, delay=IMAGE_POLL_S)
             case Begin():
                 return self._enter(ticket, scene)
             case Do(verb):
@@ -129,15 +129,17 @@ class EveryMove(MoveHandler):
             case Return(off):
                 self._db.write(lambda conn: self._return(conn, ticket, scene, off=off))
             case Stay(reason):
-                self._commit(ticket, lambda conn: self._stay(conn, scene, reason), delay=FAR_S)
+                end_pass(
+                    self._db, ticket, lambda conn: self._stay(conn, scene, reason), delay=FAR_S
+                )
             case Rest():
-                self._commit(ticket, delay=FAR_S)
+                end_pass(self._db, ticket, delay=FAR_S)
             case Clean(target):
                 return self._clean(ticket, scene, scene.target if target else scene.source)
             case End(stage, reason):
                 self._over(ticket, scene, stage, reason)
             case Wait(reason):
-                self._commit(ticket, delay=backoff(ticket.tries), error=reason)
+                end_pass(self._db, ticket, delay=backoff(ticket.tries), error=reason)
         return None
 
     # -- acts
@@ -145,20 +147,20 @@ class EveryMove(MoveHandler):
     def _do(self, ticket: Ticket, scene: Scene, verb: str) -> Ticket | None:
         assert scene.source is not None
         uuid = scene.loaded.instance.uuid
-        hold_lease(ticket)
+        queue.hold_lease(ticket)
         try:
             driver = self._fleet.driver(scene.source.id, scene.source.uri)
             call(driver, verb, uuid, *((False,) if verb == "autostart" else ()))
         except RetryLater as error:
-            self._commit(ticket, delay=backoff(ticket.tries), error=str(error))
+            end_pass(self._db, ticket, delay=backoff(ticket.tries), error=str(error))
             return None
         except TreadleError as error:
             if scene.move.stage is Stage.MOVING:
                 return self._failed(ticket, scene, str(error))
-            self._commit(ticket, delay=backoff(ticket.tries), error=str(error))
+            end_pass(self._db, ticket, delay=backoff(ticket.tries), error=str(error))
             return None
         if verb == "shut_down":
-            self._commit(ticket, delay=SHUT_DOWN_POLL_S)
+            end_pass(self._db, ticket, delay=SHUT_DOWN_POLL_S)
             return None
         return self._go_on(ticket, lambda _conn: None)
 
@@ -175,7 +177,7 @@ class EveryMove(MoveHandler):
         move = scene.move
         source = self._fleet.driver(scene.source.id, scene.source.uri)
         target = self._fleet.driver(scene.target.id, scene.target.uri)
-        hold_lease(ticket)
+        queue.hold_lease(ticket)
         course = _Course(self._db, ticket, scene)
         try:
             call(
@@ -189,7 +191,7 @@ class EveryMove(MoveHandler):
         except RetryLater as error:
             if ticket.tries + 1 >= SEND_TRIES:
                 return self._failed(ticket, scene, str(error))
-            self._commit(ticket, delay=backoff(ticket.tries), error=str(error))
+            end_pass(self._db, ticket, delay=backoff(ticket.tries), error=str(error))
             return None
         except TreadleError as error:
             return self._failed(ticket, scene, str(error))

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from treadle.compute import store
 from treadle.compute.fleet import Fleet, call
+from treadle.compute.kinds import HOST_KIND, KIND, MOVE_KIND, enqueue_image
 from treadle.compute.lifecycle import ImageOnHost, Lost
 from treadle.compute.model import Goal
 from treadle.compute.moves import plan as course
@@ -35,20 +36,11 @@ from treadle.compute.moves.plan import (
     Stage,
     Wait,
 )
-from treadle.compute.reconciler import (
-    HOST_KIND,
-    IMAGE_KIND,
-    KIND,
-    MARGIN_S,
-    MOVE_KIND,
-    PLACE_TRIES,
-    image_work_id,
-    spec_of,
-)
+from treadle.compute.reconciler import PLACE_TRIES, spec_of
 from treadle.compute.store import Loaded, Step
 from treadle.controller import queue
 from treadle.controller.queue import LeaseLost, Ticket
-from treadle.controller.worker import backoff
+from treadle.controller.worker import backoff, end_pass
 from treadle.db.engine import Database, note
 from treadle.errors import RetryLater, TreadleError
 from treadle.hypervisor.base import DomainSpec, HostUnreachable, Hypervisor, MoveOptions
@@ -146,7 +138,7 @@ class MoveHandler:
             case Choose():
                 return self._choose(ticket, scene)
             case AwaitImage():
-                self._commit(ticket, delay=IMAGE_POLL_S)
+                end_pass(self._db, ticket, delay=IMAGE_POLL_S)
                 return None, ""
             case Begin():
                 return self._begin(ticket, scene)
@@ -158,7 +150,7 @@ class MoveHandler:
                 self._end(ticket, scene, stage, reason)
                 return None, ""
             case Wait(reason):
-                self._commit(ticket, delay=backoff(ticket.tries), error=reason)
+                end_pass(self._db, ticket, delay=backoff(ticket.tries), error=reason)
                 return None, ""
 
     def _context(self, scene: Scene, trouble: str) -> Context:
@@ -185,17 +177,6 @@ class MoveHandler:
         return seen
 
     # -- commits
-
-    def _commit(
-        self, ticket: Ticket, change: Callable[[sa.Connection], None] | None = None, *,
-        delay: float = 0.0, error: str | None = None,
-    ) -> None:
-        def commit(conn: sa.Connection) -> None:
-            queue.finish(conn, ticket, delay=delay, error=error)
-            if change is not None:
-                change(conn)
-
-        self._db.write(commit)
 
     def _go_on(self, ticket: Ticket, change: Callable[[sa.Connection], None]) -> Ticket:
         def commit(conn: sa.Connection) -> Ticket:
@@ -243,7 +224,7 @@ class MoveHandler:
                 self._board.let_go(instance.uuid)
             if following is not None:
                 return following, ""
-        self._commit(ticket, delay=backoff(ticket.tries), error="no room on the target now")
+        end_pass(self._db, ticket, delay=backoff(ticket.tries), error="no room on the target now")
         return None, ""
 
     def _chosen(
@@ -255,7 +236,7 @@ class MoveHandler:
             vcpus=room.vcpus, memory_mib=room.memory_mib, disk_mib=room.disk_mib,
         )
         if ledger.image_state(conn, host_id, room.sha256) is ImageState.WANTED:
-            queue.enqueue(conn, IMAGE_KIND, image_work_id(host_id, room.sha256), lane=host_id)
+            enqueue_image(conn, host_id, room.sha256)
         return following
 
     def _enter(self, ticket: Ticket, scene: Scene) -> Ticket | None:
@@ -306,10 +287,10 @@ class MoveHandler:
         assert scene.target is not None
         source = self._fleet.driver(scene.source.id, scene.source.uri)
         target = self._fleet.driver(scene.target.id, scene.target.uri)
-        hold_lease(ticket)
+        queue.hold_lease(ticket)
         call(target, "expect", spec)
         # Who took over meanwhile has found nothing there, and ended the move.
-        hold_lease(ticket)
+        queue.hold_lease(ticket)
         with self._watched(scene.move.id, scene.loaded.instance.id, source, spec.uuid):
             call(source, "move", spec.uuid, target, options)
 
@@ -368,15 +349,15 @@ class MoveHandler:
         self, ticket: Ticket, scene: Scene, host: ledger.Host | None
     ) -> Ticket | None:
         assert host is not None
-        hold_lease(ticket)
+        queue.hold_lease(ticket)
         try:
             call(self._fleet.driver(host.id, host.uri), "undefine", scene.loaded.instance.uuid)
         except RetryLater as error:
-            self._commit(ticket, delay=backoff(ticket.tries), error=str(error))
+            end_pass(self._db, ticket, delay=backoff(ticket.tries), error=str(error))
             return None
         except TreadleError as error:
             log.warning("move_not_cleaned", host=host.name, reason=str(error))
-            self._commit(ticket, delay=backoff(ticket.tries), error=str(error))
+            end_pass(self._db, ticket, delay=backoff(ticket.tries), error=str(error))
             return None
         return self._go_on(ticket, lambda _conn: None)
 
@@ -409,9 +390,3 @@ class MoveHandler:
 
         self._db.write(end)
         log.info("move_ended", instance=instance.uuid, stage=stage, reason=reason)
-
-
-def hold_lease(ticket: Ticket) -> None:
-    """Errors: `LeaseLost` where an act may not be begun any more."""
-    if ticket.lease.time_left() < MARGIN_S:
-        raise LeaseLost("too little of the lease is left to begin an act")

@@ -26,7 +26,7 @@ from treadle.api.openstack.compute.common import (
 )
 from treadle.api.openstack.wire import Ask, Call, NotSupported, Schema
 from treadle.compute import census
-from treadle.compute.reconciler import HOST_KIND
+from treadle.compute.kinds import HOST_KIND
 from treadle.controller import queue
 from treadle.errors import Conflict, InvalidInput, NotFound
 from treadle.placement import aggregates, ledger

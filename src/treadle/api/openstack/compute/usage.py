@@ -28,8 +28,8 @@ from treadle.api.openstack.compute.server_moves import every_migration
 from treadle.api.openstack.wire import Ask, Call, Reply, Schema, page_of
 from treadle.compute import census, store
 from treadle.compute.census import Stay
+from treadle.compute.kinds import KIND
 from treadle.compute.model import State
-from treadle.compute.reconciler import KIND
 from treadle.controller import queue
 from treadle.errors import InvalidInput, NotFound
 from treadle.placement import ledger
