@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.compute import store
+from treadle.compute import placing, store
 from treadle.db.clock import now
 from treadle.db.schema import decision, instance
 from treadle.errors import InvalidInput, NotFound
@@ -22,8 +22,6 @@ from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.model import HostView, PlacementRequest
 from treadle.scheduler.record import Decision
 from treadle.scheduler.table import HostTable
-
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ def request_of(conn: sa.Connection, question: Question) -> PlacementRequest:
         )
         if image is None or hidden:
             raise NotFound(f"there is no image {question.image}")
-        sha256, size = image.sha256, -(-(image.size_bytes or 0) // MIB)
+        sha256, size = image.sha256, placing.mib(image.size_bytes or 0)
     return PlacementRequest(
         instance_id="dry-run", vcpus=vcpus, memory_mib=memory, disk_mib=disk * 1024, image=sha256,
         image_mib=size if sha256 else 0, zone=question.zone, only_hosts=question.only_hosts,

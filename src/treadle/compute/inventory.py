@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from treadle.compute.kinds import HOST_KIND, enqueue_image
-from treadle.compute.reconciler import MIB
+from treadle.compute.placing import mib
 from treadle.config import HostDefaults
 from treadle.controller import queue
 from treadle.errors import InvalidInput
@@ -44,6 +44,6 @@ def cache_images(conn: sa.Connection, host_ids: Sequence[int], uuids: Sequence[s
         if image is None or image.sha256 is None or image.size_bytes is None:
             raise InvalidInput("cache", uuid, "there is no such image, or it is not active")
         for host_id in host_ids:
-            ledger.want_image(conn, host_id, image.sha256, -(-image.size_bytes // MIB))
+            ledger.want_image(conn, host_id, image.sha256, mib(image.size_bytes))
             if ledger.image_state(conn, host_id, image.sha256) is ImageState.WANTED:
                 enqueue_image(conn, host_id, image.sha256)

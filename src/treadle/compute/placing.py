@@ -1,26 +1,149 @@
-"""What the scheduler is asked for an instance, out of its row and what it refers to."""
+"""Finding a host for an instance: what the scheduler is asked, and the taking of what it offers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from treadle.compute import changes
+from treadle.compute.kinds import enqueue_image
 from treadle.compute.model import Instance
+from treadle.compute.store import Loaded
+from treadle.db.engine import Database, note
 from treadle.db.prepared import Prepared
 from treadle.db.schema import flavor, host, image
 from treadle.db.schema import instance as table
-from treadle.placement import groups
-from treadle.placement.ledger import Room
+from treadle.placement import groups, ledger
+from treadle.placement.board import Board
+from treadle.placement.ledger import ImageState, Room
 from treadle.scheduler.model import Pairs, PlacementRequest
+from treadle.scheduler.plugin import Ranking
+from treadle.scheduler.record import Decision
 
 TRAIT = "trait:"
 MACHINE = frozenset({"images"})
 CONTAINER = frozenset({"root_filesystems"})
 IMAGE_KEYS = ("img_hv_type", "hypervisor_type")
 FLAVOR_KEYS = ("hypervisor_type", "capabilities:hypervisor_type")
+PLACE_TRIES = 3
+MIB = 1 << 20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the scheduler is asked, and what room is needed.
+
+    `barred`: hosts that are never taken, though no filter refuse them. `unfit`: of some hosts that
+    are out of the question whatever their room, the name and the reason.
+    """
+
+    request: PlacementRequest
+    room: Room
+    barred: frozenset[int] = frozenset()
+    unfit: Mapping[str, str] = field(default_factory=dict)
+
+    def refusal(self, record: Decision) -> str:
+        """Why nothing fits, host by host: for operators."""
+        error = record.error()
+        reasons = {**error.reasons, **self.unfit}
+        why = "; ".join(f"{name}: {text}" for name, text in reasons.items())
+        return f"{error}: {why}" if why else str(error)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The hosts that seem to have the room, best first."""
+
+    hosts: Iterable[int]
+    room: Room
+    record: Decision
+
+    def take(
+        self, conn: sa.Connection, instance: Instance,
+        claim: Callable[[sa.Connection, int, Room], bool],
+    ) -> int | None:
+        """Claim the room on the first host that the instance's group allows and that has it still;
+        None where none has. The image is on its way there, and the record says who won."""
+        self.record.conflicts.clear()  # the transaction may be run again
+        allowed = groups.rule(conn, instance.group_id, instance.id)
+        for host_id in self.hosts:
+            if allowed(host_id) and claim(conn, host_id, self.room):
+                self.record.won(host_id)
+                note(conn, ledger.PLACED, instance.uuid)
+                sha256 = self.room.sha256
+                if ledger.image_state(conn, host_id, sha256) is ImageState.WANTED:
+                    enqueue_image(conn, host_id, sha256)
+                return host_id
+            self.record.lost(host_id)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoom:
+    """By all that the database says no host has room. `unknown`: some hosts have not been reached
+    yet."""
+
+    asked: Asked
+    record: Decision
+    unknown: bool
+
+    @property
+    def reason(self) -> str:
+        """Why, host by host: for operators."""
+        return self.asked.refusal(self.record)
+
+
+def place(
+    database: Database, board: Board, uuid: str, ask: Callable[[sa.Connection], Asked],
+    commit: Callable[[sa.Connection, Offer], T | None],
+) -> T | NoRoom | None:
+    """Have the best host that has room for the instance taken: ask, rank, and `commit`.
+
+    `commit` takes a host with `Offer.take` and writes what follows from that, in one transaction;
+    where it takes none it gives None, and all is done again, `PLACE_TRIES` times in all. What it
+    gives comes back; None where others were taking the room at every try. Errors: `PluginError`,
+    and what `commit` raises.
+    """
+    for attempt in range(PLACE_TRIES):
+        asked = database.read(ask)
+        outlook = board.rank(asked.request, asked.room, anew=attempt > 0)
+        try:
+            hosts: Ranking | list[int] = outlook.ranking
+            if asked.barred:
+                hosts = [id for id in hosts if id not in asked.barred]
+            if not hosts:
+                if outlook.exact:
+                    return NoRoom(asked, outlook.record, outlook.unknown)
+                continue
+            _ = outlook.record.detail  # worked out here, not in the transaction
+            offer = Offer(hosts, asked.room, outlook.record)
+
+            def take(conn: sa.Connection, offer: Offer = offer) -> T | None:
+                return commit(conn, offer)
+
+            taken = database.write(take)
+        finally:
+            board.let_go(uuid)
+        if taken is not None:
+            return taken
+    return None
+
+
+def mib(size_bytes: int) -> int:
+    """What so many bytes take of a disk, in MiB."""
+    return -(-size_bytes // MIB)
+
+
+def room_of(loaded: Loaded) -> Room:
+    """What the instance takes of a host."""
+    image = loaded.image
+    return Room(*changes.held(loaded.instance), image.sha256, mib(image.size_bytes))
 
 
 def request_of(

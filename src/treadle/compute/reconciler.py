@@ -47,7 +47,7 @@ from treadle.compute.store import Loaded, Step
 from treadle.controller import queue
 from treadle.controller.queue import FAR_S, Ticket
 from treadle.controller.worker import backoff, end_pass
-from treadle.db.engine import Database, note
+from treadle.db.engine import Database
 from treadle.errors import RetryLater, TreadleError
 from treadle.hypervisor.base import (
     NOT_BY_HOST,
@@ -59,7 +59,7 @@ from treadle.hypervisor.base import (
 )
 from treadle.image import actions as image_actions
 from treadle.image import store as images
-from treadle.placement import groups, ledger
+from treadle.placement import ledger
 from treadle.placement.board import Board
 from treadle.placement.ledger import HostStatus, ImageState
 from treadle.scheduler.plugin import PluginError
@@ -74,13 +74,11 @@ IMAGE_POLL_S = 5.0
 NO_EFFECT_S = 5.0
 ADDRESS_POLL_S = 0.5
 ADDRESS_PATIENCE_S = 120.0
-PLACE_TRIES = 3
 FRESH_S = 0.5
 """How long a pass that waits for its lane may go by the row that the one before has left it."""
 MAY_BE_THE_LAST = frozenset({
     "start", "pause", "resume", "suspend", "power_off", "autostart", "grow",
 })
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +116,6 @@ class Timing:
 def hostname_of(name: str) -> str:
     """An instance's name as a host name (RFC 1123): no underscores."""
     return name.replace("_", "-")
-
-
-def room_of(loaded: Loaded) -> ledger.Room:
-    """What the instance takes of a host."""
-    return ledger.Room(
-        *changes.held(loaded.instance), loaded.image.sha256,
-        -(-loaded.image.size_bytes // MIB),
-    )
 
 
 def spec_of(loaded: Loaded, cloud_id: str, evacuates: bool) -> DomainSpec:
@@ -284,74 +274,47 @@ class InstanceHandler:
     # -- placing
 
     def _place(self, ticket: Ticket, loaded: Loaded, context: Context) -> Following:
-        instance = loaded.instance
+        instance, room = loaded.instance, placing.room_of(loaded)
         started = time.time()
-        room = room_of(loaded)
-        for attempt in range(PLACE_TRIES):
-            request = self._db.read(lambda conn: placing.request_of(
+
+        def ask(conn: sa.Connection) -> placing.Asked:
+            return placing.Asked(placing.request_of(
                 conn, instance, room, with_flavors=self._board.scheduler.wants_flavors,
-            ))
-            try:
-                outlook = self._board.rank(request, room, anew=attempt > 0)
-            except PluginError as error:
-                return self._fail(ticket, loaded, str(error))
-            ranking, record = outlook.ranking, outlook.record
-            if not len(ranking):
-                if outlook.exact:
-                    break
-                continue
-            _ = record.detail  # worked out here, not in the transaction
+            ), room)
 
-            def take(
-                conn: sa.Connection, ranking: Any = ranking, record: Any = record
-            ) -> Following:
-                record.conflicts.clear()  # the transaction may be run again
-                allowed = groups.rule(conn, instance.group_id, instance.id)
-                for host_id in map(int, ranking):
-                    if allowed(host_id) and ledger.claim(conn, host_id, instance.id, room):
-                        record.won(host_id)
-                        note(conn, ledger.PLACED, instance.uuid)
-                        return self._placed(conn, ticket, loaded, host_id, record, started)
-                    record.lost(host_id)
+        def claim(conn: sa.Connection, host_id: int, room: ledger.Room) -> bool:
+            return ledger.claim(conn, host_id, instance.id, room)
+
+        def commit(conn: sa.Connection, offer: placing.Offer) -> Following:
+            host_id = offer.take(conn, instance, claim)
+            if host_id is None:
                 return None
+            following = queue.carry(conn, ticket, self._timing.lease_s, lane=host_id)
+            store.update(
+                conn, instance.id, host_id=host_id, phase=Phase.PLACED,
+                attempts=instance.attempts + 1,
+            )
+            store.record_decision(conn, instance.id, host_id, offer.record.to_dict())
+            store.log_step(conn, instance.id, instance.revision, Step(
+                "place", host_id, started, time.time(), "ok",
+            ))
+            row = store.load(conn, instance.uuid)
+            return replace(following, row=(time.monotonic(), row)), row
 
-            try:
-                following = self._db.write(take)
-            finally:
-                self._board.let_go(instance.uuid)
-            if following is not None:
-                return following
-        else:
+        try:
+            placed = placing.place(self._db, self._board, instance.uuid, ask, commit)
+        except PluginError as error:
+            return self._fail(ticket, loaded, str(error))
+        if placed is None:
             return self._retry(ticket, "others are taking the room at this moment")
-        if outlook.unknown and not context.late:
+        if not isinstance(placed, placing.NoRoom):
+            return placed
+        if placed.unknown and not context.late:
             return self._retry(ticket, "some hosts have not been reached yet")
-        refusal = record.error()
-        reason = str(refusal)
-        if refusal.reasons:
-            reason += ": " + "; ".join(f"{name}: {why}" for name, why in refusal.reasons.items())
+        reason = placed.reason
         if instance.fault:
             reason += f" (before that: {instance.fault})"
-        return self._fail(ticket, loaded, reason, record)
-
-    def _placed(
-        self, conn: sa.Connection, ticket: Ticket, loaded: Loaded, host_id: int, record: Any,
-        started: float,
-    ) -> Following:
-        instance = loaded.instance
-        following = queue.carry(conn, ticket, self._timing.lease_s, lane=host_id)
-        store.update(
-            conn, instance.id, host_id=host_id, phase=Phase.PLACED,
-            attempts=instance.attempts + 1,
-        )
-        sha256 = loaded.image.sha256
-        if ledger.image_state(conn, host_id, sha256) is ImageState.WANTED:
-            enqueue_image(conn, host_id, sha256)
-        store.record_decision(conn, instance.id, host_id, record.to_dict())
-        store.log_step(conn, instance.id, instance.revision, Step(
-            "place", host_id, started, time.time(), "ok",
-        ))
-        row = store.load(conn, instance.uuid)
-        return replace(following, row=(time.monotonic(), row)), row
+        return self._fail(ticket, loaded, reason, placed.record)
 
     # -- acting
 
@@ -459,7 +422,7 @@ class InstanceHandler:
 
         def commit(conn: sa.Connection) -> bool:
             for image in missing:
-                size_mib = -(-image.size_bytes // MIB)
+                size_mib = placing.mib(image.size_bytes)
                 if not ledger.want_image(conn, host_id, image.sha256, size_mib):
                     return False
                 enqueue_image(conn, host_id, image.sha256)

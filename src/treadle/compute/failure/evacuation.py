@@ -15,22 +15,20 @@ import sqlalchemy as sa
 import structlog
 
 from treadle.compute import changes, placing, store
-from treadle.compute.kinds import KIND, enqueue_image
+from treadle.compute.kinds import KIND
 from treadle.compute.model import Goal
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import ENDED, Move, Stage
-from treadle.compute.reconciler import MIB, PLACE_TRIES
 from treadle.compute.store import Loaded, Step
 from treadle.controller import queue
 from treadle.controller.queue import Ticket
 from treadle.controller.worker import backoff, end_pass
-from treadle.db.engine import Database, note
+from treadle.db.engine import Database
 from treadle.image import store as images
-from treadle.placement import fences, groups, ledger
+from treadle.placement import fences, ledger
 from treadle.placement.board import Board
-from treadle.placement.ledger import Host, HostStatus, ImageState, Room
+from treadle.placement.ledger import Host, HostStatus, Room
 from treadle.scheduler.plugin import PluginError
-from treadle.scheduler.record import Decision
 
 log = structlog.get_logger("treadle.failure")
 
@@ -118,52 +116,41 @@ class EvacuationHandler:
     def _choose(self, ticket: Ticket, scene: Scene) -> None:
         move, instance, room = scene.move, scene.loaded.instance, scene.room
         started = time.time()
-        for attempt in range(PLACE_TRIES):
-            request = self._db.read(lambda conn: placing.request_of(
+
+        def ask(conn: sa.Connection) -> placing.Asked:
+            request = placing.request_of(
                 conn, instance, room, with_flavors=self._board.scheduler.wants_flavors,
-            ))
+            )
             only = request.only_hosts
             if move.wanted_id is not None:
                 only = frozenset({move.wanted_id}) & (only or frozenset({move.wanted_id}))
-            request = replace(
+            return placing.Asked(replace(
                 request, excluded_hosts=request.excluded_hosts | {move.source_id},
                 only_hosts=only,
-            )
-            try:
-                outlook = self._board.rank(request, room, anew=attempt > 0)
-            except PluginError as error:
-                end_pass(self._db, ticket, delay=backoff(ticket.tries), error=str(error))
-                return
-            order, record = list(map(int, outlook.ranking)), outlook.record
-            if not order and outlook.exact:
-                self._no_room(ticket, scene, record)
-                return
-            if not order:
-                continue
-            _ = record.detail  # worked out here, not in the transaction
+            ), room)
 
-            def give(
-                conn: sa.Connection, order: list[int] = order, record: Decision = record
-            ) -> bool:
-                return self._give(conn, ticket, scene, order, record, started)
+        def commit(conn: sa.Connection, offer: placing.Offer) -> int | None:
+            return self._give(conn, ticket, scene, offer, started)
 
-            try:
-                given = self._db.write(give)
-            finally:
-                self._board.let_go(instance.uuid)
-            if given:
-                log.info("evacuated", instance=instance.uuid, source=move.source_id)
-                return
-        end_pass(
-            self._db, ticket, delay=BUSY_S, error="others are taking the room at this moment"
-        )
+        try:
+            given = placing.place(self._db, self._board, instance.uuid, ask, commit)
+        except PluginError as error:
+            end_pass(self._db, ticket, delay=backoff(ticket.tries), error=str(error))
+            return
+        if given is None:
+            busy = "others are taking the room at this moment"
+            end_pass(self._db, ticket, delay=BUSY_S, error=busy)
+        elif isinstance(given, placing.NoRoom):
+            self._no_room(ticket, scene, given.reason)
+        else:
+            log.info("evacuated", instance=instance.uuid, source=move.source_id)
 
     def _give(
-        self, conn: sa.Connection, ticket: Ticket, scene: Scene, order: list[int],
-        record: Decision, started: float,
-    ) -> bool:
-        """The commit. False, and nothing is changed, where it cannot be made now."""
-        move, room = scene.move, scene.room
+        self, conn: sa.Connection, ticket: Ticket, scene: Scene, offer: placing.Offer,
+        started: float,
+    ) -> int | None:
+        """The commit: the host. None, and nothing is changed, where it cannot be made now."""
+        move = scene.move
         instance = store.get(conn, move.instance_id)
         if (
             instance is None or instance.host_id != move.source_id
@@ -171,20 +158,11 @@ class EvacuationHandler:
             or not fences.still_off(conn, move.source_id)
             or queue.is_leased(conn, KIND, instance.uuid)
         ):
-            return False
-        record.conflicts.clear()  # the transaction may be run again
-        allowed = groups.rule(conn, instance.group_id, instance.id)
-        target = None
-        for host_id in order:
-            if allowed(host_id) and ledger.hold(conn, host_id, room):
-                target = host_id
-                break
-            record.lost(host_id)
+            return None
+        target = offer.take(conn, instance, ledger.hold)
         if target is None:
-            return False
+            return None
         queue.remove(conn, ticket)
-        record.won(target)
-        note(conn, ledger.PLACED, instance.uuid)
         ledger.moved(conn, instance.id, target)
         store.update(
             conn, instance.id, deadline=scene.loaded.now + self._build_deadline_s,
@@ -192,20 +170,14 @@ class EvacuationHandler:
         )
         store.hold(conn, instance.id)
         moves.update(conn, move.id, stage=Stage.ARRIVED, target_id=target)
-        if ledger.image_state(conn, target, room.sha256) is ImageState.WANTED:
-            enqueue_image(conn, target, room.sha256)
-        store.record_decision(conn, instance.id, target, record.to_dict())
+        store.record_decision(conn, instance.id, target, offer.record.to_dict())
         store.log_step(conn, instance.id, move.revision, Step(
             "place", target, started, time.time(), "ok",
         ))
         queue.shift(conn, KIND, instance.uuid, target)
-        return True
+        return target
 
-    def _no_room(self, ticket: Ticket, scene: Scene, record: Decision) -> None:
-        refusal = record.error()
-        why = "; ".join(f"{name}: {text}" for name, text in refusal.reasons.items())
-        reason = f"{refusal}: {why}" if why else str(refusal)
-
+    def _no_room(self, ticket: Ticket, scene: Scene, reason: str) -> None:
         def change(conn: sa.Connection) -> None:
             if scene.move.error != reason:
                 moves.update(conn, scene.move.id, error=reason)
@@ -244,6 +216,6 @@ def _scene(conn: sa.Connection, id: int) -> Scene | None:
     sha256, size = image.sha256 or "", image.size_bytes or 0
     return Scene(
         move, loaded, ledger.get_host(conn, move.source_id),
-        Room(*changes.held(instance), sha256, -(-size // MIB)),
+        Room(*changes.held(instance), sha256, placing.mib(size)),
         queue.is_leased(conn, KIND, instance.uuid),
     )

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
-from treadle.compute import actions, forecast, placing, store
+from treadle.compute import actions, forecast, store
 from treadle.compute.model import Instance, vm_state
 from treadle.compute.moves.actions import COLD, MOVABLE
-from treadle.compute.reconciler import room_of
+from treadle.compute.placing import request_of, room_of
 from treadle.errors import InvalidState
 from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.model import HostView, PlacementRequest
@@ -62,7 +62,7 @@ def asked(conn: sa.Connection, host_id: int, *, with_flavors: bool) -> list[Aske
             continue
         loaded = store.load(conn, instance.uuid)
         assert loaded is not None
-        request = placing.request_of(conn, instance, room_of(loaded), with_flavors=with_flavors)
+        request = request_of(conn, instance, room_of(loaded), with_flavors=with_flavors)
         found.append(Asked(instance, replace(
             request, excluded_hosts=request.excluded_hosts | {host_id}
         ), ""))

@@ -13,9 +13,9 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from treadle.compute import store
+from treadle.compute import placing, store
 from treadle.compute.fleet import Fleet, call
-from treadle.compute.kinds import HOST_KIND, KIND, MOVE_KIND, enqueue_image
+from treadle.compute.kinds import HOST_KIND, KIND, MOVE_KIND
 from treadle.compute.lifecycle import ImageOnHost, Lost
 from treadle.compute.model import Goal
 from treadle.compute.moves import plan as course
@@ -36,15 +36,15 @@ from treadle.compute.moves.plan import (
     Stage,
     Wait,
 )
-from treadle.compute.reconciler import PLACE_TRIES, spec_of
+from treadle.compute.reconciler import spec_of
 from treadle.compute.store import Loaded, Step
 from treadle.controller import queue
 from treadle.controller.queue import LeaseLost, Ticket
 from treadle.controller.worker import backoff, end_pass
-from treadle.db.engine import Database, note
+from treadle.db.engine import Database
 from treadle.errors import RetryLater, TreadleError
 from treadle.hypervisor.base import DomainSpec, HostUnreachable, Hypervisor, MoveOptions
-from treadle.placement import groups, ledger
+from treadle.placement import ledger
 from treadle.placement.board import Board
 from treadle.placement.ledger import HostStatus, ImageState
 from treadle.scheduler.plugin import PluginError
@@ -193,51 +193,35 @@ class MoveHandler:
         wish = targets.Wish(
             move.source_id, move.wanted_id, move.after, cold=move.kind is not Kind.LIVE
         )
-        for attempt in range(PLACE_TRIES):
-            asked = self._db.read(lambda conn: targets.asked(
+
+        def ask(conn: sa.Connection) -> placing.Asked:
+            return targets.asked(
                 conn, scene.loaded, wish, with_flavors=self._board.scheduler.wants_flavors,
-            ))
-            request, room = asked.request, asked.room
-            try:
-                outlook = self._board.rank(request, room, anew=attempt > 0)
-            except PluginError as error:
-                self._over(ticket, scene, Stage.FAILED, str(error))
-                return None, ""
-            order = [id for id in map(int, outlook.ranking) if id not in request.excluded_hosts]
-            if not order and outlook.exact:
-                self._over(ticket, scene, Stage.FAILED, asked.refusal(outlook.record))
-                return None, ""
+            )
 
-            def take(
-                conn: sa.Connection, order: list[int] = order, room: ledger.Room = room
-            ) -> Ticket | None:
-                allowed = groups.rule(conn, instance.group_id, instance.id)
-                for host_id in order:
-                    if allowed(host_id) and ledger.hold(conn, host_id, room):
-                        note(conn, ledger.PLACED, instance.uuid)
-                        return self._chosen(conn, ticket, scene, host_id, room)
+        def commit(conn: sa.Connection, offer: placing.Offer) -> Ticket | None:
+            host_id, room = offer.take(conn, instance, ledger.hold), offer.room
+            if host_id is None:
                 return None
+            following = queue.carry(conn, ticket, self._policy.lease_s, lane=ticket.lane)
+            moves.update(
+                conn, move.id, stage=Stage.READY, target_id=host_id, held=True,
+                vcpus=room.vcpus, memory_mib=room.memory_mib, disk_mib=room.disk_mib,
+            )
+            return following
 
-            try:
-                following = self._db.write(take)
-            finally:
-                self._board.let_go(instance.uuid)
-            if following is not None:
-                return following, ""
-        end_pass(self._db, ticket, delay=backoff(ticket.tries), error="no room on the target now")
-        return None, ""
-
-    def _chosen(
-        self, conn: sa.Connection, ticket: Ticket, scene: Scene, host_id: int, room: ledger.Room
-    ) -> Ticket:
-        following = queue.carry(conn, ticket, self._policy.lease_s, lane=ticket.lane)
-        moves.update(
-            conn, scene.move.id, stage=Stage.READY, target_id=host_id, held=True,
-            vcpus=room.vcpus, memory_mib=room.memory_mib, disk_mib=room.disk_mib,
-        )
-        if ledger.image_state(conn, host_id, room.sha256) is ImageState.WANTED:
-            enqueue_image(conn, host_id, room.sha256)
-        return following
+        try:
+            chosen = placing.place(self._db, self._board, instance.uuid, ask, commit)
+        except PluginError as error:
+            self._over(ticket, scene, Stage.FAILED, str(error))
+            return None, ""
+        if isinstance(chosen, placing.NoRoom):
+            self._over(ticket, scene, Stage.FAILED, chosen.reason)
+            return None, ""
+        if chosen is None:
+            busy = "no room on the target now"
+            end_pass(self._db, ticket, delay=backoff(ticket.tries), error=busy)
+        return chosen, ""
 
     def _enter(self, ticket: Ticket, scene: Scene) -> Ticket | None:
         """Say that it begins, durably; None where too much is under way."""

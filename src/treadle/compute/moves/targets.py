@@ -9,13 +9,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.compute import placing
-from treadle.compute.reconciler import room_of
+from treadle.compute.placing import Asked, room_of
 from treadle.compute.store import Loaded
 from treadle.placement import ledger
-from treadle.placement.ledger import Host, Room
+from treadle.placement.ledger import Host
 from treadle.scheduler.engine import Scheduler
-from treadle.scheduler.model import HostView, PlacementRequest
-from treadle.scheduler.record import Decision, sentence
+from treadle.scheduler.model import HostView
+from treadle.scheduler.record import sentence
 from treadle.scheduler.table import HostTable
 
 TRANSFER = "transfer"
@@ -31,23 +31,6 @@ class Wish:
     wanted_id: int | None = None
     after: Mapping[str, Any] = field(default_factory=dict)
     cold: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What the scheduler is asked, what room is needed, and the hosts that are out of the question
-    whatever their room: name and reason."""
-
-    request: PlacementRequest
-    room: Room
-    unfit: Mapping[str, str]
-
-    def refusal(self, record: Decision) -> str:
-        """Why nothing fits, host by host: for operators."""
-        error = record.error()
-        reasons = {**error.reasons, **self.unfit}
-        why = "; ".join(f"{name}: {text}" for name, text in reasons.items())
-        return f"{error}: {why}" if why else str(error)
 
 
 def asked(conn: sa.Connection, loaded: Loaded, wish: Wish, *, with_flavors: bool) -> Asked:
@@ -67,12 +50,10 @@ def asked(conn: sa.Connection, loaded: Loaded, wish: Wish, *, with_flavors: bool
         named = frozenset({wish.wanted_id})
         only = named if only is None else only & named
     unfit = _unfit(ledger.list_hosts(conn), wish) if wish.cold else {}
+    barred = request.excluded_hosts | {wish.source_id} | unfit.keys()
     return Asked(
-        replace(
-            request, only_hosts=only,
-            excluded_hosts=request.excluded_hosts | {wish.source_id} | unfit.keys(),
-        ),
-        room, dict(unfit.values()),
+        replace(request, only_hosts=only, excluded_hosts=barred), room, barred,
+        dict(unfit.values()),
     )
 
 
