@@ -45,7 +45,7 @@ from treadle.compute.moves.actions import Patience
 from treadle.compute.moves.cold_handler import EveryMove
 from treadle.compute.moves.handler import MovePolicy
 from treadle.compute.moves.plan import ENDED, Move, Stage
-from treadle.compute.reconciler import InstanceHandler, Timing, expected_power
+from treadle.compute.reconciler import InstanceHandler, Timing
 from treadle.compute.snapshots import SnapshotHandler
 from treadle.controller import queue
 from treadle.controller.queue import FAR_S, Ticket
@@ -688,7 +688,7 @@ class World:
                     or guest.changed
                     or guest.autostart is not lifecycle.host_starts(there[uuid], False)
                 )
-                for uuid in here if (expected := expected_power(there[uuid])) is not None
+                for uuid in here if (expected := lifecycle.expected_power(there[uuid])) is not None
                 for guest in [machine.guests.get(uuid)]
             )
             return drift or here | kept[id] != set(machine.guests) or id not in up

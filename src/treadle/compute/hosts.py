@@ -31,7 +31,6 @@ from treadle.compute.kinds import (
 from treadle.compute.model import Instance, State
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import RUNS
-from treadle.compute.reconciler import expected_power
 from treadle.controller import queue
 from treadle.controller.queue import Ticket
 from treadle.controller.signals import Key, Signals
@@ -282,7 +281,7 @@ def drifted(
     seen = {domain.uuid: domain for domain in domains}
     found = []
     for uuid, row in rows.items():
-        expected = expected_power(row)
+        expected = lifecycle.expected_power(row)
         if expected is None:
             continue
         domain = seen.get(uuid)

@@ -334,6 +334,11 @@ def host_starts(instance: Instance, unsaid: bool) -> bool:
     return instance.goal is Goal.RUNNING and not evacuates(instance, unsaid)
 
 
+def expected_power(instance: Instance) -> Power | None:
+    """What the host should show of a settled instance; None where a pass is under way anyway."""
+    return POWER_OF.get(instance.goal) if is_settled(instance) else None
+
+
 def autostart_differs(wanted: bool, seen: Domain) -> bool:
     """Whether its host, when it reboots, would do other than is wanted."""
     return seen.autostart is not None and seen.autostart is not wanted

@@ -6,7 +6,6 @@ through the ticket first: where the lease was lost, nothing of the pass is kept.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,13 +13,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.compute import changes, injected, lifecycle, placing, store
+from treadle.compute import injected, lifecycle, outcomes, placing, store
 from treadle.compute.fleet import Fleet, call
 from treadle.compute.kinds import (
     HOST_KIND,
-    KIND,
-    SNAPSHOT_KIND,
-    bulk_lane,
     enqueue_image,
     wake_move,
 )
@@ -40,9 +36,7 @@ from treadle.compute.lifecycle import (
     Retry,
     Settle,
 )
-from treadle.compute.model import SETTLED, Goal, Instance, Mode, Phase, State, Task, is_settled
-from treadle.compute.moves import store as moves
-from treadle.compute.moves.plan import Stage
+from treadle.compute.model import SETTLED, Goal, Instance, Mode, Phase, State
 from treadle.compute.store import Loaded, Step
 from treadle.controller import queue
 from treadle.controller.queue import FAR_S, Ticket
@@ -54,16 +48,13 @@ from treadle.hypervisor.base import (
     Domain,
     DomainSpec,
     HostUnreachable,
-    Power,
     Seed,
 )
-from treadle.image import actions as image_actions
-from treadle.image import store as images
 from treadle.placement import ledger
 from treadle.placement.board import Board
 from treadle.placement.ledger import HostStatus, ImageState
 from treadle.scheduler.plugin import PluginError
-from treadle.scheduler.record import Decision, sentence
+from treadle.scheduler.record import Decision
 
 Following = tuple[Ticket, Loaded | None] | None
 """The next pass, where one follows at once: its ticket, and the row where it is at hand."""
@@ -72,8 +63,6 @@ MOVE_POLL_S = 5.0
 SHUT_DOWN_POLL_S = 1.0
 IMAGE_POLL_S = 5.0
 NO_EFFECT_S = 5.0
-ADDRESS_POLL_S = 0.5
-ADDRESS_PATIENCE_S = 120.0
 FRESH_S = 0.5
 """How long a pass that waits for its lane may go by the row that the one before has left it."""
 MAY_BE_THE_LAST = frozenset({
@@ -241,13 +230,18 @@ class InstanceHandler:
             case AwaitImage():
                 return self._await_image(ticket, loaded, seen)
             case Release(again):
-                return self._release(ticket, loaded, again)
+                return self._go_on(
+                    ticket, lambda conn: outcomes.release(conn, loaded.instance, again=again),
+                    lane=0,
+                )
             case Settle(state):
                 return self._settle(ticket, loaded, state, seen)
             case Adopt(state, reason):
                 return self._adopt(ticket, loaded, state, reason, seen)
             case End():
-                return self._end(ticket, loaded)
+                return self._go_on(
+                    ticket, lambda conn: outcomes.end_mode(conn, loaded.instance)
+                )
             case Rehome(reason):
                 return self._rehome(ticket, loaded, reason)
             case Fail(reason):
@@ -438,193 +432,49 @@ class InstanceHandler:
 
     # -- ends
 
-    def _release(self, ticket: Ticket, loaded: Loaded, again: bool) -> Following:
-        instance = loaded.instance
-
-        def change(conn: sa.Connection) -> None:
-            ledger.release(conn, instance.id)
-            excluded = {*instance.excluded, instance.host_id} if again else instance.excluded
-            store.update(
-                conn, instance.id, host_id=None, phase=Phase.QUEUED, address=None,
-                excluded=",".join(str(n) for n in sorted(n for n in excluded if n is not None)),
-            )
-
-        return self._go_on(ticket, change, lane=0)
-
     def _settle(
         self, ticket: Ticket, loaded: Loaded, state: State, seen: Domain | Lost | None,
         first: Callable[[sa.Connection], None] | None = None,
     ) -> Following:
         """It is as wanted; `first` is what the act that led to it changes in the same commit."""
         instance = loaded.instance
-        values: dict[str, Any] = {}
-        if instance.state is not state:
-            values["state"] = state
-        if isinstance(seen, Domain) and instance.settled_generation != instance.generation:
-            values["settled_generation"] = instance.generation
-        if state is State.RUNNING:
-            if instance.launched_at is None:
-                values["launched_at"] = loaded.now
-            if instance.fault is not None and instance.mode is not Mode.ERROR:
-                values["fault"] = None
-        values |= self._mode_reached(loaded)
-        address = instance.address
-        if isinstance(seen, Domain) and seen.addresses:
-            address = seen.addresses[0]
-        if address != instance.address:
-            values["address"] = address
-        if state is State.DELETED:
-            values |= {"deleted_at": loaded.now, "address": None}
+        values = outcomes.settled(loaded, state, seen, self._timing.lasts)
 
         def change(conn: sa.Connection) -> None:
             if first is not None:
                 first(conn)
-            if values:
-                store.update(conn, instance.id, **values)
-            if values.keys() & {"before", "mode", "settled_mode"} and instance.host_id is not None:
-                store.hold(conn, instance.id)
-            if instance.snapshot_image_id is not None and instance.host_id is not None:
-                queue.enqueue(
-                    conn, SNAPSHOT_KIND, instance.uuid, lane=bulk_lane(instance.host_id)
-                )
-                return
-            if instance.generation > 1 and (values.get("state") or state in lifecycle.NOWHERE):
-                moves.built(
-                    conn, instance.id,
-                    Stage.CANCELLED if state in lifecycle.NOWHERE else Stage.DONE,
-                )
-            if done := self._kept_for_nothing(instance, state):
-                image_actions.retire(conn, done)
-            _tell_move(conn, instance)
-            store.end_actions(
-                conn, instance.id, instance.revision,
-                "error" if state is State.ERROR else "ok",
-                instance.fault if state is State.ERROR else None,
-            )
+            outcomes.settle(conn, instance, state, values)
 
-        if state in (State.DELETED, State.ERROR):
+        if state is State.ERROR:
+            # A wish that came meanwhile, a delete for one, woke the row: it is kept for that.
+            end_pass(self._db, ticket, change, delay=FAR_S)
+        elif state is State.DELETED:
             def end(conn: sa.Connection) -> None:
-                # A wish that came meanwhile (delete, after an error) woke the row: keep it then.
-                if state is State.DELETED:
-                    queue.remove(conn, ticket)
-                else:
-                    queue.finish(conn, ticket, delay=FAR_S)
+                queue.remove(conn, ticket)
                 change(conn)
 
             self._db.write(end)
-            return None
-        something = bool(values) or first is not None or self._open(instance)
-        end_pass(self._db, ticket, change if something else None, durable=False,
-                     delay=self._look_again(
-                         loaded, state, address, values.get("ends_at", instance.ends_at)
-                     ))
-        return None
-
-    @staticmethod
-    def _kept_for_nothing(instance: Instance, state: State) -> int | None:
-        """The image of the shelf, where what was on it has been taken off it, or deleted."""
-        if state is State.DELETED:
-            return instance.shelf_image_id
-        if instance.task is not Task.UNSHELVING:
-            return None
-        before = json.loads(instance.before) if instance.before else {}
-        image_id: int | None = before.get("shelf_image_id")
-        return image_id
-
-    def _mode_reached(self, loaded: Loaded) -> dict[str, Any]:
-        """What is over with the wish, and when the mode that it led to ends by itself."""
-        instance = loaded.instance
-        values: dict[str, Any] = {}
-        if instance.snapshot_image_id is not None:
-            return values  # there is more to do
-        if instance.task is not None:
-            values["task"] = None
-        if instance.only_host_id is not None:
-            values["only_host_id"] = None
-        if instance.before and instance.mode is not Mode.RESIZED:
-            values["before"] = ""
-        if instance.mode is not instance.settled_mode:
-            lasts = self._timing.lasts(instance.mode)
-            values["settled_mode"] = instance.mode
-            values["ends_at"] = None if lasts is None else loaded.now + lasts
-        return values
-
-    def _end(self, ticket: Ticket, loaded: Loaded) -> Following:
-        instance = loaded.instance
-
-        def change(conn: sa.Connection) -> None:
-            current = store.get(conn, instance.id)
-            if current is None or current.revision != instance.revision:
-                return
-            revision = instance.revision + 1
-            name = changes.AFTER[instance.mode]
-            store.begin_action(conn, instance.id, "", name, revision)
-            store.update(
-                conn, instance.id, revision=revision, **changes.ended(instance.mode)
+        else:
+            something = values or first is not None or outcomes.may_be_open(instance)
+            delay = outcomes.look_again(loaded, state, values)
+            end_pass(
+                self._db, ticket, change if something else None, delay=delay, durable=False,
             )
-            if instance.mode is Mode.RESIZED:  # there is nothing to do on the host
-                store.hold(conn, instance.id)
-                store.end_actions(conn, instance.id, revision, "ok")
-                if instance.kept is not None:
-                    wake_move(conn, str(instance.kept))
-
-        return self._go_on(ticket, change)
-
-    @staticmethod
-    def _open(instance: Instance) -> bool:
-        """Whether an entry of the action log may still be open."""
-        return not is_settled(instance) or instance.revision > 1
-
-    @staticmethod
-    def _look_again(
-        loaded: Loaded, state: State, address: str | None, ends_at: float | None
-    ) -> float:
-        if state is State.RUNNING and address is None:
-            age = loaded.now - (loaded.instance.launched_at or loaded.now)
-            if age < ADDRESS_PATIENCE_S:
-                return max(ADDRESS_POLL_S, age / 8)
-        return FAR_S if ends_at is None else min(FAR_S, max(0.0, ends_at - loaded.now))
+        return None
 
     def _adopt(
         self, ticket: Ticket, loaded: Loaded, state: State, reason: str,
         seen: Domain | Lost | None,
     ) -> Following:
         instance = loaded.instance
-        generation = instance.generation
-        if isinstance(seen, Domain):
-            # A reboot that did not come about is given up with the rest.
-            generation = min(generation, seen.generation)
-        wished = instance.generation != instance.settled_generation
-        undo = generation < instance.generation if wished else True
-        if instance.kept is not None:
-            # It has gone to another host: whether it comes back is the user's to say.
-            generation, undo = instance.generation, False
-        values: dict[str, Any] = {"mode": instance.mode}
-        if undo and not is_settled(instance):
-            values = changes.undone(instance)
-        values["settled_mode"] = values["mode"]
-        if values.get("snapshot_image_id", instance.snapshot_image_id) is None:
-            values["task"] = None
-
-        def change(conn: sa.Connection) -> None:
-            current = store.get(conn, instance.id)
-            if current is None or current.revision != instance.revision:
-                return
-            store.update(
-                conn, instance.id, goal=SETTLED[state], state=state, generation=generation,
-                settled_generation=generation, fault=reason, **values,
-            )
-            store.hold(conn, instance.id)
-            if instance.snapshot_image_id is not None and "snapshot_image_id" in values:
-                image_actions.retire(conn, instance.snapshot_image_id)
-            store.end_actions(conn, instance.id, instance.revision, "error", reason)
-            _tell_move(conn, instance)
-
         wanted = lifecycle.host_starts(
             replace(instance, goal=SETTLED[state]), self._timing.evacuates
         )
         differs = isinstance(seen, Domain) and lifecycle.autostart_differs(wanted, seen)
-        end_pass(self._db, ticket, change, delay=0.0 if differs else FAR_S)
+        end_pass(
+            self._db, ticket, lambda conn: outcomes.adopt(conn, instance, state, reason, seen),
+            delay=0.0 if differs else FAR_S,
+        )
         return None
 
     def _rehome(self, ticket: Ticket, loaded: Loaded, reason: str) -> Following:
@@ -634,55 +484,11 @@ class InstanceHandler:
         ))
 
     def _fail(
-        self, ticket: Ticket, loaded: Loaded, reason: str,
-        record: Decision | None = None,
+        self, ticket: Ticket, loaded: Loaded, reason: str, record: Decision | None = None
     ) -> Following:
-        """Give the instance up, and those that were asked for together with it, all or none."""
-        instance = loaded.instance
-        public = None if record is None else sentence(record, public=True)
-
-        def change(conn: sa.Connection) -> None:
-            if record is not None:
-                store.record_decision(conn, instance.id, None, record.to_dict())
-            current = store.get(conn, instance.id)
-            if current is None or current.revision != instance.revision:
-                return
-            if instance.kept is not None:
-                # What it was is still on the host where it was.
-                store.update(
-                    conn, instance.id, moving=instance.kept, task=Task.RESIZE_REVERTING,
-                    fault=reason,
-                )
-                moves.update(
-                    conn, instance.kept, stage=Stage.REVERTING, revision=instance.revision
-                )
-                store.end_actions(conn, instance.id, instance.revision, "error", reason)
-                wake_move(conn, str(instance.kept))
-                return
-            if instance.state is State.OFFLOADED:
-                # It stays on the shelf.
-                store.update(
-                    conn, instance.id, goal=Goal.OFFLOADED, fault=reason, task=None,
-                    **changes.undone(instance),
-                )
-                store.end_actions(conn, instance.id, instance.revision, "error", reason)
-                return
-            # One that ran once is past its request: it and its siblings are not rolled back.
-            if instance.snapshot_image_id is not None:
-                images.fail(conn, instance.snapshot_image_id, reason)
-            rollback = instance.rollback and instance.launched_at is None
-            goal = Goal.DELETED if rollback else Goal.FAILED
-            store.update(
-                conn, instance.id, goal=goal, state=State.ERROR, fault=reason,
-                public_fault=public, task=None, mode=Mode.NORMAL, settled_mode=Mode.NORMAL,
-                ends_at=None, before="", snapshot_image_id=None,
-            )
-            moves.built(conn, instance.id, Stage.FAILED, reason)
-            store.end_actions(conn, instance.id, instance.revision, "error", reason)
-            if rollback:
-                give_up_batch(conn, instance, reason)
-
-        return self._go_on(ticket, change)
+        return self._go_on(
+            ticket, lambda conn: outcomes.fail(conn, loaded.instance, reason, record)
+        )
 
     def _retry(self, ticket: Ticket, reason: str) -> Following:
         end_pass(self._db, ticket, delay=backoff(ticket.tries), error=reason)
@@ -702,32 +508,3 @@ def images_on_host(loaded: Loaded) -> tuple[ImageOnHost, str]:
                 return means, error or ""
     ready = all(stand is ImageState.READY for stand, _ in stands)
     return (ImageOnHost.READY if ready else ImageOnHost.PENDING), ""
-
-
-def give_up_batch(conn: sa.Connection, failed: Instance, reason: str) -> None:
-    """Delete what was asked for together with `failed`: all of them or none."""
-    others = [
-        other for other in store.of_batch(conn, failed.batch)
-        if other.id != failed.id and other.goal is not Goal.DELETED
-    ]
-    for other in others:
-        fault = f"asked for together with {failed.name}, which failed: {reason}"
-        store.update(
-            conn, other.id, goal=Goal.DELETED, revision=other.revision + 1, fault=fault,
-        )
-        store.end_actions(conn, other.id, other.revision, "error", fault)
-    queue.wake(conn, KIND, [other.uuid for other in others])
-
-
-def _tell_move(conn: sa.Connection, instance: Instance) -> None:
-    """Where nobody can take its move back any more, what its former host keeps can go."""
-    decided = instance.mode is not Mode.RESIZED or instance.goal not in changes.ON_A_HOST
-    if instance.kept is not None and decided:
-        wake_move(conn, str(instance.kept))
-
-
-def expected_power(instance: Instance) -> Power | None:
-    """What the host should show of a settled instance; None where a pass is under way anyway."""
-    if not is_settled(instance):
-        return None
-    return lifecycle.POWER_OF.get(instance.goal)
