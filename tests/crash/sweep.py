@@ -12,8 +12,10 @@ commit would strike before the read that follows it with the same effect.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -24,10 +26,12 @@ from world import (
     LEASE_S,
     SOON_S,
     Brain,
+    Clock,
     Crash,
     Runaway,
     Saved,
     World,
+    world_time,
 )
 
 from treadle.compute.model import State
@@ -741,3 +745,22 @@ def sweep(
                 break
     return count, wrong
 
+
+def each_ends_as_wanted(
+    folder: Path, scenario: Scenario, least: int, *,
+    only: Callable[[Case], bool] = lambda _case: True, one_of: int = 1,
+) -> None:
+    """Sweep the scenario: no case may go wrong, and `least` of them must come to something."""
+    clock = Clock()
+    gc.collect()
+    gc.freeze()
+    try:
+        with world_time(clock):
+            count, wrong = sweep(
+                World(folder, scenario.sizes, clock=clock), scenario, only=only, one_of=one_of
+            )
+    finally:
+        gc.unfreeze()
+    shown = "\n".join(str(one) for one in wrong[:10])
+    assert not wrong, f"{len(wrong)} of {count} cases went wrong:\n{shown}"
+    assert count >= least, f"the sweep has shrunk to {count} cases"

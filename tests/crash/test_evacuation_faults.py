@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sweep import Case, Do, Scenario, dead_at, ends, look, sweep
+from sweep import Case, Do, Scenario, dead_at, each_ends_as_wanted, ends, look, sweep
 from world import Brain, Clock, Outlet, World, world_time
 
 from treadle.compute.model import State
@@ -75,7 +75,7 @@ SCENARIOS = [
     Scenario("an evacuation taken up when started", until("after start"), look, BUILT,
              sizes=(4, 4, 4), waits=True),
 ]
-AT_LEAST = dict.fromkeys((one.name for one in SCENARIOS), 50)
+AT_LEAST = 50
 
 
 def of_an_evacuation(case: Case) -> bool:
@@ -84,14 +84,7 @@ def of_an_evacuation(case: Case) -> bool:
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name)
 def test_every_fault_at_every_seam_leaves_one(scenario: Scenario, tmp_path: Path) -> None:
-    clock = Clock()
-    with world_time(clock):
-        count, wrong = sweep(
-            World(tmp_path, scenario.sizes, clock=clock), scenario, only=of_an_evacuation, one_of=9
-        )
-    shown = "\n".join(str(one) for one in wrong[:10])
-    assert not wrong, f"{len(wrong)} of {count} cases went wrong:\n{shown}"
-    assert count >= AT_LEAST[scenario.name], f"the sweep has shrunk to {count} cases"
+    each_ends_as_wanted(tmp_path, scenario, AT_LEAST, only=of_an_evacuation, one_of=9)
 
 
 def test_a_fence_that_lies_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
