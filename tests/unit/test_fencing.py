@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from treadle.compute.failure.fencing import Command, FenceFailed, Ipmi, Target, load
-from treadle.config import Fencing
 from treadle.config import load as load_settings
 from treadle.errors import InvalidInput
+from treadle.sections import Fencing
 
 HOST = Target(3, "rack1-n3", "192.0.2.3", "qemu+ssh://root@192.0.2.3/system")
 IPMITOOL = """#!/bin/sh

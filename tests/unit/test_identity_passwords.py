@@ -10,12 +10,12 @@ import threading
 import pytest
 from argon2 import extract_parameters
 
-from treadle.config import Identity
 from treadle.errors import InvalidInput, Overloaded
 from treadle.identity import passwords
 from treadle.identity.login import Attempts, network_of, wanted_of
 from treadle.identity.model import Scope
 from treadle.identity.passwords import NOBODYS, Passwords, hash_now, verify_now
+from treadle.sections import Identity
 
 
 def test_a_hash_costs_what_is_documented_and_is_never_the_same() -> None:

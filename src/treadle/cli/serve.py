@@ -43,7 +43,7 @@ from treadle.compute.moves.cold_handler import EveryMove
 from treadle.compute.moves.handler import MovePolicy
 from treadle.compute.reconciler import InstanceHandler, Timing
 from treadle.compute.snapshots import SnapshotHandler
-from treadle.config import HostDefaults, Settings, make_private, state_folder
+from treadle.config import Settings, make_private, state_folder
 from treadle.controller import queue
 from treadle.controller.signals import Signals
 from treadle.controller.worker import Controller, Handler
@@ -68,6 +68,7 @@ from treadle.memory import give_freed_memory_back, trim
 from treadle.placement import ledger
 from treadle.placement.board import Board
 from treadle.scheduler.engine import OnFault, Scheduler
+from treadle.sections import HostDefaults
 
 if TYPE_CHECKING:
     import uvicorn

@@ -8,13 +8,13 @@ import sqlalchemy as sa
 
 from treadle.compute.kinds import HOST_KIND, enqueue_image
 from treadle.compute.placing import mib
-from treadle.config import HostDefaults
 from treadle.controller import queue
 from treadle.errors import InvalidInput
 from treadle.image import actions as image_actions
 from treadle.image import store as images
 from treadle.placement import ledger
 from treadle.placement.ledger import ImageState
+from treadle.sections import HostDefaults
 
 
 def register_host(conn: sa.Connection, defaults: HostDefaults, uri: str, name: str) -> int:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from treadle.config import Identity
 from treadle.db.engine import Database
 from treadle.db.schema import app_credential, project, user_account
 from treadle.errors import Forbidden, InvalidInput, NotFound, Overloaded, Unauthorized
@@ -21,6 +20,7 @@ from treadle.identity import store
 from treadle.identity.model import Row, Scope, Standing, Token
 from treadle.identity.passwords import Passwords
 from treadle.identity.tokens import REFUSAL, Tokens, hash_of, new_token
+from treadle.sections import Identity
 
 if TYPE_CHECKING:
     from limits import RateLimitItem

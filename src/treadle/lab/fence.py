@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from treadle.compute.failure.fencing import FenceFailed, Target
-from treadle.config import Fencing
 from treadle.errors import InvalidInput
 from treadle.lab.fabric import ROOT, Lab
+from treadle.sections import Fencing
 
 
 class LabFence:

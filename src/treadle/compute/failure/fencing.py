@@ -21,7 +21,6 @@ import structlog
 
 from treadle.compute.failure import actions as failure
 from treadle.compute.store import Step
-from treadle.config import Fencing
 from treadle.controller import queue
 from treadle.controller.queue import Ticket
 from treadle.controller.worker import backoff
@@ -29,6 +28,7 @@ from treadle.db.engine import Database
 from treadle.errors import InvalidInput, RetryLater
 from treadle.placement import fences, ledger
 from treadle.placement.ledger import Fence, HostStatus
+from treadle.sections import Fencing
 
 log = structlog.get_logger("treadle.failure")
 
