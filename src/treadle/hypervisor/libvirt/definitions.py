@@ -1,0 +1,88 @@
+"""A definition, and what must lie on the host before libvirt takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libvirt
+
+from treadle.hypervisor.base import DomainSpec, HostRefused, HostSetup, Unsupported
+from treadle.hypervisor.libvirt import (
+    capabilities,
+    containers,
+    domains,
+    network,
+    seed,
+    storage,
+)
+from treadle.hypervisor.libvirt.connection import Attempt, Link
+from treadle.hypervisor.libvirt.domain_xml import Mark, Place, domain_xml, seed_volume
+
+
+def place_of(
+    link: Link, attempt: Attempt, setup: HostSetup, *, filtered: bool, virt_type: str = ""
+) -> Place:
+    """Where and as what guests are defined here. `virt_type`: empty for the host's own. Errors:
+    `Unsupported`."""
+    virt_type = virt_type or _virt_type(link, attempt, setup)
+    shape = capabilities.shape_of(link, attempt)
+    if link.kind not in (*capabilities.GUESTS, "TEST"):
+        raise Unsupported(f"no guests are made on {link.kind} hosts")
+    return Place(
+        virt_type=virt_type,
+        pool_path=storage.pool_path(link, attempt, setup.pool),
+        arch=shape.arch if link.kind in capabilities.GUESTS else "",
+        machine=shape.machine if link.kind == "QEMU" else "",
+        network="" if setup.bridge or link.session else setup.network,
+        bridge=setup.bridge,
+        net_filter=network.FILTER if filtered else "",
+    )
+
+
+def _virt_type(link: Link, attempt: Attempt, setup: HostSetup) -> str:
+    if link.kind == "LXC":
+        return "lxc"
+    if setup.virt_type != "auto":
+        return setup.virt_type
+    types = capabilities.shape_of(link, attempt).virt_types
+    return types[0] if types else "qemu"
+
+
+def define(
+    link: Link, attempt: Attempt, pool: Any, place: Place, spec: DomainSpec, copy_mib_s: float
+) -> None:
+    """Make its disks and its seed, and define it. Errors: `HostRefused` where the UUID is
+    another's."""
+    uuid = spec.uuid
+    told = seed.digest(uuid, spec.seed)
+    domain = domains.lookup(link, attempt, uuid)
+    has_seed, in_use = "", False
+    if domain is not None:
+        stored = bool(attempt(domain.isPersistent))
+        flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG if stored else libvirt.VIR_DOMAIN_AFFECT_LIVE
+        before = domains.mark_of(attempt, domain, flags)
+        if before is None:
+            raise HostRefused("a domain with this UUID is there and is not Treadle's")
+        has_seed = before.seed
+        in_use = domains.in_use(attempt, domain)
+        if in_use:
+            has_seed = has_seed or told
+        elif has_seed != told:
+            has_seed = ""
+    contained = link.kind == "LXC"
+    if contained:
+        containers.make_root(attempt, pool, spec, copy_mib_s)
+    else:
+        storage.make_disks(attempt, pool, place.pool_path, spec)
+    if not has_seed:
+        make = containers.seed_image if contained else seed.iso
+        name = (containers.seed_volume if contained else seed_volume)(uuid)
+        storage.write_seed(link, attempt, pool, name, make(uuid, spec.seed))
+        has_seed = told
+    if domain is None and not contained:
+        storage.fresh_console(attempt, pool, uuid)
+    mark = Mark(spec.generation, spec.mac.lower(), has_seed, values=spec.metadata)
+    text = (containers.container_xml if contained else domain_xml)(spec, place, mark)
+    attempt(link.conn.defineXMLFlags, text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+    if spec.generation > 1 and not in_use and not contained:
+        storage.drop_disks(attempt, pool, spec)

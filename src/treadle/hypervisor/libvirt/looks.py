@@ -1,0 +1,145 @@
+"""What a host shows of the domains with our mark: one of them, or all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import libvirt
+
+from treadle.hypervisor.base import Domain, HostSetup, Power
+from treadle.hypervisor.libvirt import capabilities, network, shape, storage
+from treadle.hypervisor.libvirt.connection import Attempt, Link, as_value
+from treadle.hypervisor.libvirt.domain_xml import NAMESPACE, Mark
+from treadle.hypervisor.libvirt.domains import NO_DOMAIN, lookup, mark_of, state_of
+from treadle.hypervisor.libvirt.states import domain_of, power_of
+
+
+def one(link: Link, attempt: Attempt, uuid: str, setup: HostSetup) -> Domain | None:
+    """A domain of ours, or what is left of one. Another's counts as nothing."""
+    domain = lookup(link, attempt, uuid)
+    if domain is None:
+        pool = storage.pool_of(link, attempt, setup.pool)
+        left = storage.has_disk(attempt, pool, uuid)
+        return Domain(uuid, Power.REMNANT) if left else None
+    mark = mark_of(attempt, domain)
+    if mark is None:
+        return None
+    state, reason = state_of(attempt, domain)
+    saved = power_of(state) is None and bool(attempt(domain.hasManagedSaveImage, 0))
+    addresses: tuple[str, ...] = ()
+    if power_of(state) is Power.RUNNING:
+        addresses = _addresses(link, attempt, domain, mark, setup, None)
+    found = domain_of(
+        uuid, state, reason, saved, mark, addresses, _autostart(attempt, domain)
+    )
+    defined = bool(attempt(domain.isPersistent))
+    changed = _changes(link, attempt, domain) if defined else ()
+    return replace(found, defined=defined, changed=changed)
+
+
+def every(link: Link, attempt: Attempt, setup: HostSetup) -> Sequence[Domain]:
+    """All of ours, and remnants; by UUID."""
+    pool = storage.pool_of(link, attempt, setup.pool)
+    # Disks before domains: one that is defined meanwhile is no remnant.
+    left, copied = storage.remnants(attempt, pool)
+    saved_flag = libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE
+    rows = _states(link, attempt)
+    saved = {d.UUIDString() for d in attempt(link.conn.listAllDomains, saved_flag)}
+    auto = _autostarted(link, attempt)
+    leases = _leases(link, attempt, setup)
+    flag = libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT
+    undefined = {d.UUIDString() for d in attempt(link.conn.listAllDomains, flag)}
+    link.changes.clear()  # an event may have been missed
+    found: dict[str, Domain] = {}
+    for domain, state, reason in rows:
+        uuid = domain.UUIDString()
+        left.discard(uuid)
+        mark = as_value(attempt, mark_of, attempt, domain, missing=NO_DOMAIN)
+        if mark is None:
+            continue
+        addresses: tuple[str, ...] = ()
+        if power_of(state) is Power.RUNNING:
+            addresses = _addresses(link, attempt, domain, mark, setup, leases)
+        found[uuid] = domain_of(
+            uuid, state, reason, uuid in saved, mark, addresses,
+            None if auto is None else uuid in auto,
+        )
+        if uuid not in undefined:
+            changed = as_value(attempt, _changes, link, attempt, domain, missing=NO_DOMAIN)
+            found[uuid] = replace(found[uuid], changed=changed or ())
+    for uuid in left:
+        found[uuid] = Domain(uuid, Power.REMNANT)
+    return [
+        replace(found[uuid], copied=uuid in copied, defined=uuid not in undefined)
+        for uuid in sorted(found)
+    ]
+
+
+def _states(link: Link, attempt: Attempt) -> list[tuple[Any, int, int]]:
+    """Each domain with its state and the reason of it; in one call where there is one."""
+    if link.kind == "LXC":
+        rows = []
+        for domain in attempt(link.conn.listAllDomains, 0):
+            found = as_value(attempt, domain.state, 0, missing=NO_DOMAIN)
+            if found is not None:
+                rows.append((domain, int(found[0]), int(found[1])))
+        return rows
+    return [
+        (domain, stats["state.state"], stats["state.reason"])
+        for domain, stats in attempt(
+            link.conn.getAllDomainStats, libvirt.VIR_DOMAIN_STATS_STATE, 0
+        )
+    ]
+
+
+def _changes(link: Link, attempt: Attempt, domain: Any) -> tuple[str, ...]:
+    """What somebody else has changed in the definition. Read again after an event of it, and
+    by each look at all."""
+    uuid = domain.UUIDString()
+    known = link.changes.get(uuid)
+    if known is not None:
+        return known
+    serial = link.events
+    text = attempt(domain.XMLDesc, libvirt.VIR_DOMAIN_XML_INACTIVE)
+    found = shape.changed(text, f"{{{NAMESPACE}}}instance")
+    if serial == link.events:
+        link.changes[uuid] = found
+    return found
+
+
+def _autostart(attempt: Attempt, domain: Any) -> bool | None:
+    """None where the hypervisor starts nothing with its host."""
+    found = as_value(attempt, domain.autostart, missing=libvirt.VIR_ERR_NO_SUPPORT)
+    return None if found is None else bool(found)
+
+
+def _autostarted(link: Link, attempt: Attempt) -> frozenset[str] | None:
+    flag = libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART
+    listed = as_value(
+        attempt, link.conn.listAllDomains, flag, missing=libvirt.VIR_ERR_NO_SUPPORT
+    )
+    return None if listed is None else frozenset(d.UUIDString() for d in listed)
+
+
+def _leases(link: Link, attempt: Attempt, setup: HostSetup) -> Mapping[str, list[str]]:
+    if link.session or setup.bridge or link.kind not in capabilities.GUESTS:
+        return {}
+    return network.leases(link, attempt, setup.network, None)
+
+
+def _addresses(
+    link: Link, attempt: Attempt, domain: Any, mark: Mark, setup: HostSetup,
+    leases: Mapping[str, list[str]] | None,
+) -> tuple[str, ...]:
+    """Where the guest is reached. `leases`: None to ask for them."""
+    if link.session:
+        return (f"127.0.0.1:{mark.forward}",) if mark.forward else ()
+    if setup.bridge:
+        return network.neighbours(attempt, domain)
+    if link.kind not in capabilities.GUESTS or not mark.mac:
+        return ()
+    if leases is None:
+        leases = network.leases(link, attempt, setup.network, mark.mac)
+    return tuple(leases.get(mark.mac, ()))
