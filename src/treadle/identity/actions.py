@@ -36,11 +36,6 @@ DEEPEST = 5
 DAY_S = 86400.0
 
 
-def missing(kind: str, id: str) -> NotFound:
-    """The error for what is not there."""
-    return NotFound(f"Could not find {kind}: {id[:64]}.")
-
-
 def _taken(kind: str, name: str, domain_id: str) -> Conflict:
     where = f" at domain ID {domain_id}" if domain_id else ""
     return Conflict(
@@ -82,17 +77,14 @@ def _mutable(known: Row, kind: str, values: Mapping[str, Any] | None = None) -> 
 
 def get_project(conn: sa.Connection, id: str) -> Row:
     """A project, or a domain. Errors: `NotFound`."""
-    found = store.get(conn, project, id)
-    if found is None:
-        raise missing("project", id)
-    return found
+    return store.require(conn, project, id, "project")
 
 
 def get_domain(conn: sa.Connection, id: str) -> Row:
     """A domain. Errors: `NotFound`."""
     found = store.get(conn, project, id)
     if found is None or not found["is_domain"]:
-        raise missing("domain", id)
+        raise store.missing("domain", id)
     return found
 
 
@@ -219,10 +211,7 @@ def _end_domain(conn: sa.Connection, id: str) -> None:
 
 def get_user(conn: sa.Connection, id: str) -> Row:
     """A user. Errors: `NotFound`."""
-    found = store.get(conn, user_account, id)
-    if found is None:
-        raise missing("user", id)
-    return found
+    return store.require(conn, user_account, id, "user")
 
 
 def _check_default_project(conn: sa.Connection, id: str | None) -> None:
@@ -286,10 +275,7 @@ def _drop_user(conn: sa.Connection, id: str) -> None:
 
 def get_group(conn: sa.Connection, id: str) -> Row:
     """A group. Errors: `NotFound`."""
-    found = store.get(conn, user_group, id)
-    if found is None:
-        raise missing("group", id)
-    return found
+    return store.require(conn, user_group, id, "group")
 
 
 def create_group(conn: sa.Connection, values: Mapping[str, Any]) -> Row:

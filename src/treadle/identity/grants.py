@@ -53,10 +53,6 @@ class Reach:
     system: bool
 
 
-def _missing(kind: str, id: str) -> NotFound:
-    return NotFound(f"Could not find {kind}: {id[:64]}.")
-
-
 # -- roles
 
 
@@ -65,7 +61,7 @@ def create_role(conn: sa.Connection, values: Mapping[str, Any]) -> Row:
     if values["domain_id"]:
         domain = store.get(conn, project, values["domain_id"])
         if domain is None or not domain["is_domain"]:
-            raise _missing("domain", values["domain_id"])
+            raise store.missing("domain", values["domain_id"])
     if store.named(conn, role, values["name"], values["domain_id"]):
         raise Conflict(
             "Conflict occurred attempting to store role - Duplicate entry found with name "
@@ -80,10 +76,7 @@ def create_role(conn: sa.Connection, values: Mapping[str, Any]) -> Row:
 
 def get_role(conn: sa.Connection, id: str) -> Row:
     """A role. Errors: `NotFound`."""
-    found = store.get(conn, role, id)
-    if found is None:
-        raise _missing("role", id)
-    return found
+    return store.require(conn, role, id, "role")
 
 
 def update_role(conn: sa.Connection, id: str, values: Mapping[str, Any]) -> Row:
@@ -167,11 +160,11 @@ def inferences(conn: sa.Connection) -> dict[str, list[str]]:
 def check_ends(conn: sa.Connection, grant: Grant) -> None:
     """Errors: `NotFound` where the user, the target or the role is not there."""
     if store.get(conn, ACTORS[grant.actor], grant.actor_id) is None:
-        raise _missing(grant.actor, grant.actor_id)
+        raise store.missing(grant.actor, grant.actor_id)
     if grant.target != SYSTEM:
         there = store.get(conn, project, grant.target_id)
         if there is None or there["is_domain"] is not (grant.target == "domain"):
-            raise _missing(grant.target, grant.target_id)
+            raise store.missing(grant.target, grant.target_id)
     if grant.role_id:
         get_role(conn, grant.role_id)
 

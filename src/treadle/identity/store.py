@@ -31,6 +31,7 @@ from treadle.db.schema import (
     user_account,
     user_password,
 )
+from treadle.errors import NotFound
 from treadle.identity.model import Row, Scope, Standing, Token
 
 JSON_COLUMNS = frozenset({"options", "extra", "roles", "access_rules"})
@@ -66,6 +67,19 @@ def get(conn: sa.Connection, table: sa.Table, id: str) -> Row | None:
     """The row of an id, or None."""
     found = conn.execute(_by_id(table), {"i": id}).one_or_none()
     return None if found is None else row_of(found)
+
+
+def require(conn: sa.Connection, table: sa.Table, id: str, kind: str) -> Row:
+    """The row of an id. Errors: `NotFound`, which says `kind`."""
+    found = get(conn, table, id)
+    if found is None:
+        raise missing(kind, id)
+    return found
+
+
+def missing(kind: str, id: str) -> NotFound:
+    """The error for what is not there."""
+    return NotFound(f"Could not find {kind}: {id[:64]}.")
 
 
 @cache

@@ -27,7 +27,6 @@ from treadle.api.openstack.wire import Ask, Call, Schema
 from treadle.db.schema import access_rule, app_credential, role, token
 from treadle.errors import Forbidden, InvalidInput
 from treadle.identity import grants, store
-from treadle.identity.actions import missing
 from treadle.identity.model import Row
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -106,7 +105,7 @@ def _roles(ask: Ask, conn: sa.Connection, wanted: Iterable[dict[str, Any]] | Non
             conn, role, one["name"], ""
         )
         if found is None:
-            raise missing("role", one["name"])
+            raise store.missing("role", one["name"])
         ids.append(found["id"])
     return ids
 
@@ -125,7 +124,7 @@ def _rules(conn: sa.Connection, user_id: str, wanted: list[dict[str, Any]] | Non
             ))
         ]
         if not same and "id" in one:
-            raise missing("access rule", one["id"])
+            raise store.missing("access rule", one["id"])
         if not same:
             same = [{
                 "id": uuid4().hex, "user_id": user_id,
@@ -179,7 +178,7 @@ def _found(ask: Ask, conn: sa.Connection, rule: str, table: sa.Table, kind: str)
     user = checked_user(ask, conn, rule)
     found = store.get(conn, table, ask.path["id"])
     if found is None or found["user_id"] != user["id"]:
-        raise missing(kind, ask.path["id"])
+        raise store.missing(kind, ask.path["id"])
     return found
 
 

@@ -57,7 +57,7 @@ def _found(ask: Ask, conn: sa.Connection, rule: str) -> Row:
     """The credential of the path, where the caller may; else it is not there."""
     found = store.get(conn, credential, ask.path["id"])
     if found is None or not ask.allows(rule, {"user_id": found["user_id"]}):
-        raise actions.missing("credential", ask.path["id"])
+        raise store.missing("credential", ask.path["id"])
     return found
 
 

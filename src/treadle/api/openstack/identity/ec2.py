@@ -80,7 +80,7 @@ def _found(ask: Ask, conn: sa.Connection, rule: str) -> Row:
     user = checked_user(ask, conn, rule)
     found = store.get(conn, credential, _id(ask.path["access"]))
     if found is None or found["user_id"] != user["id"]:
-        raise actions.missing("credential", ask.path["access"])
+        raise store.missing("credential", ask.path["access"])
     return found
 
 

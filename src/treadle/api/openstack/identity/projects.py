@@ -232,7 +232,7 @@ def _checked(ask: Ask, conn: sa.Connection, rule: str) -> Row:
     row = store.get(conn, project, ask.path["project_id"])
     ask.check(rule, _target(row))
     if row is None:
-        raise actions.missing("project", ask.path["project_id"])
+        raise store.missing("project", ask.path["project_id"])
     return row
 
 

@@ -28,7 +28,6 @@ from treadle.api.openstack.wire import Ask, Call, Schema
 from treadle.db.schema import catalog_endpoint, catalog_service, region
 from treadle.errors import Conflict, Forbidden, InvalidInput, NotFound
 from treadle.identity import store
-from treadle.identity.actions import missing
 from treadle.identity.model import Row
 
 _WORD = {**TEXT, "minLength": 1, "maxLength": 255}
@@ -77,10 +76,7 @@ def _show_region(ask: Ask, row: Row) -> Shown:
 
 
 def _get_region(conn: sa.Connection, id: str) -> Row:
-    found = store.get(conn, region, id)
-    if found is None:
-        raise missing("region", id)
-    return found
+    return store.require(conn, region, id, "region")
 
 
 def _region_values(conn: sa.Connection, id: str, body: Mapping[str, Any]) -> Row:
@@ -186,7 +182,7 @@ def _get_service(ask: Ask, conn: sa.Connection, id: str) -> Row:
         (one for one in own_services(ask.context) if one["id"] == id), None
     )
     if found is None:
-        raise missing("service", id)
+        raise store.missing("service", id)
     return found
 
 
@@ -275,7 +271,7 @@ def _get_endpoint(ask: Ask, conn: sa.Connection, id: str) -> Row:
         (one for one in own if one["id"] == id), None
     )
     if found is None:
-        raise missing("endpoint", id)
+        raise store.missing("endpoint", id)
     return found
 
 

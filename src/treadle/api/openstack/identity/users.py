@@ -100,7 +100,7 @@ def checked_user(ask: Ask, conn: sa.Connection, rule: str) -> Row:
     row = store.get(conn, user_account, ask.path["user_id"])
     ask.check(rule, _target(row))
     if row is None:
-        raise actions.missing("user", ask.path["user_id"])
+        raise store.missing("user", ask.path["user_id"])
     return row
 
 
@@ -312,7 +312,7 @@ def checked_group(ask: Ask, conn: sa.Connection, rule: str) -> Row:
     row = store.get(conn, user_group, ask.path["group_id"])
     ask.check(rule, {"domain_id": row["domain_id"]} if row else {})
     if row is None:
-        raise actions.missing("group", ask.path["group_id"])
+        raise store.missing("group", ask.path["group_id"])
     return row
 
 
@@ -400,7 +400,7 @@ async def has_member(ask: Ask) -> None:
         return actions.is_member(conn, group_id, user_id)
 
     if not await ask.read(look):
-        raise actions.missing("user in that group", ask.path["user_id"])
+        raise store.missing("user in that group", ask.path["user_id"])
 
 
 async def leave(ask: Ask) -> None:
