@@ -23,7 +23,7 @@ from treadle.errors import Unauthorized
 from treadle.hypervisor.fake import FakeFleet, FakeHost
 from treadle.identity.model import Caller
 from treadle.image import store as images
-from treadle.image.fetch import LocalPath
+from treadle.image.sources import LocalPath
 from treadle.image.store import ImageStatus
 from treadle.placement import ledger
 

@@ -20,7 +20,7 @@ from tests.waiting import wait_for
 from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry
 from treadle.cli.serve import Inventory, Treadle, assemble, server_config
 from treadle.config import Settings, load
-from treadle.image.fetch import parse_source
+from treadle.image.sources import parse_source
 from treadle.lab.fabric import Lab, LabHost, can_run
 from treadle.lab.guest import build_guest
 

@@ -24,7 +24,7 @@ from tests.waiting import wait_for
 from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry
 from treadle.cli.serve import Inventory, Treadle, assemble
 from treadle.hypervisor.base import Agent, AgentFailed, Power
-from treadle.image.fetch import parse_source
+from treadle.image.sources import parse_source
 from treadle.lab.container import build_container
 from treadle.lab.fabric import Lab, can_run
 

@@ -21,7 +21,7 @@ from treadle.compute.creating import Wish
 from treadle.compute.model import MOST_KEYS, Instance, task_state, vm_state
 from treadle.compute.moves import actions as moving
 from treadle.image import store as images
-from treadle.image.fetch import parse_source
+from treadle.image.sources import parse_source
 from treadle.image.store import Image, ImageStatus
 from treadle.lab.fabric import can_run
 

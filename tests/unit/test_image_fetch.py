@@ -25,18 +25,13 @@ from treadle.image.fetch import (
     Fetched,
     FetchFailed,
     FetchLimits,
-    HttpUrl,
-    LocalPath,
-    Source,
-    SshPath,
     fetch,
-    image_name,
-    parse_source,
     scp_argv,
     scp_fault,
     sha256_file,
 )
 from treadle.image.inspect import ImageGone, ImageRefused
+from treadle.image.sources import HttpUrl, LocalPath, Source, SshPath, image_name, parse_source
 
 CONTENT = os.urandom(3 * (1 << 20) + 12345)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

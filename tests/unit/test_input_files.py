@@ -19,7 +19,7 @@ from treadle.cli.files import (
     read_image_file,
     read_pm_file,
 )
-from treadle.image.fetch import HttpUrl, LocalPath, SshPath
+from treadle.image.sources import HttpUrl, LocalPath, SshPath
 
 READERS: list[Callable[[Path], list]] = [read_pm_file, read_image_file, read_flavor_file]
 

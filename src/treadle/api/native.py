@@ -39,7 +39,7 @@ from treadle.db.schema import orphan
 from treadle.errors import Conflict, InvalidInput, NotFound
 from treadle.hypervisor.base import ConsoleKind
 from treadle.image import store as images
-from treadle.image.fetch import image_name, parse_source
+from treadle.image.sources import image_name, parse_source
 from treadle.placement import ledger
 from treadle.placement.ledger import Host
 

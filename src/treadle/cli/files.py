@@ -19,7 +19,7 @@ from typing import NoReturn
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from treadle.errors import CallerError, InvalidInput
-from treadle.image.fetch import HOST_LABEL, USER_NAME, Source, image_name, parse_source
+from treadle.image.sources import HOST_LABEL, USER_NAME, Source, image_name, parse_source
 
 MAX_FILE = 1 << 20
 MAX_LINE = 4096

@@ -62,8 +62,9 @@ from treadle.identity.vault import Vault
 from treadle.image.actions import KIND as FETCH_KIND
 from treadle.image.blobs import open_blobs
 from treadle.image.contents import Contents
-from treadle.image.fetch import FetchLimits, HttpUrl
+from treadle.image.fetch import FetchLimits
 from treadle.image.handler import ImageHandler
+from treadle.image.sources import HttpUrl
 from treadle.memory import give_freed_memory_back, trim
 from treadle.placement import ledger
 from treadle.placement.board import Board

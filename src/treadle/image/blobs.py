@@ -46,7 +46,8 @@ def checked(key: str) -> str:
     return key
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the file, or the folder's names, on disk."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -64,9 +65,9 @@ class FolderBlobs:
 
     def put(self, key: str, content: Path) -> None:
         """Move the file, which must be of the same file system."""
-        _sync(content)
+        sync(content)
         os.replace(content, self._folder / checked(key))
-        _sync(self._folder)
+        sync(self._folder)
 
     def local(self, key: str) -> Path | None:
         """The file itself."""

@@ -23,14 +23,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
-from treadle.errors import InvalidInput, RetryLater
+from treadle.errors import RetryLater
+from treadle.image.blobs import sync
 from treadle.image.guard import Guard
 from treadle.image.inspect import ImageGone, ImageRefused, looks_like_html, open_regular
+from treadle.image.sources import (
+    HttpUrl,
+    LocalPath,
+    Source,
+    SshPath,
+    bracketed,
+    wrong_url,
+)
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
@@ -40,62 +48,12 @@ MAX_REDIRECTS = 5
 CONNECT_S = 15.0
 READ_S = 60.0
 
-_MAX_SOURCE = 4096
-_EXTENSIONS = frozenset(
-    {".qcow2", ".qcow", ".img", ".raw", ".disk", ".iso", ".vmdk", ".vdi", ".vhd", ".vhdx"}
-)
-USER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,31}")
-HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-_SSH = re.compile(r"([^@:/]+)@(\[[^\[\]@/]+\]|[^@:/\[\]]+)(?::([0-9]{1,5}))?:(/.*)")
-_FORMS = (
-    "/full/path, USER@ADDRESS:/full/path, USER@ADDRESS:PORT:/full/path or an http(s):// URL was "
-    "expected"
-)
-
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here and how many there will be, None where nobody says."""
 
 
 class FetchFailed(RetryLater):
     """The image did not arrive now; the same fetch may succeed later."""
-
-
-@dataclass(frozen=True, slots=True)
-class LocalPath:
-    """A file of this machine."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-
-@dataclass(frozen=True, slots=True)
-class SshPath:
-    """A file of another machine. `host` without brackets; `port` None: what ssh would take."""
-
-    user: str
-    host: str
-    port: int | None
-    path: str
-
-    def __str__(self) -> str:
-        port = f":{self.port}" if self.port else ""
-        return f"{self.user}@{_bracketed(self.host)}{port}:{self.path}"
-
-
-@dataclass(frozen=True, slots=True)
-class HttpUrl:
-    """A file of a web server."""
-
-    url: str
-
-    def __str__(self) -> str:
-        """Without the query, which may hold a key."""
-        return self.url.partition("?")[0]
-
-
-Source = LocalPath | SshPath | HttpUrl
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,104 +71,6 @@ class Fetched:
     path: Path
     sha256: str
     size_bytes: int
-
-
-# --------------------------------------------------------------- sources
-
-
-def parse_source(text: str) -> Source:
-    """What a source says. Nothing is opened. Errors: `InvalidInput` (its `field` is "image")."""
-
-    def refuse(mend: str) -> InvalidInput:
-        return InvalidInput("image", text, mend)
-
-    if not text or len(text) > _MAX_SOURCE:
-        raise refuse(f"{_FORMS}, at most {_MAX_SOURCE} characters")
-    if not text.isprintable() or text != text.strip():
-        raise refuse("no control characters, and no white space around it")
-    if text.endswith("/"):
-        raise refuse("a file was expected, not a folder")
-    if text.startswith("/"):
-        return LocalPath(Path(text))
-    if text[:8].lower().startswith(("http://", "https://")):
-        wrong = _wrong_url(text)
-        if wrong:
-            raise refuse(wrong)
-        return HttpUrl(text)
-    parts = _SSH.fullmatch(text)
-    if parts is None:
-        raise refuse(_FORMS)
-    user, host, port, path = parts.groups()
-    if not USER_NAME.fullmatch(user):
-        raise refuse("a plain user name was expected before the @")
-    if not _is_host(host):
-        raise refuse("a host name or an address was expected after the @ (IPv6 in brackets)")
-    if port is not None and not 1 <= int(port) <= 65535:
-        raise refuse("a port from 1 to 65535 was expected")
-    return SshPath(user, host.strip("[]"), int(port) if port else None, path)
-
-
-def image_name(source: Source) -> str:
-    """The name an image gets: the base name, without one extension that is known of images.
-
-    1 to 255 printable characters. Errors: `InvalidInput`.
-    """
-    if isinstance(source, HttpUrl):
-        base = urlsplit(source.url).path.rpartition("/")[2]
-        try:
-            base = unquote(base, errors="strict")
-        except UnicodeDecodeError as error:
-            raise InvalidInput("image", str(source), "its name is not UTF-8") from error
-    else:
-        base = str(source.path).rpartition("/")[2]
-    stem, dot, extension = base.rpartition(".")
-    name = stem if dot and f".{extension.lower()}" in _EXTENSIONS else base
-    if not 1 <= len(name) <= 255 or not name.isprintable() or name != name.strip():
-        mend = "the file's name, without its extension, must have 1 to 255 printable characters"
-        raise InvalidInput("image", str(source), mend)
-    if name in (".", "..") or "/" in name:
-        raise InvalidInput("image", str(source), "a name of a file was expected at the end")
-    return name
-
-
-def _wrong_url(text: str) -> str | None:
-    """What is wrong with an http(s) URL, None where nothing is."""
-    if not text.isascii() or re.search(r"[\s\"<>\\^`{|}]", text):
-        return "a URL holds no white space, quotes or letters beyond ASCII; write them as %XX"
-    try:
-        parts = urlsplit(text)
-        port = parts.port
-    except ValueError:
-        return "the address in the URL is not in order"
-    if parts.scheme not in ("http", "https"):
-        return "only http:// and https:// can be fetched"
-    if "@" in parts.netloc:
-        return "a user or a password cannot be part of the URL, since it is kept and shown"
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
-    if not _is_host(host) or port == 0 or parts.netloc.endswith(":"):
-        return "the address in the URL is not in order"
-    if parts.fragment or text.endswith("#"):
-        return "what follows # means nothing to a server; leave it out"
-    return None
-
-
-def _is_host(host: str) -> bool:
-    """A host name, an IPv4 address, or an IPv6 address in brackets."""
-    try:
-        if host.startswith("["):
-            IPv6Address(host[1:-1].partition("%")[0])
-            return bool(re.fullmatch(r"\[[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]{1,32})?\]", host))
-        if re.fullmatch(r"[0-9.]+", host):
-            IPv4Address(host)
-            return True
-    except ValueError:
-        return False
-    labels = host.removesuffix(".").split(".")
-    return len(host) <= 253 and all(map(HOST_LABEL.fullmatch, labels))
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 # ----------------------------------------------------------------- fetch
@@ -245,9 +105,9 @@ def fetch(
             if size == 0:
                 raise ImageRefused(f"{source} is empty: put the image there again")
             target = into / digest
-            _sync(part)
+            sync(part)
             part.rename(target)
-            _sync(into)
+            sync(into)
         except OSError as error:
             raise _disk_fault(into, error) from error
     return Fetched(target, digest, size)
@@ -298,7 +158,7 @@ def scp_argv(source: SshPath, into: Path, ssh_config: Path | None) -> list[str]:
     if source.port is not None:
         argv += ["-P", str(source.port)]
     path = re.sub(r"([\\*?\[\]{}])", r"\\\1", source.path)
-    return [*argv, "--", f"{source.user}@{_bracketed(source.host)}:{path}", str(into)]
+    return [*argv, "--", f"{source.user}@{bracketed(source.host)}:{path}", str(into)]
 
 
 # ------------------------------------------------------------ local file
@@ -347,14 +207,6 @@ def _part_file(into: Path) -> Iterator[Path]:
         yield part
     finally:
         part.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _disk_fault(into: Path, error: OSError) -> FetchFailed:
@@ -561,7 +413,7 @@ def _next_hop(source: HttpUrl, url: str, location: str) -> str:
         following = urljoin(url, location).partition("#")[0]
     except ValueError:
         following = ""
-    if not location or _wrong_url(following):
+    if not location or wrong_url(following):
         raise ImageRefused(f"{source} is redirected to no http(s) URL: name the image itself")
     if url.lower().startswith("https:") and not following.lower().startswith("https:"):
         raise ImageRefused(f"{source} is redirected from https to http: name an https URL")

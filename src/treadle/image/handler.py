@@ -16,9 +16,10 @@ from treadle.errors import CallerError, InvalidInput, Permanent, RetryLater
 from treadle.image import actions, store
 from treadle.image.actions import Limits
 from treadle.image.contents import Contents, digests_of
-from treadle.image.fetch import HttpUrl, fetch, fetch_url, parse_source
+from treadle.image.fetch import fetch, fetch_url
 from treadle.image.guard import Guard
 from treadle.image.inspect import inspect
+from treadle.image.sources import HttpUrl, parse_source
 from treadle.image.store import Content, Image, ImageStatus
 
 log = structlog.get_logger("treadle.images")

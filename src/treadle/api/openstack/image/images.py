@@ -23,8 +23,8 @@ from treadle.api.openstack.image.versions import METHODS
 from treadle.api.openstack.wire import Ask, BadMediaType, Call, Reply
 from treadle.errors import Forbidden, InvalidInput, NotFound, TooLarge
 from treadle.image import actions, catalog, store
-from treadle.image.fetch import HttpUrl, parse_source
 from treadle.image.inspect import ImageRefused
+from treadle.image.sources import HttpUrl, parse_source
 from treadle.image.store import Image, ImageStatus, NewImage
 
 WORDS = {
