@@ -18,6 +18,7 @@ from treadle.api.openstack.compute.common import (
     precise,
 )
 from treadle.api.openstack.compute.server_cache import Views
+from treadle.api.openstack.compute.server_filters import when
 from treadle.api.openstack.compute.server_view import addresses, host_id
 from treadle.api.openstack.compute.servers import (
     NO_SERVER,
@@ -26,7 +27,6 @@ from treadle.api.openstack.compute.servers import (
     find_row,
     scope,
     uuid_of,
-    when,
 )
 from treadle.api.openstack.wire import Ask, Call, Reply, Schema, page_of
 from treadle.compute import quota, store
