@@ -248,7 +248,7 @@ class Scheduler(Struct, frozen=True):
     """Which host takes an instance. The names are those of installed plug-ins."""
 
     policy: Annotated[Name, Meta(description="How the hosts that are left are ranked.")] = (
-        "weighted"
+        "adaptive"
     )
     filters: Annotated[
         tuple[Name, ...],

@@ -71,7 +71,9 @@ def command(cloud: Cloud, *arguments: str) -> Result:
 
 
 def test_a_dry_run_says_where_and_why_and_changes_nothing(start: Start) -> None:
-    cloud = start(f"fake://h1{ROOMY}", f"fake://h2{SMALL}")
+    cloud = start(
+        f"fake://h1{ROOMY}", f"fake://h2{SMALL}", settings={"scheduler.policy": "weighted"}
+    )
     before = cloud.used()
     found = ask(cloud, {"vcpus": 6, "memory_mib": 4096, "disk_gib": 2})
     assert found["placements"] == [{"host": 1, "name": "h1"}]
@@ -181,7 +183,9 @@ def test_the_cloud_is_recorded_and_replayed(cloud: Cloud, tmp_path: Path) -> Non
 
 
 def test_the_commands_say_it_in_words(start: Start) -> None:
-    cloud = start(f"fake://h1{ROOMY}", f"fake://h2{SMALL}")
+    cloud = start(
+        f"fake://h1{ROOMY}", f"fake://h2{SMALL}", settings={"scheduler.policy": "weighted"}
+    )
     said = command(cloud, "place", "--vcpus", "6", "--memory", "100", "--disk", "1", "--explain")
     assert said.exit_code == 0, said.output
     lines = said.stdout.splitlines()

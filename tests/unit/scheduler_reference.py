@@ -227,6 +227,15 @@ def sums(
     return totals
 
 
+def drawn_by_group(
+    found: list[tuple[int, float]], request: PlacementRequest
+) -> list[tuple[int, float]]:
+    """Hosts with members of a soft group first, or last, whatever the policy says."""
+    members = dict(request.group_hosts)
+    sign = {"soft-affinity": -1, "soft-anti-affinity": 1}.get(request.group or "", 0)
+    return sorted(found, key=lambda pair: sign * members.get(pair[0], 0))
+
+
 def ordered(
     policy: str, filters: Sequence[str], hosts: Sequence[HostView], request: PlacementRequest,
     weighers: dict[str, float],
@@ -248,13 +257,16 @@ def ordered(
         two = sorted((able[n] for n in pair), key=lambda h: (-left(h, request), h.id))
         ids = by_chance(two, able, request.seed)
     if ids:
-        return [(host, -1.0 * place) for place, host in enumerate(ids)]
+        return drawn_by_group([(host, -1.0 * place) for place, host in enumerate(ids)], request)
     scores: list[Any]
     if policy == "weighted":
         scores = sums(able, request, weighers, hosts)
-    elif policy == "balanced-fit":
+    elif policy == "adaptive" and sum(host.state == "up" for host in hosts) < 16:
+        scores = [left(host, request) for host in able]
+    elif policy in ("balanced-fit", "adaptive"):
         scores = [balanced(host, request, hosts) for host in able]
     else:
         scores = [SCORES[policy](host, request) for host in able]
     scored = [(host.id, score) for host, score in zip(able, scores, strict=True)]
-    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))
+    found = sorted(scored, key=lambda pair: (-pair[1], pair[0]))
+    return found if policy == "weighted" else drawn_by_group(found, request)

@@ -75,6 +75,12 @@ def test_what_may_not_go_stays() -> None:
     assert make_plan(down, "spread", FILTERS).moves == ()
 
 
+def test_spreading_raises_no_host_above_what_was_the_highest() -> None:
+    """Memory weighs most on one host and processors on the other: both together are more."""
+    now = cloud("2x6c8g", vm("a", 1, 1, 3), vm("b", 2, 2, 0))
+    assert make_plan(now, "spread", FILTERS).moves == ()
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(0, 3)), max_size=14),

@@ -158,7 +158,7 @@ def by_id(hosts: Sequence[HostView]) -> list[HostView]:
 def test_every_plug_in_has_a_reference() -> None:
     assert set(FILTERS) == set(PASSES)
     assert set(WEIGHERS) == set(WEIGHS)
-    by_chance = {"round-robin", "random", "two-choices", "weighted", "balanced-fit"}
+    by_chance = {"round-robin", "random", "two-choices", "weighted", "balanced-fit", "adaptive"}
     assert set(POLICIES) == set(SCORES) | by_chance
 
 

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from treadle.cli.main import main as command_line
 from treadle.cli.simulate_report import write_report
+from treadle.config import load
 from treadle.errors import InvalidInput
+from treadle.scheduler.columns import SMALL
 from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.model import PlacementRequest
 from treadle.scheduler.registry import Registry
@@ -402,6 +404,29 @@ def test_balanced_fit_keeps_memory_for_the_cores_that_are_left() -> None:
         for name in ("best-fit", "balanced-fit")
     }
     assert refused == {"best-fit": 4, "balanced-fit": 0}
+
+
+def test_the_default_spreads_over_few_hosts_and_packs_on_many() -> None:
+    assert load(None, {}).scheduler.policy == "adaptive"
+    trace = trace_of(*((float(n), math.inf, 1, 1024) for n in range(4)))
+    used = {
+        number: replay(
+            trace, parse_hosts(f"{number}x8c16g"), Scheduler("adaptive", FILTERS, {})
+        ).most_hosts
+        for number in (SMALL - 1, SMALL)
+    }
+    assert used == {SMALL - 1: 4, SMALL: 1}
+
+
+def test_a_table_knows_when_there_are_few_hosts() -> None:
+    table = HostTable(parse_hosts(f"{SMALL}x4c8g"))
+    assert not table.small
+    assert not table.columns().small
+    view = table.view(5)
+    assert view is not None
+    table.put(replace(view, state="down"))
+    assert table.small
+    assert table.columns().small
 
 
 def test_a_table_knows_when_empty_hosts_are_scarce() -> None:

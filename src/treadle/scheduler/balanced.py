@@ -1,6 +1,6 @@
-"""A policy that packs, and does not leave cores behind that no memory is left for.
+"""Policies that pack, and do not leave cores behind that no memory is left for.
 
-How it was found, what else was tried, and the figures: docs/placement-study.md.
+How the formula was found, what else was tried, and the figures: docs/placement-study.md.
 """
 
 from __future__ import annotations
@@ -69,3 +69,23 @@ class BalancedFit(ByScore):
             return -left(host) - STRANDING * (after - before) - opening
 
         return score
+
+
+class Adaptive(BalancedFit):
+    """Spreads while the cloud is small, and packs as balanced fit does once it is not.
+
+    score = left where fewer than 16 hosts are up (worst fit), that of balanced fit else
+
+    In a small cloud each host is a large part of it: what one failure takes counts for more than a
+    gap that is kept whole, and no host is empty for the sake of being switched off. The default.
+    """
+
+    reads = ("scarce", "small")
+
+    def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
+        """Give the scores, float64 of shape (N,)."""
+        return left_after(hosts, request) if request.small else super().score(hosts, request)
+
+    def row_score(self, request: PlacementRequest, /) -> Callable[[HostRow], float]:
+        """As `score`, of one."""
+        return row_left_after(request) if request.small else super().row_score(request)

@@ -27,6 +27,8 @@ ID, LIMIT, USED, INSTANCES, UP, ROWS = 0, 1, 4, 7, 8, 9
 """Where which numbers are in the table of numbers: limits and used amounts are three rows each."""
 SCARCE = 10
 """Empty hosts are scarce where fewer than one in so many is empty."""
+SMALL = 16
+"""A cloud is small where fewer hosts than these are up."""
 _MOST_ANSWERS = 256
 _NUMBERS = attrgetter(
     "id",
@@ -143,6 +145,11 @@ class HostColumns:
         every = self.whole
         empty = int(np.count_nonzero(every.up & (every.instances == 0)))
         return empty * SCARCE < int(np.count_nonzero(every.up))
+
+    @property
+    def small(self) -> bool:
+        """Whether fewer than 16 of all hosts are up."""
+        return int(np.count_nonzero(self.whole.up)) < SMALL
 
     @property
     def whole(self) -> HostColumns:

@@ -49,6 +49,10 @@ from treadle.scheduler.table import HostTable
 log = structlog.get_logger("treadle.scheduler")
 
 
+SOFT = {"soft-affinity": -1, "soft-anti-affinity": 1}
+"""The rules of groups that are wishes: whether hosts with members come first."""
+
+
 @dataclass(frozen=True, slots=True)
 class OnFault:
     """What a decision falls back to where a plug-in raises, gives nonsense, or answers too late.
@@ -80,6 +84,9 @@ class Scheduler:
         `weighers` maps names to multipliers; a policy that uses none leaves them unloaded, and
         `unused_weighers` names them. Raises `InvalidInput` for a name that is unknown or given
         twice or a multiplier that is not finite, `PluginError` for a plug-in that does not load.
+
+        The wish of a soft group counts by the weigher `group`; with a policy that uses no weighers
+        it comes before the policy's own order.
         """
         registry = registry or Registry()
         on_fault = on_fault or OnFault()
@@ -108,7 +115,8 @@ class Scheduler:
         self._policy: Policy = chosen
         asking = [chosen, *(weigher for _, weigher, _ in loaded)]
         self._wants_flavors = any("flavors" in getattr(one, "reads", ()) for one in asking)
-        self._wants_scarce = "scarce" in getattr(chosen, "reads", ())
+        self._wants_cloud = bool({"scarce", "small"} & set(getattr(chosen, "reads", ())))
+        self._heeds_groups = isinstance(chosen, UsesWeighers)
         self._remembers = chosen if isinstance(chosen, Remembers) else None
         self._on_fault = on_fault
         self._fallback = registry.policy(on_fault.policy) if on_fault.policy else None
@@ -147,8 +155,8 @@ class Scheduler:
         Raises `PluginError` when a filter or the policy is broken and the settings name nothing to
         fall back to.
         """
-        if self._wants_scarce:
-            request = replace(request, scarce=hosts.scarce)
+        if self._wants_cloud:
+            request = replace(request, scarce=hosts.scarce, small=hosts.small)
         masks: list[BoolArray] = []
         refused: dict[str, int] = {}
         faults: list[str] = []
@@ -210,9 +218,9 @@ class Scheduler:
 
         Only the table's writer may ask. Raises `PluginError` as `rank` does.
         """
-        if self._cache is not None:
-            if self._wants_scarce:
-                request = replace(request, scarce=table.scarce)
+        if self._cache is not None and not self._is_drawn(request):
+            if self._wants_cloud:
+                request = replace(request, scarce=table.scarce, small=table.small)
             try:
                 host = self._cache.pick(table, request)
             except (PluginError, RowFault) as error:
@@ -276,9 +284,12 @@ class Scheduler:
     ) -> Ranking:
         try:
             if self._remembers is None:
-                return self._policy_asker.rank(self.policy, self._policy, request, hosts)
+                ranking = self._policy_asker.rank(self.policy, self._policy, request, hosts)
+                return _drawn(ranking, request) if self._is_drawn(request) else ranking
             with self._turn:
                 ranking = self._policy_asker.rank(self.policy, self._policy, request, hosts)
+                if self._is_drawn(request):
+                    ranking = _drawn(ranking, request)
                 if len(ranking) and not dry_run:
                     first = int(ranking.ids[0])
                     call_plugin("policy", self.policy, self._remembers.chosen, first)
@@ -295,12 +306,28 @@ class Scheduler:
                 self._count(second)
                 raise
 
+    def _is_drawn(self, request: PlacementRequest) -> bool:
+        """Whether a soft group has a say where the policy gives it none."""
+        return bool(request.group_hosts) and not self._heeds_groups and request.group in SOFT
+
     def _count(self, error: PluginError) -> None:
         with self._faults_lock:
             self._faults[error.kind, error.plugin] += 1
         log.warning(
             "plugin_fault", kind=error.kind, plugin=error.plugin, problem=error.problem
         )
+
+
+def _drawn(ranking: Ranking, request: PlacementRequest) -> Ranking:
+    """The same order, but hosts with more members of the request's soft group first, or last."""
+    members = dict(request.group_hosts)
+    sign = SOFT[request.group or ""]
+    order = np.argsort([sign * members.get(host, 0) for host in ranking], kind="stable")
+    return Ranking(
+        ranking.ids[order], ranking.scores[order],
+        {name: share[order] for name, share in ranking.shares.items()},
+        (*ranking.notes, f"the group's {request.group} came before the policy"), ranking.faults,
+    )
 
 
 def explain(decision: Decision) -> str:

@@ -34,7 +34,8 @@ class PlacementRequest:
     and how many. `tenant`, `batch` and `asked_at` (seconds since 1970, or since a trace's start)
     are what a predictor of lifetimes may go by. `flavors` are the sizes on offer (vcpus, memory and
     disk in MiB): what is left of a host is of use where one of them fits. `scarce`: whether few
-    hosts are empty (`HostColumns.scarce`); the scheduler sets it for a policy that reads it.
+    hosts are empty, and `small`: whether there are few at all (`HostColumns.scarce`, `.small`); the
+    scheduler sets them for a policy that reads them.
 
     Raises `InvalidInput` when an amount or the seed is negative, or an amount is above 2**50.
     """
@@ -64,6 +65,7 @@ class PlacementRequest:
     asked_at: float = 0.0
     flavors: tuple[tuple[int, int, int], ...] = ()
     scarce: bool = False
+    small: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vcpus", "memory_mib", "disk_mib", "image_mib"):
@@ -114,7 +116,7 @@ _OPTIONAL: dict[str, Any] = {
     "only_hosts": None, "tried_hosts": frozenset(), "zone": None, "extra_specs": (),
     "image_properties": (), "group": None, "group_hosts": (), "max_per_host": 1, "numa_nodes": 0,
     "pci": (), "tenant": None, "batch": None, "asked_at": 0.0,
-    "flavors": (), "scarce": False,
+    "flavors": (), "scarce": False, "small": False,
 }
 """What a record leaves out where it is so."""
 

@@ -219,14 +219,16 @@ def _spread(board: _Board, most: int) -> list[Move]:
 
 
 def _gain(board: _Board, one: Arrival, source: int, target: int) -> float:
-    def squares() -> float:
-        return sum(load_of(board.row(host)) ** 2 for host in (source, target))
+    """By how much the loads' squares go down; 0 where the target would come to be higher than the
+    source was."""
+    def loads() -> tuple[float, float]:
+        return load_of(board.row(source)), load_of(board.row(target))
 
-    before = squares()
+    high, low = loads()
     board.move(one, source, target)
-    after = squares()
+    left, risen = loads()
     board.move(one, target, source)
-    return before - after
+    return high**2 + low**2 - left**2 - risen**2 if risen <= high else 0.0
 
 
 # -- carrying it out

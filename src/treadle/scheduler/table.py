@@ -19,6 +19,7 @@ from treadle.scheduler.columns import (
     INSTANCES,
     LIMIT,
     SCARCE,
+    SMALL,
     UP,
     USED,
     Coding,
@@ -126,6 +127,11 @@ class HostTable:
     def scarce(self) -> bool:
         """As `HostColumns.scarce`."""
         return self._empty_hosts * SCARCE < self._up_hosts
+
+    @property
+    def small(self) -> bool:
+        """As `HostColumns.small`."""
+        return self._up_hosts < SMALL
 
     def drop(self, host: int) -> None:
         """Forget the host; nothing where it is not there."""
