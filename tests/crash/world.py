@@ -66,6 +66,7 @@ from treadle.db.schema import (
 from treadle.errors import CallerError, CannotPlace
 from treadle.hypervisor.base import HostSetup, Power
 from treadle.hypervisor.fake import FakeHost, FakeHypervisor
+from treadle.hypervisor.fake_storage import Disks, share
 from treadle.image.blobs import FolderBlobs
 from treadle.image.contents import Contents, Digests
 from treadle.image.fetch import FetchLimits
@@ -300,7 +301,9 @@ class Brain:
             MOVE_KIND: Unwatched(
                 database, self.fleet, board, MovePolicy(lease_s=LEASE_S), "cloud"
             ),
-            EVACUATION_KIND: EvacuationHandler(database, board, BUILD_S),
+            EVACUATION_KIND: EvacuationHandler(
+                database, self.fleet, board, BUILD_S, "cloud"
+            ),
             fencing.KIND: FenceHandler(database, Outlet(world), "outlet", 5.0, evacuates=False),
             IMAGE_KIND: HostImageHandler(database, self.fleet, signals, world.policy),
             SNAPSHOT_KIND: SnapshotHandler(database, self.fleet, signals, world.contents),
@@ -362,6 +365,10 @@ class World:
     policy: HostPolicy = field(default_factory=lambda: HostPolicy(
         HostSetup(virt_type="fake"), resync_s=100.0
     ))
+    shared: bool = False
+    """The hosts see one storage."""
+    precious: str = ""
+    """What must be on the disk of whoever is not deleted."""
 
     def __post_init__(self) -> None:
         self.database = MemoryDatabase(self.clock)
@@ -374,6 +381,8 @@ class World:
             )
             machine.foreign[FOREIGN] = Power.RUNNING
             self.machines[number] = machine
+        if self.shared:
+            share(list(self.machines.values()))
         kept = self.folder / "kept"
         kept.mkdir(exist_ok=True)
         self.contents = Kept(FolderBlobs(kept), kept, FetchLimits(1 << 30, 60.0))
@@ -420,10 +429,11 @@ class World:
             self.database.run("RELEASE unsafe")
             self.database.unsafe = False
         self.database.run(f"SAVEPOINT {name}")
+        disks: dict[int, Disks] = {}
         return Saved(name, self.clock.now, self.act_s, {
             id: {
                 "up": machine.up, "powered": machine.powered,
-                "guests": {u: replace(g) for u, g in machine.guests.items()},
+                "guests": copied(machine.guests, disks),
                 "images": set(machine.images),
                 "faults": list(machine.faults),
             }
@@ -437,10 +447,11 @@ class World:
         self.clock.now, self.act_s = saved.now, saved.act_s
         self.wrong = []
         self.actor = self.on_seam = self.left = None
+        disks: dict[int, Disks] = {}
         for id, machine in self.machines.items():
             kept = saved.machines[id]
             machine.up, machine.powered = kept["up"], kept["powered"]
-            machine.guests = {u: replace(g) for u, g in kept["guests"].items()}
+            machine.guests = copied(kept["guests"], disks)
             machine.images = set(kept["images"])
             machine.foreign = {FOREIGN: Power.RUNNING}
             machine.calls, machine.starts = Counter(), Counter()
@@ -686,7 +697,9 @@ class World:
                 and (
                     not guest.defined or guest.power is not expected or guest.copy is not None
                     or guest.changed
-                    or guest.autostart is not lifecycle.host_starts(there[uuid], False)
+                    or guest.autostart is not lifecycle.host_starts(
+                        there[uuid], False, self.shared
+                    )
                 )
                 for uuid in here if (expected := lifecycle.expected_power(there[uuid])) is not None
                 for guest in [machine.guests.get(uuid)]
@@ -712,6 +725,15 @@ class World:
             if not self.database.one(_IMAGES_ON_THEIR_WAY):
                 return
             self.clock.now += LEASE_S + 0.01
+
+
+def copied(guests: dict[str, Any], disks: dict[int, Disks]) -> dict[str, Any]:
+    """Guests of a host that are changed apart from the given ones; `disks` remembers those that are
+    copied already, which hosts may share."""
+    return {
+        uuid: replace(guest, disk=disks.setdefault(id(guest.disk), replace(guest.disk)))
+        for uuid, guest in guests.items()
+    }
 
 
 def uri_of(machine: FakeHost) -> str:
@@ -781,7 +803,8 @@ def invariants(world: World, conn: sa.Connection) -> Iterator[str]:
             here = known is not None and id in {known.host_id, *kept.get(uuid, set())}
             if not here and (id, uuid) not in orphans:
                 yield f"{machine.name}: {uuid} has no row here and is no orphan"
-        for sha256 in machine.images - {row.sha256 for row in images if row.host_id == id}:
+        ids = set(world.machines) if world.shared else {id}
+        for sha256 in machine.images - {row.sha256 for row in images if row.host_id in ids}:
             yield f"{machine.name}: image {sha256[:8]} is there and in no row"
 
 
@@ -838,16 +861,20 @@ def _of_instance(
         yield f"{name}: what runs has {guest.live}, not {(row.vcpus, row.memory_mib)}"
     if guest is not None and guest.defined:
         rescue = "" if row.rescue_image_id is None else world.digests[row.rescue_image_id]
-        if tuple(guest.disks) and set(guest.disks) != set(row.disks):
+        more = set(guest.disks) ^ set(row.disks)
+        if tuple(guest.disks) and (more - set(guest.disks) if world.shared else more):
             yield f"{name}: its disks are {set(guest.disks)}, not {row.disks}"
         if guest.rescue != rescue:
             yield f"{name}: it is rescued with {guest.rescue[:8]!r}, not {rescue[:8]!r}"
-        if guest.autostart is not lifecycle.host_starts(row, False):
+        if guest.autostart is not lifecycle.host_starts(row, False, world.shared):
             yield f"{name}: its host would{' not' * (not guest.autostart)} start it"
         if guest.changed:
             yield f"{name}: the {guest.changed} of its definition stayed changed"
         if guest.copy is not None:
             yield f"{name}: a copy of its disk is left"
+        chain = {guest.disks.get(number) for number in row.disks}
+        if world.precious and world.precious not in chain:
+            yield f"{name}: what was on its disk is lost"
     if there != {row.host_id} | kept:
         yield f"{name}: on hosts {there}, kept on {kept}"
     for id in kept & there:
@@ -881,7 +908,8 @@ def _of_image(world: World, row: Any, jobs: dict[tuple[str, str], Any]) -> Itera
     if row.state == ImageState.READY and row.sha256 not in machine.images:
         yield f"{machine.name}: its image is not there"
     waits = row.state in (ImageState.WANTED, ImageState.EVICTING)
-    if waits and (IMAGE_KIND, f"{row.host_id}:{row.sha256}") not in jobs:
+    keeper = 1 if world.shared else row.host_id
+    if waits and (IMAGE_KIND, f"{keeper}:{row.sha256}") not in jobs:
         yield f"{machine.name}: its image is {row.state} and nobody works on it"
 
 

@@ -49,7 +49,8 @@ def create(cloud: Cloud, host: int, names: list[str], ha: str) -> list[int]:
         cloud.treadle.database.write(lambda conn, id=other: ledger.disable_host(conn, id, None))
     ids = [
         cloud.treadle.database.write(lambda conn, name=name: creating.create(
-            conn, Wish(name, 1, 1, metadata={HA_KEY: ha} if ha else {}), request_id="req",
+            conn, Wish(name, 1, 1, metadata={HA_KEY: ha} if ha else {},
+                 ssh_keys=tuple(cloud.treadle.settings.guest.ssh_keys)), request_id="req",
             build_deadline_s=120,
         ))[0].id for name in names
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -27,6 +28,11 @@ from treadle.hypervisor.base import HostFacts, HostSetup, Hypervisor, ImageSpec,
 CLOCK_DRIFT_S = 5.0
 CLOCK_FLOOR = 1_700_000_000
 NAME_S = 2.0
+# Each host that has seen the pool has written its UUID there.
+STORAGE = (
+    r"ls {path} 2>/dev/null | sed -n 's/^treadle-host\.\([0-9a-f-]*\)\..*/\1/p' | sort -u | wc -l; "
+    r"grep -Eqs '^[[:space:]]*lock_manager[[:space:]]*=' /etc/libvirt/qemu.conf; echo $?"
+)
 # As libvirt looks it up: any family, which /etc/hosts answers; "hosts" would ask DNS for IPv6.
 LOOK = 'date +%s.%N; getent ahosts "$(hostname)" >/dev/null; echo $?; date +%s.%N'
 
@@ -145,7 +151,9 @@ def _host(report: Report, uri: str, seconds: float, settings: Settings) -> None:
             return
         try:
             _reached(report, driver, seconds, private)
-            _remote(report, uri, ssh_config(private, hosts))
+            config = ssh_config(private, hosts)
+            _remote(report, uri, config)
+            _storage(report, uri, config, settings)
         finally:
             driver.close()
 
@@ -228,19 +236,12 @@ def _probe(
 
 def _remote(report: Report, uri: str, config: Path) -> None:
     """Clock and names of a host that is reached by SSH."""
-    parts = urlsplit(uri)
-    if not parts.scheme.endswith("+ssh") or parts.hostname is None:
+    login = _login(uri, config)
+    if login is None:
         _names(report, socket.gethostname())
         return
-    target = f"{parts.username}@{parts.hostname}" if parts.username else parts.hostname
-    command = ["ssh", "-F", str(config)]
-    if parts.port:
-        command += ["-p", str(parts.port)]
     try:
-        said = subprocess.run(
-            [*command, "--", target, LOOK],
-            capture_output=True, timeout=20, check=True, stdin=subprocess.DEVNULL,
-        ).stdout.split()
+        said = _said([*login, LOOK])
         drift = float(said[2]) - time.time()
         slow = float(said[2]) - float(said[0]) > NAME_S
         named = said[1] == b"0" and not slow
@@ -252,6 +253,46 @@ def _remote(report: Report, uri: str, config: Path) -> None:
     report.add("names", named, "its own name " + (
         "resolves" if named else "takes long to resolve" if slow else "does not resolve"),
                "" if named else "add its name to /etc/hosts there: libvirt calls take 10 s else")
+
+
+def _storage(report: Report, uri: str, config: Path, settings: Settings) -> None:
+    """Whether a disk that other hosts see is locked by the host that has it open."""
+    defaults = settings.host_defaults
+    path = defaults.pool_path or f"/var/lib/libvirt/{defaults.pool}"
+    login = _login(uri, config)
+    try:
+        command = STORAGE.format(path=shlex.quote(path))
+        said = _said([*login, command] if login else ["sh", "-c", command])
+        hosts, locked = int(said[0]), said[1] == b"0"
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        report.add("storage", True, "not checked: no plain command can be run there")
+        return
+    if hosts < 2:
+        report.add("storage", True, f"{path} is this host's alone, or not in use yet")
+        return
+    report.add(
+        "storage", locked, f"{path} is seen by {hosts} hosts, and disks that are open are "
+        f"{'locked' if locked else 'not locked'}",
+        "" if locked else 'start virtlockd there, set lock_manager = "lockd" in '
+        "/etc/libvirt/qemu.conf, restart libvirtd: see docs/howto/share-storage.md",
+    )
+
+
+def _login(uri: str, config: Path) -> list[str] | None:
+    """The command that runs another on the host; None where it is not reached by SSH."""
+    parts = urlsplit(uri)
+    if not parts.scheme.endswith("+ssh") or parts.hostname is None:
+        return None
+    target = f"{parts.username}@{parts.hostname}" if parts.username else parts.hostname
+    port = ["-p", str(parts.port)] if parts.port else []
+    return ["ssh", "-F", str(config), *port, "--", target]
+
+
+def _said(command: list[str]) -> list[bytes]:
+    """The words that it prints. Errors: those of `subprocess.run`."""
+    return subprocess.run(
+        command, capture_output=True, timeout=20, check=True, stdin=subprocess.DEVNULL
+    ).stdout.split()
 
 
 @contextmanager

@@ -269,13 +269,14 @@ def _lab_rows(hosts: Sequence[Any]) -> list[dict[str, Any]]:
     return [{key: str(getattr(one, key)) for key in LAB_COLUMNS} for one in hosts]
 
 
-@lab.command("up", epilog=examples("treadle lab up", "treadle lab up --hosts 5"))
+@lab.command("up", epilog=examples("treadle lab up", "treadle lab up --hosts 5 --shared"))
 @click.option("--hosts", type=click.IntRange(1, 100), default=3, show_default=True)
+@click.option("--shared", is_flag=True, help="The hosts share their storage, and lock disks.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @lab_name
-def lab_up(hosts: int, name: str, as_json: bool) -> None:
+def lab_up(hosts: int, shared: bool, name: str, as_json: bool) -> None:
     """Bring the hosts up (needs root)."""
-    found = _lab_rows(guarded(lambda: _lab(name).up(hosts, _progress)))
+    found = _lab_rows(guarded(lambda: _lab(name).up(hosts, _progress, shared=shared)))
     show(found, LAB_COLUMNS, as_json, found)
 
 

@@ -220,7 +220,9 @@ def assemble(
                 settings.moves.at_once, limits.lease_s, evacuates, limits.build_deadline_s,
             ), cloud_id,
         ),
-        EVACUATION_KIND: EvacuationHandler(database, board, limits.build_deadline_s),
+        EVACUATION_KIND: EvacuationHandler(
+            database, fleet, board, limits.build_deadline_s, cloud_id, evacuates=evacuates
+        ),
         fencing.KIND: FenceHandler(
             database, fence, settings.fencing.plugin, settings.fencing.deadline_s, evacuates
         ),

@@ -88,6 +88,19 @@ def evacuated(instance: Instance, target_id: int, *, left_off: bool) -> Columns:
     }
 
 
+def inherited(instance: Instance, target_id: int, *, left_off: bool) -> Columns:
+    """On a host that shares the storage of the one that is off, going on from its own disk. It is
+    not one that is being built: nothing that fails there may lead to its disk being removed."""
+    return {
+        "goal": Goal.STOPPED if left_off or instance.goal is Goal.STOPPED else Goal.RUNNING,
+        "mode": Mode.NORMAL, "settled_mode": Mode.NORMAL, "ends_at": None, "before": "",
+        "task": Task.REBUILDING, "state": State.STOPPED, "phase": Phase.DEFINED,
+        "host_id": target_id, "address": None, "moving": None, "fault": None,
+        "rescue_image_id": None, "snapshot_image_id": None,
+        "generation": instance.generation + 1, "graceful": False,
+    }
+
+
 def resized(instance: Instance, size: Columns) -> Columns:
     """Of another size, which can be taken back: a larger disk lies over the old one."""
     disks = ",".join(map(str, instance.disks))

@@ -22,11 +22,13 @@ from treadle.compute.failure import actions as failed
 from treadle.compute.fleet import Fleet, call
 from treadle.compute.kinds import (
     HOST_KIND,
+    IMAGE_KIND,
     KIND,
     MOVE_KIND,
     SNAPSHOT_KIND,
     bulk_lane,
     enqueue_image,
+    image_work_id,
 )
 from treadle.compute.model import Instance, State
 from treadle.compute.moves import store as moves
@@ -51,7 +53,7 @@ from treadle.hypervisor.base import (
     Probes,
 )
 from treadle.image.contents import Contents
-from treadle.placement import ledger
+from treadle.placement import ledger, storages
 from treadle.placement.ledger import Fence, Host, HostStatus, ImageState
 
 log = structlog.get_logger("treadle.hosts")
@@ -224,9 +226,12 @@ class HostHandler:
             again = AGAIN_S if strangers and swept.whole else self._policy.resync_s
             queue.finish(conn, ticket, delay=again)
             ledger.set_up(conn, host.id, facts, virt_type)
+            self._among_others(conn, host, facts)
             rows = {row.uuid: row for row in store.on_host(conn, host.id)}
             if host.status is HostStatus.UP:
-                queue.wake(conn, KIND, drifted(rows, domains, self._policy.evacuates))
+                queue.wake(conn, KIND, drifted(
+                    rows, domains, self._policy.evacuates, bool(facts.storage_others)
+                ))
             else:
                 queue.wake(conn, KIND, list(rows))
                 for sha256 in ledger.doubt_images(conn, host.id):
@@ -253,6 +258,18 @@ class HostHandler:
         if host.status is not HostStatus.UP:
             log.info("host_up", host=host.name, virt_type=virt_type)
 
+    def _among_others(self, conn: sa.Connection, host: Host, facts: HostFacts) -> None:
+        """What follows from whom it has seen in its storage."""
+        before = frozenset() if host.facts is None else storages.seen_by(host.facts)
+        if before != storages.seen_by(facts):
+            # The work on an image has another number now.
+            for sha256 in ledger.images_under_way(conn, host.id):
+                enqueue_image(conn, host.id, sha256)
+        storages.level(conn, host.id)
+        for other in storages.unmet(conn, host.id):
+            self._prepared.pop(other, None)
+            queue.wake(conn, HOST_KIND, [str(other)])
+
     def _sweep(
         self, ticket: Ticket, driver: Hypervisor, host: Host, domains: Sequence[Domain]
     ) -> Swept:
@@ -275,9 +292,10 @@ class HostHandler:
 
 
 def drifted(
-    rows: dict[str, Instance], domains: Sequence[Domain], evacuates: bool
+    rows: dict[str, Instance], domains: Sequence[Domain], evacuates: bool, shared: bool
 ) -> list[str]:
-    """UUIDs of the settled instances that the host does not show as they should be."""
+    """UUIDs of the settled instances that the host does not show as they should be. `shared`: other
+    hosts see its storage."""
     seen = {domain.uuid: domain for domain in domains}
     found = []
     for uuid, row in rows.items():
@@ -288,7 +306,7 @@ def drifted(
         if (
             domain is None or domain.power is not expected or domain.generation < row.generation
             or not domain.defined or domain.changed
-            or lifecycle.autostart_differs(lifecycle.host_starts(row, evacuates), domain)
+            or lifecycle.autostart_differs(lifecycle.host_starts(row, evacuates, shared), domain)
         ):
             found.append(uuid)
     return found
@@ -311,8 +329,19 @@ def is_leftover(row: Instance) -> bool:
     return kept or row.host_id is not None or row.launched_at is None
 
 
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is next of an image: the host, and whether it is wanted there. `alone`: no other host of
+    its storage has it."""
+
+    host: Host
+    wanted: bool
+    alone: bool
+
+
 class HostImageHandler:
-    """Makes passes over images on hosts: brings them there, or takes them off."""
+    """Makes passes over images on hosts: brings them there, or takes them off. Of the hosts that
+    share a storage, under one row and so one at a time."""
 
     def __init__(
         self, database: Database, fleet: Fleet, signals: Signals, policy: HostPolicy,
@@ -326,26 +355,37 @@ class HostImageHandler:
         self._contents = contents
 
     def run(self, ticket: Ticket) -> Ticket | None:
-        """Bring the image to the host, or remove it there, as its row says."""
+        """Bring the image to a host, or remove it there, as its row says."""
         host_text, _, sha256 = ticket.id.partition(":")
-        host_id = int(host_text)
+        keeper = int(host_text)
 
-        def read(conn: sa.Connection) -> tuple[Host | None, ImageState | None, Any]:
+        def read(conn: sa.Connection) -> tuple[tuple[int, ...], bool, _Task | None, Any]:
+            ids = storages.together(conn, keeper)
+            # What was begun before they were known to share their storage.
+            busy = len(ids) > 1 and any(
+                queue.is_leased(conn, IMAGE_KIND, image_work_id(id, sha256))
+                for id in ids if id != keeper
+            )
             found = conn.execute(
                 sa.select(image).where(image.c.sha256 == sha256)
                 .order_by(image.c.path.is_(None), image.c.id).limit(1)
             ).one_or_none()
-            return ledger.get_host(conn, host_id), ledger.image_state(conn, host_id, sha256), found
+            return ids, busy, next_task(conn, ids, sha256), found
 
-        host, state, row = self._db.read(read)
-        if host is None or row is None or state not in (ImageState.WANTED, ImageState.EVICTING):
-            self._db.write(lambda conn: queue.complete(conn, ticket))
+        ids, busy, task, row = self._db.read(read)
+        if ids[0] != keeper or task is None or row is None:
+            self._db.write(lambda conn: self._not_here(conn, ticket, ids[0], keeper, sha256))
             return None
+        if busy:
+            self._db.write(lambda conn: queue.finish(conn, ticket, delay=AGAIN_S))
+            return None
+        host, host_id = task.host, task.host.id
         queue.hold_lease(ticket)
         driver = self._fleet.driver(host.id, host.uri)
-        if state is ImageState.EVICTING:
+        if not task.wanted:
             try:
-                call(driver, "remove_image", sha256)
+                if task.alone:
+                    call(driver, "remove_image", sha256)
             except HostRefused as error:
                 log.warning("image_kept", host=host.name, sha256=sha256, reason=str(error))
                 self._db.write(lambda conn: self._kept(conn, ticket, host_id, sha256))
@@ -372,8 +412,8 @@ class HostImageHandler:
         self, conn: sa.Connection, ticket: Ticket, host_id: int, sha256: str, state: ImageState,
         reason: str | None,
     ) -> None:
-        queue.complete(conn, ticket)
         ledger.set_image(conn, host_id, sha256, state, reason)
+        self._end(conn, ticket, sha256)
         queue.wake(conn, KIND, store.waiting_for_image(conn, host_id, sha256))
         queue.wake(conn, MOVE_KIND, moves.waiting(conn, host_id))
         for old in ledger.evict(conn, host_id, self._policy.image_share):
@@ -381,15 +421,48 @@ class HostImageHandler:
 
     @staticmethod
     def _kept(conn: sa.Connection, ticket: Ticket, host_id: int, sha256: str) -> None:
-        queue.complete(conn, ticket)
         ledger.set_image(conn, host_id, sha256, ImageState.READY)
+        HostImageHandler._end(conn, ticket, sha256)
         queue.wake(conn, KIND, store.waiting_for_image(conn, host_id, sha256))
 
     @staticmethod
     def _evicted(conn: sa.Connection, ticket: Ticket, host_id: int, sha256: str) -> None:
         if ledger.image_state(conn, host_id, sha256) is ImageState.EVICTING:
-            queue.complete(conn, ticket)
             ledger.forget_image(conn, host_id, sha256)
+        # Else wanted again meanwhile: the next pass brings it back.
+        HostImageHandler._end(conn, ticket, sha256)
+
+    @staticmethod
+    def _end(conn: sa.Connection, ticket: Ticket, sha256: str) -> None:
+        """End the pass, and the row where nothing more is to be done under it."""
+        keeper = int(ticket.id.partition(":")[0])
+        if next_task(conn, storages.together(conn, keeper), sha256) is None:
+            queue.complete(conn, ticket)
         else:
-            # Wanted again meanwhile: the next pass brings it back.
             queue.finish(conn, ticket, delay=0.0)
+
+    @staticmethod
+    def _not_here(
+        conn: sa.Connection, ticket: Ticket, keeper: int, was: int, sha256: str
+    ) -> None:
+        """Nothing is to be done under this row; under another, perhaps."""
+        queue.complete(conn, ticket)
+        if keeper != was:
+            enqueue_image(conn, keeper, sha256)
+
+
+def next_task(conn: sa.Connection, ids: Sequence[int], sha256: str) -> _Task | None:
+    """What is next of the image on the hosts, which share their storage; None: nothing."""
+    states = {id: ledger.image_state(conn, id, sha256) for id in ids}
+    for state in (ImageState.WANTED, ImageState.EVICTING):
+        hosts = [
+            host for id in ids if states[id] is state
+            and (host := ledger.get_host(conn, id)) is not None
+        ]
+        if hosts:
+            best = min(hosts, key=lambda host: host.status is not HostStatus.UP)
+            kept = {ImageState.WANTED, ImageState.READY} & {
+                found for id, found in states.items() if id != best.id
+            }
+            return _Task(best, state is ImageState.WANTED, not kept)
+    return None

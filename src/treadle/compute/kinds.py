@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from treadle.controller import queue
+from treadle.placement import storages
 
 KIND = "instance"
 SNAPSHOT_KIND = "snapshot"
@@ -15,13 +16,15 @@ EVACUATION_KIND = "evacuation"
 
 
 def image_work_id(host_id: int, sha256: str) -> str:
-    """The queue's name for one image on one host."""
+    """The queue's name for one image on one host, or in the storage that it keeps for others."""
     return f"{host_id}:{sha256}"
 
 
 def enqueue_image(conn: sa.Connection, host_id: int, sha256: str) -> None:
-    """Have the image's work on the host done now: one row, however many wait for it."""
-    queue.enqueue(conn, IMAGE_KIND, image_work_id(host_id, sha256), lane=host_id)
+    """Have the image's work on the host done now: one row, however many wait for it, and one for
+    all hosts that share a storage."""
+    work = image_work_id(storages.keeper(conn, host_id), sha256)
+    queue.enqueue(conn, IMAGE_KIND, work, lane=host_id)
 
 
 def wake_move(conn: sa.Connection, id: str) -> None:

@@ -142,7 +142,7 @@ class Context:
     through us, is wanted from now on; else it is undone. A changed definition is left then, and
     said; else it is put back, for the next start. `evacuates`: instances that say nothing of
     it are evacuated when their host fails. `host_off`: its host does not answer, and is off for
-    sure; told where it is to be removed.
+    sure; told where it is to be removed. `shared`: other hosts see its host's storage.
     """
 
     image: ImageOnHost = ImageOnHost.READY
@@ -154,6 +154,7 @@ class Context:
     adopt_drift: bool = False
     evacuates: bool = False
     host_off: bool = False
+    shared: bool = False
 
 
 def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Action:
@@ -179,7 +180,7 @@ def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Ac
         return Call("define")  # likewise
     old = seen.generation < instance.generation
     if seen.power is POWER_OF[instance.goal] and not old:
-        if autostart_differs(host_starts(instance, context.evacuates), seen):
+        if autostart_differs(host_starts(instance, context.evacuates, context.shared), seen):
             return Call("autostart")
         if seen.changed and is_settled(instance):
             return Adopt(STATE_OF[seen.power], CHANGED + ", ".join(seen.changed))
@@ -328,10 +329,11 @@ def evacuates(instance: Instance, unsaid: bool) -> bool:
     return instance.ha is Ha.EVACUATE or (instance.ha is Ha.UNSAID and unsaid)
 
 
-def host_starts(instance: Instance, unsaid: bool) -> bool:
+def host_starts(instance: Instance, unsaid: bool, shared: bool = False) -> bool:
     """Whether its host shall start it when it reboots, though no controller may be there: what
-    shall run, but for what may run on another host by then."""
-    return instance.goal is Goal.RUNNING and not evacuates(instance, unsaid)
+    shall run, but for what may run on another host by then. That is anything whose disk other
+    hosts see (`shared`): an operator may have it evacuated."""
+    return instance.goal is Goal.RUNNING and not shared and not evacuates(instance, unsaid)
 
 
 def expected_power(instance: Instance) -> Power | None:

@@ -89,7 +89,8 @@ def settle(conn: sa.Connection, instance: Instance, state: State, values: Column
     if instance.snapshot_image_id is not None and instance.host_id is not None:
         queue.enqueue(conn, SNAPSHOT_KIND, instance.uuid, lane=bulk_lane(instance.host_id))
         return
-    if instance.generation > 1 and (values.get("state") or state in lifecycle.NOWHERE):
+    reached = values.keys() & {"state", "settled_generation"} or state in lifecycle.NOWHERE
+    if instance.generation > 1 and reached:
         moves.built(
             conn, instance.id,
             Stage.CANCELLED if state in lifecycle.NOWHERE else Stage.DONE,
@@ -196,6 +197,7 @@ def adopt(
     if instance.snapshot_image_id is not None and "snapshot_image_id" in values:
         image_actions.retire(conn, instance.snapshot_image_id)
     store.end_actions(conn, instance.id, instance.revision, "error", reason)
+    moves.built(conn, instance.id, Stage.FAILED, reason)
     _tell_move(conn, instance)
 
 

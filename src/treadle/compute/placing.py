@@ -102,13 +102,15 @@ class NoRoom:
 def place(
     database: Database, board: Board, uuid: str, ask: Callable[[sa.Connection], Asked],
     commit: Callable[[sa.Connection, Offer], T | None],
+    before: Callable[[Offer], Offer] = lambda offer: offer,
 ) -> T | NoRoom | None:
     """Have the best host that has room for the instance taken: ask, rank, and `commit`.
 
     `commit` takes a host with `Offer.take` and writes what follows from that, in one transaction;
     where it takes none it gives None, and all is done again, `PLACE_TRIES` times in all. What it
-    gives comes back; None where others were taking the room at every try. Errors: `PluginError`,
-    and what `commit` raises.
+    gives comes back; None where others were taking the room at every try. `before` does what has
+    to be done on a host first, and gives the offer that is left. Errors: `PluginError`, and what
+    `commit` and `before` raise.
     """
     for attempt in range(PLACE_TRIES):
         asked = database.read(ask)
@@ -122,7 +124,7 @@ def place(
                     return NoRoom(asked, outlook.record, outlook.unknown)
                 continue
             _ = outlook.record.detail  # worked out here, not in the transaction
-            offer = Offer(hosts, asked.room, outlook.record)
+            offer = before(Offer(hosts, asked.room, outlook.record))
 
             def take(conn: sa.Connection, offer: Offer = offer) -> T | None:
                 return commit(conn, offer)

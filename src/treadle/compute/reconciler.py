@@ -113,6 +113,8 @@ def spec_of(loaded: Loaded, cloud_id: str, evacuates: bool) -> DomainSpec:
     metadata = {"cloud": cloud_id, "id": str(instance.id), "name": instance.name}
     if lifecycle.evacuates(instance, evacuates):
         metadata[NOT_BY_HOST] = "evacuate"
+    elif loaded.shared:
+        metadata[NOT_BY_HOST] = "shared"
     return DomainSpec(
         uuid=instance.uuid, name=instance.name, generation=instance.generation,
         vcpus=instance.vcpus, memory_mib=instance.memory_mib, disk_gib=instance.disk_gib,
@@ -193,6 +195,7 @@ class InstanceHandler:
             last_error=trouble or loaded.instance.fault or "",
             ended=loaded.instance.ends_at is not None and loaded.now >= loaded.instance.ends_at,
             adopt_drift=self._timing.adopt_drift, evacuates=self._timing.evacuates,
+            shared=loaded.shared,
         )
 
     def _observe(self, loaded: Loaded) -> tuple[Domain | Lost | None, str]:
@@ -327,7 +330,7 @@ class InstanceHandler:
                 spec = spec_of(loaded, self._cloud_id, self._timing.evacuates)
                 call(driver, verb, spec)
             elif verb == "autostart":
-                on = lifecycle.host_starts(instance, context.evacuates)
+                on = lifecycle.host_starts(instance, context.evacuates, context.shared)
                 call(driver, verb, instance.uuid, on)
             else:
                 call(driver, verb, instance.uuid)
@@ -468,7 +471,7 @@ class InstanceHandler:
     ) -> Following:
         instance = loaded.instance
         wanted = lifecycle.host_starts(
-            replace(instance, goal=SETTLED[state]), self._timing.evacuates
+            replace(instance, goal=SETTLED[state]), self._timing.evacuates, loaded.shared
         )
         differs = isinstance(seen, Domain) and lifecycle.autostart_differs(wanted, seen)
         end_pass(

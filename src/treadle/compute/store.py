@@ -38,7 +38,7 @@ from treadle.db.schema import (
 )
 from treadle.db.schema import instance as table
 from treadle.hypervisor.base import ImageSpec
-from treadle.placement import ledger
+from treadle.placement import ledger, storages
 from treadle.placement.ledger import HostStatus, ImageState
 
 RESCUE_DEVICES = frozenset({"disk", "cdrom"})
@@ -75,7 +75,7 @@ class Flavor:
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """An instance with what one pass needs to know of its host and its images: that under its
-    root disk, and that which it is rescued with."""
+    root disk, and that which it is rescued with. `shared`: other hosts see its host's storage."""
 
     instance: Instance
     image: ImageSpec
@@ -90,6 +90,7 @@ class Loaded:
     rescue_error: str | None = None
     moving: int | None = None
     rescue_on: tuple[str, str] | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def load(conn: sa.Connection, uuid: str) -> Loaded | None:
             row.rescue_sha256, row.rescue_format, row.rescue_size, row.rescue_virtual
         ),
         ImageState(row.rescue_state) if row.rescue_state else None, row.rescue_error, row.moving,
-        _rescue_on(row.rescue_properties),
+        _rescue_on(row.rescue_properties), bool(row.shared),
     )
 
 
@@ -471,7 +472,7 @@ _LOAD = Prepared(
         _RESCUE.c.format.label("rescue_format"), _RESCUE.c.size_bytes.label("rescue_size"),
         _RESCUE.c.virtual_bytes.label("rescue_virtual"),
         _RESCUE_HERE.c.state.label("rescue_state"), _RESCUE_HERE.c.error.label("rescue_error"),
-        table.c.moving,
+        table.c.moving, storages.SEES_OTHERS.label("shared"),
     )
     .select_from(
         table.join(image, image.c.id == _UNDER)

@@ -101,6 +101,10 @@ class HostFacts:
     `capabilities` names the optional things that work: "suspend", "graceful_stop", "console" (the
     log), "serial_console", "vnc_console", "agent", "diagnostics", ... `booted_at`: seconds since
     1970 by the controller's clock, to the minute; None where it is not known.
+
+    `storage_token` is what the host has last written into its pool to say that it is there, and
+    `storage_others` are those of other hosts that it sees in it, each "HOST_UUID.…": hosts that
+    see each other's share their storage. "" where it writes none.
     """
 
     hostname: str
@@ -115,6 +119,8 @@ class HostFacts:
     hypervisor_version: str
     capabilities: frozenset[str] = frozenset()
     booted_at: float | None = None
+    storage_token: str = ""
+    storage_others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +232,8 @@ class Hypervisor(Protocol):
         """Make the disk (unless it is there), the seed and the definition; of what is not running,
         remove the disks that `spec` does not name. Starts nothing.
 
-        Errors: `HostRefused` where a disk under the uppermost is gone.
+        Errors: `HostRefused` where a disk under the uppermost is gone, or where its disk is in
+        storage that hosts share and is another host's alone (`SharedStorage.take`).
         """
 
     def autostart(self, uuid: str, on: bool) -> None:
@@ -251,8 +258,8 @@ class Hypervisor(Protocol):
         """Stop it now. A saved memory image is thrown away."""
 
     def undefine(self, uuid: str) -> None:
-        """Stop it and remove the domain and every volume of its own. Never touches a domain
-        without Treadle's mark."""
+        """Stop it and remove the domain and every volume of its own, but for volumes that another
+        host has as well. Never touches a domain without Treadle's mark."""
 
     def watch(self, watcher: Watcher) -> None:
         """Call `watcher` on every change of a domain, and when the host is lost."""
@@ -377,12 +384,14 @@ class MoveOptions:
     `bandwidth_mib_s` 0: as fast as it goes. `auto_converge`: slow the guest down where it writes
     faster than is sent. `post_copy`: let it go on at the target before all its memory is there,
     where it does not converge; a host or network that fails then takes the guest with it.
+    `shared`: its disk is in storage that both hosts share, and the target has taken it.
     """
 
     seconds: float = 600.0
     bandwidth_mib_s: int = 0
     auto_converge: bool = True
     post_copy: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,6 +428,21 @@ class Moves(Protocol):
 
     def hurry_move(self, uuid: str) -> None:
         """Pause the guest, so that the move comes to its end."""
+
+
+@runtime_checkable
+class SharedStorage(Protocol):
+    """A hypervisor whose storage other hosts may see too. What is written of that is in the storage
+    itself: which hosts are there, and which of them have which disk. A disk goes with the last that
+    has it."""
+
+    def shares(self, other: Hypervisor) -> bool:
+        """Whether what this host writes into its storage is seen by `other` at this moment."""
+
+    def take(self, spec: DomainSpec) -> None:
+        """Have the disk of an instance, which another host has, as this one's too. Makes, defines
+        and starts nothing. Errors: `HostRefused` where a part of it is not there, no host has it,
+        or a domain with its UUID is here."""
 
 
 class Reach(StrEnum):

@@ -18,6 +18,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qs, urlsplit
+from uuid import UUID
 
 from treadle.errors import InvalidInput
 from treadle.hypervisor.base import (
@@ -48,6 +49,7 @@ from treadle.hypervisor.base import (
     Watcher,
 )
 from treadle.hypervisor.fake_console import FakeConsoles
+from treadle.hypervisor.fake_storage import Disks, FakeStorage
 
 MIB = 1 << 20
 BOOTED_AT = 1_700_000_040.0
@@ -92,8 +94,7 @@ class _Guest:
     console: bytes = b""
     ignores_acpi: bool = False
     autostart: bool = False
-    disks: Mapping[int, str] = field(default_factory=dict)
-    """What is on each of the root disk's volumes; never changed in place."""
+    disk: Disks = field(default_factory=Disks)
     rescue: str = ""
     """The digest of the image that it is rescued with."""
     copy: bytes | None = None
@@ -106,6 +107,15 @@ class _Guest:
     """The vcpus and the memory of what runs."""
     room: tuple[int, int] | None = None
     """What that can come to."""
+
+    @property
+    def disks(self) -> Mapping[int, str]:
+        """What is on each of the root disk's volumes; never changed in place."""
+        return self.disk.volumes
+
+    @disks.setter
+    def disks(self, volumes: Mapping[int, str]) -> None:
+        self.disk.volumes = volumes
 
     def run(self) -> None:
         """Boot it, or let a saved one go on."""
@@ -137,7 +147,8 @@ class FakeHost:
     trap: Callable[[str, str, str], None] | None = None
     """Called with ("before" or "after", verb, uuid) around each call: a test's seam."""
     guests: dict[str, _Guest] = field(default_factory=dict)
-    images: set[str] = field(default_factory=set)
+    storage: FakeStorage = field(default_factory=FakeStorage)
+    prepared: int = 0
     foreign: dict[str, Power] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     uploads: Counter[str] = field(default_factory=Counter)
@@ -146,6 +157,20 @@ class FakeHost:
     lock: threading.RLock = field(default_factory=threading.RLock)
     watchers: list[Watcher] = field(default_factory=list)
     consoles: FakeConsoles = field(default_factory=FakeConsoles)
+
+    @property
+    def uuid(self) -> str:
+        """Of the machine."""
+        return str(UUID(hashlib.sha256(self.name.encode()).hexdigest()[:32]))
+
+    @property
+    def images(self) -> set[str]:
+        """Digests of those in its storage."""
+        return self.storage.images
+
+    @images.setter
+    def images(self, images: set[str]) -> None:
+        self.storage.images = images
 
     def power_failure(self) -> None:
         """Everything that ran stops; disks and saved memory stay. The host does not answer."""
@@ -204,6 +229,7 @@ class FakeHypervisor:
     def __init__(self, host: FakeHost) -> None:
         self.host = host
         self._watcher: Watcher | None = None
+        self._prepared = False
 
     # -- the machine
 
@@ -211,6 +237,9 @@ class FakeHypervisor:
         def act() -> None:
             if setup.subnet:
                 self.host.subnet = setup.subnet
+            if not self._prepared:
+                self._prepared = True
+                self.host.prepared += 1
             if self._watcher is not None and self._watcher not in self.host.watchers:
                 self.host.watchers.append(self._watcher)
 
@@ -220,7 +249,7 @@ class FakeHypervisor:
         host = self.host
         facts = HostFacts(
             hostname=host.name,
-            host_uuid=hashlib.sha256(host.name.encode()).hexdigest()[:32],
+            host_uuid=host.uuid,
             vcpus=host.vcpus, memory_mib=host.memory_mib, disk_mib=host.disk_mib,
             arch=host.arch, virt_types=("fake",), libvirt_version="none",
             hypervisor="fake", hypervisor_version="1.0.0",
@@ -230,6 +259,8 @@ class FakeHypervisor:
                 "transfer", "grow",
             }),
             booted_at=BOOTED_AT,
+            storage_token=host.storage.token(host) if host.prepared else "",
+            storage_others=tuple(map(host.storage.token, host.storage.others(host))),
         )
         return self._call("facts", "", lambda: facts)
 
@@ -387,7 +418,11 @@ class FakeHypervisor:
 
     def remove_image(self, sha256: str) -> None:
         def act() -> None:
-            for uuid, guest in self.host.guests.items():
+            guests = [
+                pair for host in (self.host, *self.host.storage.others(self.host))
+                for pair in host.guests.items()
+            ]
+            for uuid, guest in guests:
                 built = {one.sha256 for one in (guest.spec.image, guest.spec.rescue) if one}
                 if sha256 in built:
                     raise HostRefused(f"the image is in use: the disk of {uuid} is built on it")
@@ -402,6 +437,10 @@ class FakeHypervisor:
             if spec.uuid in self.host.foreign:
                 raise HostRefused("a domain with this UUID is there and is not Treadle's")
             guest = self.host.guests.get(spec.uuid)
+            others = self.host.storage.elsewhere(self.host, spec.uuid)
+            theirs = {number for one in others for number in one.guests[spec.uuid].disks}
+            if guest is None and theirs.intersection(spec.disks):
+                raise HostRefused(f"its disk is in shared storage, and that of {others[0].name}")
             there = guest.disks if guest is not None else {}
             for image in (spec.image if spec.disks[0] not in there else None, spec.rescue):
                 if image is not None and image.sha256 not in self.host.images:
@@ -416,8 +455,9 @@ class FakeHypervisor:
                 under = there[spec.disks[1]] if len(spec.disks) > 1 else spec.image
                 text = under if isinstance(under, str) else under.sha256 if under else ""
                 guest.disks = {**there, spec.disks[0]: text}
-            if guest.power is Power.OFF:
+            if guest.power is Power.OFF and not others:
                 guest.disks = {n: text for n, text in guest.disks.items() if n in spec.disks}
+            if guest.power is Power.OFF:
                 guest.rescue = spec.rescue.sha256 if spec.rescue else ""
 
         self._call("define", spec.uuid, act)
@@ -445,9 +485,11 @@ class FakeHypervisor:
                 raise HostRefused("a domain with this UUID is there")
             if spec.image is not None and spec.image.sha256 not in self.host.images:
                 raise HostRefused("its image is not on the host")
+            if self.host.storage.elsewhere(self.host, spec.uuid):
+                raise HostRefused("its disk is in shared storage, and another host's")
             text = spec.image.sha256 if spec.image else ""
             self.host.guests[spec.uuid] = _Guest(
-                spec, defined=False, disks={spec.disks[0]: text}
+                spec, defined=False, disk=Disks({spec.disks[0]: text})
             )
 
         self._call("expect", spec.uuid, act)
@@ -465,9 +507,12 @@ class FakeHypervisor:
             expected = target.host.guests.get(uuid)
             if not target.host.up or expected is None or expected.defined:
                 raise HostRefused("the target does not expect it")
-            numbers = expected.spec.disks
-            left = _Guest(guest.spec, defined=False, disks=dict(guest.disks))
-            guest.disks = {n: text for n, text in guest.disks.items() if n in numbers}
+            if options.shared is not (expected.disk is guest.disk):
+                raise HostRefused("the disk is not where it is said to be")
+            left = _Guest(guest.spec, defined=False, disk=guest.disk)
+            if not options.shared:
+                numbers = expected.spec.disks
+                guest.disk = Disks({n: t for n, t in guest.disks.items() if n in numbers})
             target.host.guests[uuid] = guest
             self.host.guests[uuid] = left
             target.host.tell(uuid)
@@ -492,11 +537,41 @@ class FakeHypervisor:
             if uuid in other.foreign or (there is not None and there.defined):
                 raise HostRefused("a domain with this UUID is there")
             size = guest.spec.disk_gib << 30
+            if other.storage.elsewhere(other, uuid):
+                raise HostRefused("its disk is in shared storage, and another host's")
             tell(0, size)
-            other.guests[uuid] = _Guest(guest.spec, defined=False, disks=dict(guest.disks))
+            other.guests[uuid] = _Guest(guest.spec, defined=False, disk=Disks(guest.disks))
             tell(size, size)
 
         self._call("send_disk", uuid, act)
+
+    # -- storage that other hosts see
+
+    def shares(self, other: Hypervisor) -> bool:
+        def act() -> bool:
+            if not isinstance(other, FakeHypervisor):
+                return False
+            if not other.host.up:
+                raise HostUnreachable(f"{other.host.name} does not answer")
+            return other.host in self.host.storage.others(self.host)
+
+        return self._call("shares", "", act)
+
+    def take(self, spec: DomainSpec) -> None:
+        def act() -> None:
+            there = self.host.guests.get(spec.uuid)
+            if spec.uuid in self.host.foreign or (there is not None and there.defined):
+                raise HostRefused("a domain with this UUID is there")
+            having = [one.guests[spec.uuid] for one in self.host.storage.hosts
+                      if spec.uuid in one.guests]
+            if not having:
+                raise HostRefused("the storage does not say whose its disk is")
+            disk = having[0].disk
+            if not disk.volumes.keys() >= set(spec.disks):
+                raise HostRefused("its disk is not in the storage of this host")
+            self.host.guests[spec.uuid] = _Guest(spec, defined=False, disk=disk)
+
+        self._changing("take", spec.uuid, act)
 
     def move_progress(self, uuid: str) -> MoveProgress | None:
         return self._call("move_progress", uuid, lambda: None)

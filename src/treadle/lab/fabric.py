@@ -75,6 +75,9 @@ namespaces = []
 stdio_handler = "logd"
 """
 
+#: Where the pool is shared: a disk that is open for writing is locked, whichever host has it open.
+LOCKS_CONF = 'lock_manager = "lockd"\n'
+
 #: The users that the daemons name; the machine's own need not have them. A locked password ("!")
 #: would make sshd refuse root's key too; "*" does not.
 USERS = {
@@ -160,6 +163,7 @@ class Lab:
         self.name = name
         self.folder = (folder or ROOT / name).absolute()
         self.bridge = f"tl-{name}"
+        self.shared = self.folder / "shared"
         self.ssh_config = self.folder / "ssh" / "config"
         self.ssh_command = self.folder / "ssh" / "ssh"
         self.key = self.folder / "ssh" / "id_ed25519"
@@ -167,10 +171,13 @@ class Lab:
 
     # -- the whole lab --------------------------------------------------------------------------
 
-    def up(self, hosts: int = 3, progress: Progress = _silent) -> list[LabHost]:
+    def up(
+        self, hosts: int = 3, progress: Progress = _silent, *, shared: bool = False
+    ) -> list[LabHost]:
         """Bring up as many hosts as asked, or add what is missing, and wait until they answer.
 
-        A lab that is up as asked is returned as it is; hosts are never taken away.
+        A lab that is up as asked is returned as it is; hosts are never taken away. `shared`: they
+        see one folder as their pool, and lock the disks of what runs (virtlockd).
         """
         if not 1 <= hosts <= MAX_HOSTS:
             raise LabError(f"a lab has 1 to {MAX_HOSTS} hosts, not {hosts}")
@@ -181,7 +188,12 @@ class Lab:
         if owner is not None and owner != self.folder:
             raise LabError(f"lab {self.name} is up from {owner}: end it, or take another name")
         with self._turn():
-            state = self._load() or {"name": self.name, "subnet": self._pick_subnet(), "hosts": []}
+            state = self._load() or {
+                "name": self.name, "subnet": self._pick_subnet(), "shared": shared, "hosts": [],
+            }
+            if bool(state.get("shared")) is not shared:
+                kind = "with" if state.get("shared") else "without"
+                raise LabError(f"lab {self.name} is {kind} shared storage: end it first")
             net = ipaddress.IPv4Network(state["subnet"])
             for number in range(len(state["hosts"]) + 1, hosts + 1):
                 state["hosts"].append({"name": f"host{number}", "address": str(net[10 + number])})
@@ -191,7 +203,7 @@ class Lab:
                 progress(f"lab {self.name}: starting {len(asleep)} hosts on {net}")
                 self._make_bridge(net)
                 self._make_keys()
-                self._parallel(lambda host: self._prepare(host.name, net), asleep)
+                self._parallel(lambda host: self._prepare(host.name, net, shared), asleep)
                 self._share_keys()
                 self._parallel(self._boot, asleep)
             return self.status()
@@ -286,7 +298,7 @@ class Lab:
 
     # -- building -------------------------------------------------------------------------------
 
-    def _prepare(self, name: str, net: ipaddress.IPv4Network) -> None:
+    def _prepare(self, name: str, net: ipaddress.IPv4Network, shared: bool) -> None:
         """Write what the host finds when it starts; what an earlier start left stays."""
         host = self.host(name)
         for folder in (*host_init.PRIVATE, "home/.ssh", "lib/images", "log/qemu", "cache/qemu"):
@@ -303,6 +315,9 @@ class Lab:
             "gateway": str(net[1]),
             "folder": str(host.folder),
         }
+        if shared:
+            self.shared.mkdir(mode=0o711, exist_ok=True)
+            config["shared"] = str(self.shared)
         _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f",
               str(host.folder / "host_key")])  # fmt: skip
         (host.folder / "sshd_config").write_text(SSHD_CONFIG)
@@ -313,7 +328,7 @@ class Lab:
         (etc / "libvirtd.conf").write_text(
             f'host_uuid = "{uuid.uuid4()}"\nauth_unix_rw = "none"\nmin_workers = 2\n'
         )
-        (etc / "qemu.conf").write_text(QEMU_CONF)
+        (etc / "qemu.conf").write_text(QEMU_CONF + (LOCKS_CONF if shared else ""))
         (etc / "virtlogd.conf").write_text(VIRTLOGD_CONF)
         filters = Path("/etc/libvirt/nwfilter")
         if filters.is_dir():

@@ -54,6 +54,9 @@ ENVIRONMENT = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
 }
+#: Where hosts that share their storage see it, and through which path they get at it.
+SHARED, POOL = Path("/run/shared"), Path("/var/lib/libvirt/treadle")
+LOCK_DAEMON = {"virtlockd": ["/usr/sbin/virtlockd"]}
 DAEMONS = {
     "virtlogd": ["/usr/sbin/virtlogd"],
     "libvirtd": ["/usr/sbin/libvirtd"],
@@ -131,9 +134,15 @@ def build_root(config: dict[str, Any]) -> None:
     HERE.mkdir()
     # The lab's folder may lie under a path that is covered below: bind it first, use it from there.
     mount(folder, str(HERE), None, MS_BIND)
+    if config.get("shared"):
+        SHARED.mkdir()
+        mount(str(config["shared"]), str(SHARED), None, MS_BIND)
     for name, target in PRIVATE.items():
         Path(target).mkdir(parents=True, exist_ok=True)
         mount(str(HERE / name), target, None, MS_BIND)
+    if config.get("shared"):
+        POOL.mkdir(exist_ok=True)
+        mount(str(SHARED), str(POOL), None, MS_BIND)
     for name, target in PRIVATE_FILES.items():
         Path(target).touch()
         mount(str(HERE / name), target, None, MS_BIND)
@@ -207,11 +216,12 @@ def build_network(config: dict[str, Any]) -> None:
 class Supervisor:
     """Starts the daemons, starts them again when they die, and ends them."""
 
-    def __init__(self) -> None:
+    def __init__(self, daemons: dict[str, list[str]]) -> None:
+        self._daemons = daemons
         self._pids: dict[int, str] = {}
-        self._starts = dict.fromkeys(DAEMONS, 0)
-        self._last = dict.fromkeys(DAEMONS, 0.0)
-        self._due = dict.fromkeys(DAEMONS, 0.0)
+        self._starts = dict.fromkeys(daemons, 0)
+        self._last = dict.fromkeys(daemons, 0.0)
+        self._due = dict.fromkeys(daemons, 0.0)
 
     def start_due(self) -> float | None:
         """Start what is due; seconds until the next is, or None when all run."""
@@ -221,8 +231,8 @@ class Supervisor:
             log = str(HERE / "log" / f"{name}.out")
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
             pid = os.posix_spawn(
-                DAEMONS[name][0],
-                DAEMONS[name],
+                self._daemons[name][0],
+                self._daemons[name],
                 ENVIRONMENT,
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -273,7 +283,7 @@ def run(config: dict[str, Any]) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     build_root(config)
     build_network(config)
-    supervisor = Supervisor()
+    supervisor = Supervisor({**LOCK_DAEMON, **DAEMONS} if config.get("shared") else DAEMONS)
     while True:
         pause = supervisor.start_due()
         got = signal.sigtimedwait(watched, 3600.0 if pause is None else pause)

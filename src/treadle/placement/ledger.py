@@ -250,6 +250,7 @@ def read_facts(body: str) -> HostFacts:
     data = json.loads(body)
     data["virt_types"] = tuple(data["virt_types"])
     data["capabilities"] = frozenset(data["capabilities"])
+    data["storage_others"] = tuple(data.get("storage_others", ()))
     return HostFacts(**data)
 
 
@@ -478,6 +479,14 @@ def doubt_images(conn: sa.Connection, host_id: int) -> list[str]:
     """The host may have lost its images: have each looked for again. Returns their digests."""
     note(conn, CHANGED, host_id)
     return list(conn.execute(_IMAGES_DOUBTED, {"h": host_id}).scalars())
+
+
+def images_under_way(conn: sa.Connection, host_id: int) -> list[str]:
+    """Digests of the images that come to the host, or leave it."""
+    return list(conn.execute(sa.select(host_image.c.sha256).where(
+        host_image.c.host_id == host_id,
+        host_image.c.state.in_([ImageState.WANTED, ImageState.EVICTING]),
+    )).scalars())
 
 
 def forget_image(conn: sa.Connection, host_id: int, sha256: str) -> None:

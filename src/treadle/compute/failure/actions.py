@@ -18,7 +18,7 @@ from treadle.db.clock import now
 from treadle.errors import Conflict, InvalidInput, InvalidState, NotFound, TreadleError
 from treadle.image import actions as image_actions
 from treadle.image import store as images
-from treadle.placement import fences, ledger
+from treadle.placement import fences, ledger, storages
 from treadle.placement.ledger import Host
 
 EVACUABLE = frozenset({"active", "stopped", "error"})
@@ -51,7 +51,8 @@ def evacuate(
     fence: Step | None = None,
 ) -> int:
     """Have an instance, whose host is off for sure, built anew on another from its image: same id,
-    name, keys and MAC address; what was on its disk is lost. Its number among the moves comes back.
+    name, keys and MAC address; what was on its disk is lost. Where other hosts share the storage of
+    its host, it goes on there from its disk. Its number among the moves comes back.
 
     `fence`: the step that made sure. Errors: `NotFound`, `Locked`, `InvalidState`, `Conflict` where
     nobody says that its host is off, or its image is gone; `InvalidInput` for a host that is not
@@ -75,6 +76,11 @@ def evacuate(
             raise InvalidInput("host", wanted.host_id, "there is no such host")
         if wanted.host_id == host_id:
             raise InvalidInput("host", wanted.host_id, "it is the one that is off")
+        heirs = storages.heirs(conn, host_id)
+        if instance.launched_at is not None and heirs.known and wanted.host_id not in heirs.ids:
+            raise InvalidInput(
+                "host", wanted.host_id, "it does not share the storage in which the disk is"
+            )
     if instance.snapshot_image_id is not None:
         image_actions.retire(conn, instance.snapshot_image_id)
     store.end_actions(conn, id, instance.revision, "error", "its host has failed")

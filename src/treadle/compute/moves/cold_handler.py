@@ -26,7 +26,7 @@ from treadle.compute.moves.handler import (
     log,
 )
 from treadle.compute.moves.plan import AwaitImage, Begin, Choose, Clean, End, Kind, Stage, Wait
-from treadle.compute.reconciler import SHUT_DOWN_POLL_S
+from treadle.compute.reconciler import SHUT_DOWN_POLL_S, spec_of
 from treadle.compute.store import Step
 from treadle.controller import queue
 from treadle.controller.queue import FAR_S, LeaseLost, Ticket
@@ -180,6 +180,12 @@ class EveryMove(MoveHandler):
         queue.hold_lease(ticket)
         course = _Course(self._db, ticket, scene)
         try:
+            if self._share(scene):
+                # It stays where it is; from here on it is the target's as well.
+                queue.hold_lease(ticket)
+                spec = spec_of(scene.loaded, self._cloud_id, self._policy.evacuates)
+                call(target, "take", spec)
+                return self._db.write(lambda conn: self._land(conn, ticket, scene, course))
             call(
                 source, "send_disk", scene.loaded.instance.uuid, target,
                 max(1.0, move.deadline - scene.loaded.now), course,

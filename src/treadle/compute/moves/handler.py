@@ -43,7 +43,13 @@ from treadle.controller.queue import LeaseLost, Ticket
 from treadle.controller.worker import backoff, end_pass
 from treadle.db.engine import Database
 from treadle.errors import RetryLater, TreadleError
-from treadle.hypervisor.base import DomainSpec, HostUnreachable, Hypervisor, MoveOptions
+from treadle.hypervisor.base import (
+    DomainSpec,
+    HostUnreachable,
+    Hypervisor,
+    MoveOptions,
+    SharedStorage,
+)
 from treadle.placement import ledger
 from treadle.placement.board import Board
 from treadle.placement.ledger import HostStatus, ImageState
@@ -223,8 +229,9 @@ class MoveHandler:
             end_pass(self._db, ticket, delay=backoff(ticket.tries), error=busy)
         return chosen, ""
 
-    def _enter(self, ticket: Ticket, scene: Scene) -> Ticket | None:
-        """Say that it begins, durably; None where too much is under way."""
+    def _enter(self, ticket: Ticket, scene: Scene, **more: Any) -> Ticket | None:
+        """Say that it begins, durably, with `more` columns of the move; None where too much is
+        under way."""
         move, target = scene.move, scene.target
         assert target is not None
 
@@ -237,7 +244,7 @@ class MoveHandler:
                 delay = backoff(ticket.tries, first=0.1, most=BUSY_S)
                 queue.finish(conn, ticket, delay=delay, error="other work on a host is under way")
                 return None
-            moves.update(conn, move.id, stage=Stage.MOVING)
+            moves.update(conn, move.id, stage=Stage.MOVING, **more)
             return queue.carry(conn, ticket, self._policy.lease_s, lane=ticket.lane)
 
         return self._db.write(begin)
@@ -245,16 +252,25 @@ class MoveHandler:
     def _begin(self, ticket: Ticket, scene: Scene) -> tuple[Ticket | None, str]:
         """Have it done, once that is said. Whoever comes after looks for it."""
         move = scene.move
-        begun = self._enter(ticket, scene)
+        spec = spec_of(scene.loaded, self._cloud_id, self._policy.evacuates)
+        try:
+            shared = self._share(scene)
+        except TreadleError as error:
+            end_pass(self._db, ticket, delay=backoff(ticket.tries), error=str(error))
+            return None, ""
+        # The layers of a disk that stays where it is stay too.
+        after = {"disks": ",".join(map(str, spec.disks))} if shared else {}
+        begun = self._enter(ticket, scene, after=store.compact(after))
         if begun is None:
             return None, ""
         ticket = begun
-        spec = spec_of(scene.loaded, self._cloud_id, self._policy.evacuates)
-        if len(spec.disks) > 1:
+        if len(spec.disks) > 1 and not shared:
             # Layers become one: all of the disk is sent into an empty one.
             spec = replace(spec, disks=spec.disks[:1], image=None)
         left = max(1.0, move.deadline - scene.loaded.now)
-        options = replace(self._policy.options, seconds=min(self._policy.options.seconds, left))
+        options = replace(
+            self._policy.options, seconds=min(self._policy.options.seconds, left), shared=shared,
+        )
         try:
             self._move(ticket, scene, spec, options)
         except LeaseLost:
@@ -272,11 +288,19 @@ class MoveHandler:
         source = self._fleet.driver(scene.source.id, scene.source.uri)
         target = self._fleet.driver(scene.target.id, scene.target.uri)
         queue.hold_lease(ticket)
-        call(target, "expect", spec)
+        call(target, "take" if options.shared else "expect", spec)
         # Who took over meanwhile has found nothing there, and ended the move.
         queue.hold_lease(ticket)
         with self._watched(scene.move.id, scene.loaded.instance.id, source, spec.uuid):
             call(source, "move", spec.uuid, target, options)
+
+    def _share(self, scene: Scene) -> bool:
+        """Whether source and target share their storage, as of now."""
+        assert scene.source is not None
+        assert scene.target is not None
+        source = self._fleet.driver(scene.source.id, scene.source.uri)
+        target = self._fleet.driver(scene.target.id, scene.target.uri)
+        return isinstance(source, SharedStorage) and bool(call(source, "shares", target))
 
     @contextmanager
     def _watched(
@@ -324,6 +348,7 @@ class MoveHandler:
         columns: dict[str, Any] = {"host_id": move.target_id, "address": None}
         if len(instance.disks) > 1:
             columns["disks"] = str(instance.disks[0])
+        columns |= move.after
         store.update(conn, instance.id, **columns)
         store.log_step(conn, instance.id, move.revision, Step(
             "move", move.target_id, move.created_at, scene.loaded.now, "ok",

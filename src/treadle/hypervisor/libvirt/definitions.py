@@ -13,10 +13,17 @@ from treadle.hypervisor.libvirt import (
     domains,
     network,
     seed,
+    sharing,
     storage,
 )
 from treadle.hypervisor.libvirt.connection import Attempt, Link
-from treadle.hypervisor.libvirt.domain_xml import Mark, Place, domain_xml, seed_volume
+from treadle.hypervisor.libvirt.domain_xml import (
+    Mark,
+    Place,
+    disk_volume,
+    domain_xml,
+    seed_volume,
+)
 
 
 def place_of(
@@ -70,6 +77,8 @@ def define(
         elif has_seed != told:
             has_seed = ""
     contained = link.kind == "LXC"
+    wanted = [disk_volume(uuid, number) for number in spec.disks]
+    sharing.claim(link, attempt, pool, uuid, wanted, defined=domain is not None)
     if contained:
         containers.make_root(attempt, pool, spec, copy_mib_s)
     else:
@@ -84,5 +93,6 @@ def define(
     mark = Mark(spec.generation, spec.mac.lower(), has_seed, values=spec.metadata)
     text = (containers.container_xml if contained else domain_xml)(spec, place, mark)
     attempt(link.conn.defineXMLFlags, text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
-    if spec.generation > 1 and not in_use and not contained:
+    unused = spec.generation > 1 and not in_use and not contained
+    if unused and sharing.may_drop(link, attempt, pool, uuid):
         storage.drop_disks(attempt, pool, spec)

@@ -52,6 +52,7 @@ from treadle.hypervisor.libvirt import (
     network,
     probe,
     seed,
+    sharing,
     storage,
     transfers,
 )
@@ -63,7 +64,7 @@ from treadle.hypervisor.libvirt.connection import (
     Spares,
     as_value,
 )
-from treadle.hypervisor.libvirt.domain_xml import canonical_uuid, seed_volume
+from treadle.hypervisor.libvirt.domain_xml import canonical_uuid, disk_volume, seed_volume
 from treadle.hypervisor.libvirt.domains import NO_DOMAIN, lookup, mark_of, ours, state_of
 from treadle.hypervisor.libvirt.states import SHUTS_DOWN_WHEN_ASKED
 
@@ -100,6 +101,7 @@ class LibvirtDriver:
             host = urlsplit(self.uri).hostname or ""
             path = setup.pool_path or storage.default_path(setup.pool, link, host)
             storage.prepare_pool(link, attempt, setup.pool, path)
+            sharing.register(link, attempt, storage.pool_of(link, attempt, setup.pool))
             bridge = setup.bridge
             if not bridge and not link.session:
                 network.prepare_network(link, attempt, setup.network, setup.subnet)
@@ -118,6 +120,7 @@ class LibvirtDriver:
         def act(link: Link, attempt: Attempt) -> HostFacts:
             shape = capabilities.shape_of(link, attempt)
             version = attempt(link.conn.getVersion)
+            found = sharing.look_around(link, attempt, self._setup.pool)
             return HostFacts(
                 hostname=attempt(link.conn.getHostname),
                 host_uuid=shape.host_uuid,
@@ -134,6 +137,8 @@ class LibvirtDriver:
                     consoles.has_screen(link.kind, self.uri), shape.arch,
                 ),
                 booted_at=capabilities.booted_at(link, attempt),
+                storage_token=found.token if found else "",
+                storage_others=found.others if found else (),
             )
 
         return self._run("facts", self._options.deadlines.look, act)
@@ -170,6 +175,7 @@ class LibvirtDriver:
         def act(link: Link, attempt: Attempt) -> None:
             if not self._setup.bridge and not link.session:
                 network.remove_network(link, attempt, self._setup.network)
+            sharing.leave(link, attempt, self._setup.pool)
             storage.remove_pool(link, attempt, self._setup.pool)
 
         self._run("unprepare", self._options.deadlines.change, act)
@@ -250,7 +256,7 @@ class LibvirtDriver:
             if domain is not None and attempt(domain.state, 0):
                 raise HostRefused("a domain with this UUID is there")
             pool = storage.pool_of(link, attempt, self._setup.pool)
-            storage.remove_volumes(attempt, pool, spec.uuid)
+            sharing.clear(link, attempt, pool, spec.uuid)
             path = storage.pool_path(link, attempt, self._setup.pool)
             storage.make_disks(attempt, pool, path, spec)
             name = seed_volume(spec.uuid)
@@ -268,7 +274,8 @@ class LibvirtDriver:
             raise HostRefused("the target keeps its volumes elsewhere: host_defaults.pool_path")
         moves.move(
             (self._spares, lambda link, attempt: ours(link, attempt, uuid)),
-            (target._spares, target.uri), options, whole=not target._is_overlay(uuid),
+            (target._spares, target.uri), options,
+            whole=not options.shared and not target._is_overlay(uuid),
         )
 
     def send_disk(
@@ -335,6 +342,46 @@ class LibvirtDriver:
 
         return self._run("look", self._options.deadlines.look, act)
 
+    # -- storage that other hosts see
+
+    def shares(self, other: Hypervisor) -> bool:
+        """By a volume that this host makes, and the other looks for. Asks nobody where either has
+        seen no other host in its pool."""
+        if not (isinstance(other, LibvirtDriver) and self._shared() and other._shared()):
+            return False
+        if other._pool_path() != self._pool_path():
+            return False
+        name = self._at_pool(sharing.show)
+        try:
+            return other._at_pool(
+                lambda _link, attempt, pool: sharing.sees(attempt, pool, name)
+            )
+        finally:
+            self._at_pool(lambda _link, attempt, pool: storage.remove(attempt, pool, name))
+
+    def take(self, spec: DomainSpec) -> None:
+        """Noted in the pool; taken already is success."""
+        uuid = canonical_uuid(spec.uuid)
+        wanted = [disk_volume(uuid, number) for number in spec.disks]
+
+        def act(link: Link, attempt: Attempt, pool: Any) -> None:
+            if lookup(link, attempt, uuid) is not None:
+                raise HostRefused("a domain with this UUID is there")
+            sharing.take(link, attempt, pool, uuid, wanted)
+
+        self._at_pool(act)
+
+    def _shared(self) -> bool:
+        return self._at_pool(lambda link, _attempt, pool: sharing.is_shared(link, pool))
+
+    def _at_pool(self, act: Callable[[Link, Attempt, Any], T]) -> T:
+        return self._run(
+            "storage", self._options.deadlines.change,
+            lambda link, attempt: act(
+                link, attempt, storage.pool_of(link, attempt, self._setup.pool)
+            ),
+        )
+
     # -- getting at guests
 
     def open_console(self, uuid: str, kind: ConsoleKind) -> ConsoleLine:
@@ -397,6 +444,7 @@ class LibvirtDriver:
         sha256 = storage.check_name(image.sha256)
         if self._run("ensure_image", self._options.deadlines.look, self._has_image(sha256)):
             return
+        known = self._shared()
         size_mib = image.size_bytes / storage.MIB
         limits = self._options.deadlines
         seconds = limits.change + 2 * size_mib / limits.copy_mib_s
@@ -406,6 +454,8 @@ class LibvirtDriver:
 
             def act(link: Link, attempt: Attempt) -> None:
                 pool = storage.pool_of(link, attempt, self._setup.pool)
+                # Another host may have brought it, or taken it away.
+                sharing.expected(sharing.fresh(link, attempt, pool), known)
                 if not storage.has_image(attempt, pool, sha256):
                     storage.put_image(link, attempt, pool, image, content)
 
@@ -419,6 +469,8 @@ class LibvirtDriver:
 
         def act(link: Link, attempt: Attempt) -> None:
             pool = storage.pool_of(link, attempt, self._setup.pool)
+            known = sharing.is_shared(link, pool)
+            sharing.expected(sharing.fresh(link, attempt, pool), known)
             storage.remove_image(attempt, pool, sha256)
 
         self._run("remove_image", self._options.deadlines.change, act)
@@ -558,13 +610,14 @@ class LibvirtDriver:
 
         def act(link: Link, attempt: Attempt) -> None:
             domain = lookup(link, attempt, uuid)
+            pool = storage.pool_of(link, attempt, self._setup.pool)
             if domain is not None:
                 if mark_of(attempt, domain) is None:
                     raise HostRefused("this domain is not Treadle's")
                 domains.destroy(attempt, domain)
+                sharing.note_last(link, attempt, pool, uuid)
                 as_value(attempt, domains.forget, attempt, domain, missing=NO_DOMAIN)
-            pool = storage.pool_of(link, attempt, self._setup.pool)
-            storage.remove_volumes(attempt, pool, uuid)
+            sharing.give_up(link, attempt, pool, uuid)
 
         self._run("undefine", self._options.deadlines.change, act)
 
@@ -614,7 +667,8 @@ class LibvirtDriver:
     def _has_image(self, sha256: str) -> Callable[[Link, Attempt], bool]:
         def act(link: Link, attempt: Attempt) -> bool:
             pool = storage.pool_of(link, attempt, self._setup.pool)
-            return storage.has_image(attempt, pool, sha256)
+            # What is known of a pool that others see may be old: then it is looked at anew.
+            return not sharing.is_shared(link, pool) and storage.has_image(attempt, pool, sha256)
 
         return act
 

@@ -9,7 +9,7 @@ from typing import Any
 import libvirt
 
 from treadle.hypervisor.base import Domain, HostSetup, Power
-from treadle.hypervisor.libvirt import capabilities, network, shape, storage
+from treadle.hypervisor.libvirt import capabilities, network, shape, sharing, storage
 from treadle.hypervisor.libvirt.connection import Attempt, Link, as_value
 from treadle.hypervisor.libvirt.domain_xml import NAMESPACE, Mark
 from treadle.hypervisor.libvirt.domains import NO_DOMAIN, lookup, mark_of, state_of
@@ -21,7 +21,7 @@ def one(link: Link, attempt: Attempt, uuid: str, setup: HostSetup) -> Domain | N
     domain = lookup(link, attempt, uuid)
     if domain is None:
         pool = storage.pool_of(link, attempt, setup.pool)
-        left = storage.has_disk(attempt, pool, uuid)
+        left = sharing.is_left(link, attempt, pool, uuid)
         return Domain(uuid, Power.REMNANT) if left else None
     mark = mark_of(attempt, domain)
     if mark is None:
@@ -43,7 +43,7 @@ def every(link: Link, attempt: Attempt, setup: HostSetup) -> Sequence[Domain]:
     """All of ours, and remnants; by UUID."""
     pool = storage.pool_of(link, attempt, setup.pool)
     # Disks before domains: one that is defined meanwhile is no remnant.
-    left, copied = storage.remnants(attempt, pool)
+    left, copied = sharing.remnants(link, attempt, pool)
     saved_flag = libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE
     rows = _states(link, attempt)
     saved = {d.UUIDString() for d in attempt(link.conn.listAllDomains, saved_flag)}

@@ -447,17 +447,28 @@ def _is_full(attempt: Attempt, pool: Any) -> bool:
 
 def write_seed(link: Link, attempt: Attempt, pool: Any, name: str, data: bytes) -> None:
     """The seed's volume, written anew."""
-    remove(attempt, pool, name)
-    volume = create_raw(attempt, pool, name, len(data))
+    volume = _anew(attempt, pool, name, len(data))
     if link.kind != "TEST":
         upload(link, attempt, volume, iter((data,)), len(data))
 
 
 def fresh_console(attempt: Attempt, pool: Any, uuid: str) -> None:
     """An empty log for a guest that boots anew."""
-    name = domain_xml.console_volume(uuid)
+    _anew(attempt, pool, domain_xml.console_volume(uuid), 0)
+
+
+def _anew(attempt: Attempt, pool: Any, name: str, size: int) -> Any:
+    """A raw volume of that name, in place of the one that is there."""
     remove(attempt, pool, name)
-    create_raw(attempt, pool, name, 0)
+    try:
+        return create_raw(attempt, pool, name, size)
+    except libvirt.libvirtError as error:
+        # The file is there, and libvirtd does not know of it: another host has made it.
+        if errors.code_of(error) != libvirt.VIR_ERR_OPERATION_INVALID:
+            raise
+    refresh(attempt, pool)
+    remove(attempt, pool, name)
+    return create_raw(attempt, pool, name, size)
 
 
 def read_console(link: Link, attempt: Attempt, pool: Any, uuid: str, limit: int) -> bytes:
@@ -504,10 +515,10 @@ def remnants(attempt: Attempt, pool: Any) -> tuple[set[str], set[str]]:
     return disks, copies
 
 
-def remove_volumes(attempt: Attempt, pool: Any, uuid: str) -> None:
-    """Every volume of an instance, its disks last: while one is there, so is the remnant."""
-    refresh(attempt, pool)
-    found = [name for name in names(attempt, pool) if name.startswith(f"{uuid}.")]
+def remove_volumes(attempt: Attempt, pool: Any, uuid: str, but: str = "") -> None:
+    """Every volume of an instance that libvirtd knows of, `but` one; its disks last: while one is
+    there, so is the remnant."""
+    found = [name for name in names(attempt, pool) if name.startswith(f"{uuid}.") and name != but]
     for name in sorted(found, key=is_disk):
         remove(attempt, pool, name)
 
@@ -517,17 +528,22 @@ def names(attempt: Attempt, pool: Any) -> list[str]:
     return [volume.name() for volume in attempt(pool.listAllVolumes, 0)]
 
 
-def refresh(attempt: Attempt, pool: Any) -> None:
-    """Have libvirt see what others put there: a log that was rotated. It refuses while it makes a
-    volume, which takes some 10 ms; a log that is missed for that is all that is lost."""
+def refresh(attempt: Attempt, pool: Any) -> bool:
+    """Have libvirt see what others put there: a log that was rotated. False where it does not: it
+    refuses while it makes a volume, which takes some 10 ms, or long where one is copied."""
     for _ in range(REFRESH_TRIES):
         try:
             attempt(pool.refresh, 0)
-            return
+            return True
         except libvirt.libvirtError as error:
             if errors.is_broken(error):
                 raise
+        if not attempt(pool.isActive):
+            # A file that went while it was looked at: libvirtd has let the pool go for that.
+            attempt(pool.create, 0)
+            return True
         time.sleep(REFRESH_PAUSE)
+    return False
 
 
 def scratch(

@@ -15,7 +15,7 @@ from typing import Any
 import libvirt
 
 from treadle.hypervisor.base import HostRefused, HostUnreachable, Unsupported
-from treadle.hypervisor.libvirt import errors, storage
+from treadle.hypervisor.libvirt import errors, sharing, storage
 from treadle.hypervisor.libvirt.connection import Attempt, Connection, LibvirtOptions, Link
 
 KINDS = ("QEMU", "LXC")
@@ -117,7 +117,7 @@ class _Sink:
     def clear(self, uuid: str) -> None:
         """Remove what is there of it."""
         with self._named():
-            storage.remove_volumes(self._attempt, self._pool, uuid)
+            sharing.clear(self._link, self._attempt, self._pool, uuid)
 
     @contextmanager
     def writing(self, name: str, size: int) -> Iterator[Callable[[Piece], None]]:
