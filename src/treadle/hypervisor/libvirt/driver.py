@@ -610,13 +610,12 @@ class LibvirtDriver:
 
         def act(link: Link, attempt: Attempt) -> None:
             domain = lookup(link, attempt, uuid)
-            pool = storage.pool_of(link, attempt, self._setup.pool)
             if domain is not None:
                 if mark_of(attempt, domain) is None:
                     raise HostRefused("this domain is not Treadle's")
                 domains.destroy(attempt, domain)
-                sharing.note_last(link, attempt, pool, uuid)
                 as_value(attempt, domains.forget, attempt, domain, missing=NO_DOMAIN)
+            pool = storage.pool_of(link, attempt, self._setup.pool)
             sharing.give_up(link, attempt, pool, uuid)
 
         self._run("undefine", self._options.deadlines.change, act)

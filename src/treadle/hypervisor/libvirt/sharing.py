@@ -60,6 +60,11 @@ class Pool:
         """The other hosts that have noted it."""
         return self.notes.get(uuid, frozenset()) - {self.host}
 
+    def volumes(self, uuid: str) -> list[str]:
+        """All of it, but for the note of this host."""
+        own = _note(uuid, self.host)
+        return [name for name in self.names if name.startswith(f"{uuid}.") and name != own]
+
     def disks(self, uuid: str) -> list[str]:
         """Its volumes with a guest's data."""
         return [name for name in self.names if name.startswith(uuid) and storage.is_disk(name)]
@@ -225,15 +230,7 @@ def clear(link: Link, attempt: Attempt, pool: Any, uuid: str) -> None:
         raise HostRefused(_whose(found, uuid))
     if found.shared:
         note(attempt, pool, found, uuid)
-    storage.remove_volumes(attempt, pool, uuid, but=_note(uuid, found.host))
-
-
-def note_last(link: Link, attempt: Attempt, pool: Any, uuid: str) -> None:
-    """Before a domain goes: where nobody has noted its disk, this host does, so that it is still
-    known to be this one's."""
-    found = fresh(link, attempt, pool)
-    if found.shared:
-        note_all(attempt, pool, found, [uuid])
+    storage.remove_volumes(attempt, pool, found.volumes(uuid))
 
 
 def give_up(link: Link, attempt: Attempt, pool: Any, uuid: str) -> None:
@@ -242,7 +239,7 @@ def give_up(link: Link, attempt: Attempt, pool: Any, uuid: str) -> None:
     found = fresh(link, attempt, pool)
     own = _note(uuid, found.host)
     if not found.elsewhere(uuid) and (not found.shared or found.noted(uuid)):
-        storage.remove_volumes(attempt, pool, uuid, but=own)
+        storage.remove_volumes(attempt, pool, found.volumes(uuid))
     if own in found.names:
         storage.remove(attempt, pool, own)
 

@@ -11,7 +11,7 @@ import os
 import re
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -515,11 +515,9 @@ def remnants(attempt: Attempt, pool: Any) -> tuple[set[str], set[str]]:
     return disks, copies
 
 
-def remove_volumes(attempt: Attempt, pool: Any, uuid: str, but: str = "") -> None:
-    """Every volume of an instance that libvirtd knows of, `but` one; its disks last: while one is
-    there, so is the remnant."""
-    found = [name for name in names(attempt, pool) if name.startswith(f"{uuid}.") and name != but]
-    for name in sorted(found, key=is_disk):
+def remove_volumes(attempt: Attempt, pool: Any, volumes: Iterable[str]) -> None:
+    """Those of an instance, its disks last: while one is there, so is the remnant."""
+    for name in sorted(volumes, key=is_disk):
         remove(attempt, pool, name)
 
 
