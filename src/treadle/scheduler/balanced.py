@@ -35,7 +35,7 @@ class BalancedFit(ByScore):
     is not needed. Once empty hosts are scarce, it is.
     """
 
-    reads = ("scarce",)
+    reads: tuple[str, ...] = ("scarce",)
 
     def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
         """Give the scores, float64 of shape (N,)."""
