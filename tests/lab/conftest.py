@@ -77,9 +77,9 @@ class Cloud:
         return next(one for one in self.lab.status() if one.address in address)
 
     def volumes(self, host: LabHost) -> set[str]:
-        """Files in the host's pool, images and their markers aside."""
+        """Files in the host's pool, images, their markers and the host's registers aside."""
         listed = self.lab.exec(host.name, "ls", "/var/lib/libvirt/treadle").stdout.split()
-        return {name for name in listed if not name.startswith("image-")}
+        return {name for name in listed if not name.startswith(("image-", "treadle-host."))}
 
     def domains(self, host: LabHost) -> set[str]:
         """UUIDs of the domains of the host, the foreign one aside."""
