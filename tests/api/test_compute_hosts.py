@@ -18,7 +18,7 @@ from tempest.lib.services.compute.services_client import ServicesClient
 
 from treadle.db.schema import instance
 from treadle.image import store as images
-from treadle.placement import ledger
+from treadle.placement.views import snapshot
 
 SERVICES = (1, 10, 11, 52, 53, 69, 75, 104)
 HYPERVISORS = (1, 27, 28, 32, 33, 52, 53, 74, 75, 87, 88, 104)
@@ -442,7 +442,7 @@ def test_the_scheduler_is_told_of_zones_and_properties(api: Api) -> None:
     made = aggregate(api, availability_zone="a-zone")
     act(api, made["id"], "add_host", {"host": empty(api)})
     act(api, made["id"], "set_metadata", {"metadata": {"ssd": "true"}})
-    views = {view.name: view for view in api.cloud.treadle.database.read(ledger.snapshot)}
+    views = {view.name: view for view in api.cloud.treadle.database.read(snapshot)}
     assert (views[empty(api)].zone, views[empty(api)].properties) == (
         "a-zone", (("ssd", "true"),)
     )

@@ -17,6 +17,7 @@ from treadle.db.schema import allocation, host, host_image, image, instance, orp
 from treadle.hypervisor.base import HostFacts
 from treadle.placement import ledger
 from treadle.placement.ledger import Host, HostStatus, ImageState, Ratios, Room
+from treadle.placement.views import snapshot
 
 PATIENCE_S = 20.0
 SHA = "a" * 64
@@ -129,7 +130,7 @@ def test_facts_come_back_as_they_were_given(database: Database) -> None:
     assert found.facts == FACTS
     assert (found.virt_type, found.state, found.error) == ("kvm", "up", None)
     assert found.seen_at is not None
-    [view] = database.read(ledger.snapshot)
+    [view] = database.read(snapshot)
     assert (view.state, view.arch, view.capabilities) == ("up", "x86_64", FACTS.capabilities)
 
 
@@ -205,7 +206,7 @@ def test_a_disabled_host_takes_nothing(database: Database) -> None:
     database.write(lambda conn: ledger.disable_host(conn, id, "repair"))
     [instance_id] = add_instances(database, 1)
     assert not claim(database, id, instance_id)
-    [view] = database.read(ledger.snapshot)
+    [view] = database.read(snapshot)
     assert view.state == "disabled"
 
 
@@ -402,7 +403,7 @@ def test_the_snapshot_names_the_images_that_are_there_or_coming(database: Databa
     for number, state in enumerate(ImageState):
         want(database, id, str(number) * 64)
         set_image(database, id, state, str(number) * 64)
-    [view] = database.read(ledger.snapshot)
+    [view] = database.read(snapshot)
     assert view.images == {
         str(n) * 64 for n, state in enumerate(ImageState)
         if state in (ImageState.READY, ImageState.WANTED)

@@ -21,6 +21,7 @@ from treadle.compute.moves.plan import Move
 from treadle.errors import NotFound
 from treadle.hypervisor.base import MoveProgress
 from treadle.placement import ledger
+from treadle.placement.views import snapshot
 
 
 class Migration(msgspec.Struct, forbid_unknown_fields=True):
@@ -79,7 +80,7 @@ async def hosts_drain(context: Context, request: Request) -> Any:
         if host is None:
             raise NotFound(f"there is no host {id}")
         asked = drain.asked(conn, id, with_flavors=context.scheduler.wants_flavors)
-        return host, asked, ledger.snapshot(conn)
+        return host, asked, snapshot(conn)
 
     host, asked, views = await context.read(read)
     going, staying = await asyncio.to_thread(drain.plan, context.scheduler, views, id, asked)

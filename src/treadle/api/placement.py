@@ -19,7 +19,7 @@ from treadle.compute.forecast import Question
 from treadle.compute.model import Instance
 from treadle.errors import Forbidden, InvalidInput, NotFound
 from treadle.identity.model import Caller
-from treadle.placement import ledger
+from treadle.placement.views import snapshot
 
 Amount = Annotated[int, msgspec.Meta(ge=0, le=1 << 30)]
 HostIds = Annotated[list[Annotated[int, msgspec.Meta(ge=1)]], msgspec.Meta(max_length=10_000)]
@@ -76,7 +76,7 @@ async def placements_dry_run(context: Context, request: Request) -> Any:
         project,
     )
     asked, views = await context.read(
-        lambda conn: (forecast.request_of(conn, question), ledger.snapshot(conn))
+        lambda conn: (forecast.request_of(conn, question), snapshot(conn))
     )
     found = await asyncio.to_thread(
         forecast.dry_run, context.scheduler, views, asked, wanted.count

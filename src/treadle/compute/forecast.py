@@ -17,7 +17,7 @@ from treadle.db.clock import now
 from treadle.db.schema import decision, instance
 from treadle.errors import InvalidInput, NotFound
 from treadle.image import store as images
-from treadle.placement import ledger
+from treadle.placement.views import snapshot
 from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.model import HostView, PlacementRequest
 from treadle.scheduler.record import Decision
@@ -154,7 +154,7 @@ def recorded(conn: sa.Connection, since: float) -> dict[str, Any]:
     ).all()
     return {
         "at": float(conn.execute(sa.select(now())).scalar_one()),
-        "hosts": [host_of(view) for view in ledger.snapshot(conn)],
+        "hosts": [host_of(view) for view in snapshot(conn)],
         "instances": [
             {
                 "id": row.uuid, "at": row.created_at, "until": row.deleted_at, "vcpus": row.vcpus,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from treadle.db.engine import Database
 from treadle.placement import ledger
 from treadle.placement.ledger import Room
+from treadle.placement.views import snapshot
 from treadle.scheduler.columns import HostColumns
 from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.model import HostView, PlacementRequest
@@ -104,7 +105,7 @@ class Board:
         if anew or self._is_old(began):
             with self._notes:
                 self._changed.clear()
-            views = {view.id: view for view in self._db.read(ledger.snapshot)}
+            views = {view.id: view for view in self._db.read(snapshot)}
             self._views = views
             self._table = HostTable(views.values())
             for host in {host for host, _ in list(self._held.values())}:
@@ -115,7 +116,7 @@ class Board:
         with self._notes:
             changed, self._changed = self._changed, set()
         if changed:
-            read = self._db.read(lambda conn: ledger.snapshot(conn, changed))
+            read = self._db.read(lambda conn: snapshot(conn, changed))
             found = {view.id: view for view in read}
             for host in changed:
                 if host in found:

@@ -8,7 +8,7 @@ behind it. The functions take an open connection and belong to the caller's tran
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -19,7 +19,6 @@ from treadle.db.clock import now
 from treadle.db.engine import note
 from treadle.db.prepared import Prepared
 from treadle.db.schema import (
-    aggregate,
     aggregate_host,
     allocation,
     host,
@@ -29,7 +28,6 @@ from treadle.db.schema import (
     orphan,
 )
 from treadle.hypervisor.base import HostFacts
-from treadle.scheduler.model import HostView, Pairs
 
 CHANGED = "host"
 """What `note` tells of: ids of hosts that are not as they were."""
@@ -265,77 +263,6 @@ def _host(row: sa.Row[Any]) -> Host:
     )
 
 
-# -- snapshot
-
-
-def snapshot(conn: sa.Connection, only: Collection[int] | None = None) -> list[HostView]:
-    """Every host, or `only` those of the ids, as the scheduler sees it."""
-    images: dict[int, set[str]] = {}
-    for host_id, sha256 in _each(conn, _IMAGES, only):
-        images.setdefault(host_id, set()).add(sha256)
-    places = _places(conn, only)
-    nothing: frozenset[str] = frozenset()
-    views = []
-    for row in _each(conn, _SNAPSHOT, only):
-        state = "disabled" if not row.enabled else row.status
-        if row.forced_down and row.enabled:
-            state = HostStatus.DOWN
-        arch, capabilities = _traits(row.facts)
-        zone, properties = places.get(row.id, (None, ()))
-        views.append(HostView(
-            id=row.id, name=row.name, state=state, arch=arch, capabilities=capabilities,
-            vcpus_limit=row.vcpus_limit, vcpus_used=row.vcpus_used,
-            memory_limit_mib=row.memory_limit_mib, memory_used_mib=row.memory_used_mib,
-            disk_limit_mib=row.disk_limit_mib, disk_used_mib=row.disk_used_mib,
-            instances=row.instances,
-            images=frozenset(images[row.id]) if row.id in images else nothing,
-            zone=zone or DEFAULT_ZONE, properties=properties,
-            rack=next((value for key, value in properties if key == "rack"), None),
-        ))
-    return views
-
-
-def _each(
-    conn: sa.Connection, statements: tuple[Prepared, Prepared], only: Collection[int] | None
-) -> Iterator[Any]:
-    """The rows of every host, or of `only` some: a few, that is, one after the other."""
-    every, one = statements
-    if only is None:
-        yield from every(conn)
-    else:
-        for host_id in sorted(only):
-            yield from one(conn, {"h": host_id})
-
-
-def _places(
-    conn: sa.Connection, only: Collection[int] | None
-) -> dict[int, tuple[str | None, Pairs]]:
-    """The zone of each host that is in an aggregate, and what its aggregates say of it."""
-    found: dict[int, tuple[str | None, Pairs]] = {}
-    for row in _each(conn, _PLACES, only):
-        zone, pairs = found.get(row.host_id, (None, ()))
-        said = json.loads(row.metadata).items()
-        found[row.host_id] = (
-            zone or row.availability_zone, tuple(sorted({*pairs, *said})),
-        )
-    return found
-
-
-_known_traits: dict[str, tuple[str | None, frozenset[str]]] = {}
-
-
-def _traits(body: str | None) -> tuple[str | None, frozenset[str]]:
-    if body is None:
-        return None, frozenset()
-    found = _known_traits.get(body)
-    if found is None:
-        if len(_known_traits) > 10_000:
-            _known_traits.clear()
-        facts = read_facts(body)
-        found = _known_traits[body] = (facts.arch, facts.capabilities)
-    return found
-
-
 # -- claim and release
 
 
@@ -558,25 +485,6 @@ _SET_UP = sa.update(host).where(host.c.id == sa.bindparam("h")).values(
     disk_limit_mib=_limit(host.c.disk_used_mib, "d"),
 )
 _HOST = Prepared(sa.select(host).where(host.c.id == sa.bindparam("h")))
-
-
-def _all_or_one(statement: sa.Select[Any], key: sa.Column[int]) -> tuple[Prepared, Prepared]:
-    return Prepared(statement), Prepared(statement.where(key == sa.bindparam("h")))
-
-
-_SNAPSHOT = _all_or_one(sa.select(
-    host.c.id, host.c.name, host.c.status, host.c.enabled, host.c.facts, host.c.vcpus_limit,
-    host.c.vcpus_used, host.c.memory_limit_mib, host.c.memory_used_mib, host.c.disk_limit_mib,
-    host.c.disk_used_mib, host.c.instances, host.c.forced_down,
-).order_by(host.c.id), host.c.id)
-_PLACES = _all_or_one(sa.select(
-    aggregate_host.c.host_id, aggregate.c.availability_zone, aggregate.c.metadata,
-).join_from(
-    aggregate_host, aggregate, aggregate.c.id == aggregate_host.c.aggregate_id
-), aggregate_host.c.host_id)
-_IMAGES = _all_or_one(sa.select(host_image.c.host_id, host_image.c.sha256).where(
-    sa.or_(host_image.c.state == ImageState.READY, host_image.c.state == ImageState.WANTED)
-), host_image.c.host_id)
 _TAKE = Prepared(
     sa.update(host).where(
         host.c.id == sa.bindparam("h"), host.c.enabled, host.c.status == HostStatus.UP,

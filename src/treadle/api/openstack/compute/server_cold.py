@@ -19,7 +19,7 @@ from treadle.compute.moves import actions as moving
 from treadle.compute.moves import targets
 from treadle.compute.moves.actions import Patience
 from treadle.errors import CannotPlace, InvalidInput
-from treadle.placement import ledger
+from treadle.placement.views import snapshot
 
 NO_HOST = "No valid host was found"
 
@@ -135,7 +135,7 @@ async def _refused(
         loaded = store.load(conn, row.instance.uuid)
         assert loaded is not None
         asked = targets.asked(conn, loaded, wish, with_flavors=scheduler.wants_flavors)
-        return asked, ledger.snapshot(conn)
+        return asked, snapshot(conn)
 
     asked, views = await _in_words(ask, name, ask.read, read)
     return await asyncio.to_thread(targets.forecast, scheduler, views, asked)
