@@ -35,6 +35,8 @@ SPEED = (
 )
 
 
+LIVES = ("test_cloud.py", "test_kill.py", "test_life.py", "test_moves.py")
+"""The half of the lab's tests that boot most guests."""
 FIRST = ("conformance", "crash")
 """The folders whose tests take longest, after those of the lab."""
 
@@ -43,22 +45,26 @@ FIRST = ("conformance", "crash")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The order of a run in several processes, and what stays together in one of them.
 
-    What needs the lab runs one after the other in one process, from the beginning on: it waits for
-    guests most of the time, while the others work. All else goes by its file, but for the sweeps,
-    whose cases share nothing. What takes long comes early, so that no process is left with it.
+    What needs the lab runs in two processes at most, from the beginning on: it waits for guests
+    most of the time. All else goes by its file, but for the sweeps, whose cases share nothing. What
+    takes long comes early, so that no process is left with it.
     """
-    def rank(item: pytest.Item) -> int:
+    groups: dict[pytest.Item, str | None] = {}
+    for item in items:
+        groups[item] = None if item.path.parent.name == "crash" else str(item.path)
         if item.get_closest_marker("lab") is not None:
-            return 0
+            groups[item] = "lives" if item.path.name in LIVES else "lab"
+
+    def rank(item: pytest.Item) -> int:
+        if groups[item] in ("lives", "lab"):
+            return ("lives", "lab").index(groups[item] or "")
         folder = item.path.parent.name
-        return FIRST.index(folder) + 1 if folder in FIRST else len(FIRST) + 1
+        return 2 + (FIRST.index(folder) if folder in FIRST else len(FIRST))
 
     items.sort(key=rank)
-    for item in items:
-        if item.get_closest_marker("lab") is not None:
-            item.add_marker(pytest.mark.xdist_group("lab"))
-        elif item.path.parent.name != "crash":
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    for item, group in groups.items():
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

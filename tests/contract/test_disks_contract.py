@@ -10,32 +10,16 @@ from uuid import uuid4
 
 import pytest
 
-from tests.contract.conftest import UP, World
-from tests.waiting import wait_for
+from tests.contract.conftest import World
 from treadle.hypervisor.base import (
     NOT_BY_HOST,
     Beats,
-    Console,
     HostRefused,
     ImageSpec,
     Power,
-    Seed,
     Snapshots,
     Unsupported,
 )
-
-SECTOR = 2_000_000
-"""Of the root disk, beyond what the image holds."""
-TELLS = f"""#!/bin/sh
-exec >/dev/ttyS0
-for disk in vda vdc; do
-  [ -b /dev/$disk ] || continue
-  echo "ON-$disk=$(dd if=/dev/$disk bs=512 skip={SECTOR} count=1 2>/dev/null | tr -d '\\000')."
-done
-echo written-WORD | dd of=/dev/vda bs=512 seek={SECTOR} conv=notrunc,sync 2>/dev/null
-sync
-echo TOLD
-"""
 
 
 def disks(world: World, uuid: str) -> set[str]:
@@ -243,46 +227,3 @@ def test_a_disk_is_copied_whether_it_runs_or_not(world: World, tmp_path: Path) -
     driver.begin_copy(uuid)
     driver.undefine(uuid)
     assert world.leftovers(uuid) == []
-
-
-def test_what_a_guest_writes_is_where_it_belongs(
-    world: World, tmp_path: Path
-) -> None:
-    """Growing, taking back, rebuilding, rescuing and copying, as a real guest sees them."""
-    if not world.runs_guests:
-        pytest.skip("only a real host runs guests")
-    driver = world.driver
-    assert isinstance(driver, Console)
-    assert isinstance(driver, Snapshots)
-    uuid = str(uuid4())
-    driver.ensure_image(world.image, world.content)
-
-    def boot(generation: int, **changes: Any) -> str:
-        """What the guest says of its disks when it is up, before it writes its own word."""
-        driver.power_off(uuid)
-        seed = Seed("web-1", TELLS.replace("WORD", str(generation)))
-        driver.define(world.spec(uuid, generation, seed=seed, **changes))
-        driver.start(uuid)
-        wait_for(lambda: b"TOLD" in driver.console_log(uuid, 1 << 16), 90, "the guest to tell")
-        said = driver.console_log(uuid, 1 << 16)
-        assert UP in said
-        return said.decode(errors="replace")
-
-    assert "ON-vda=." in boot(1)
-    assert "ON-vda=written-1" in boot(2, disks=(2, 1), disk_gib=2)
-    driver.begin_copy(uuid)
-    copy = fetched(driver, uuid, tmp_path / "copy.qcow2")
-    driver.drop_copy(uuid)
-    raw = tmp_path / "copy.raw"
-    subprocess.run(
-        ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", copy, raw], check=True, timeout=60
-    )
-    with raw.open("rb") as file:
-        file.seek(SECTOR * 512)
-        assert file.read(9) == b"written-2"
-    assert "ON-vda=written-1" in boot(3, disks=(1,)), "as it was before it grew"
-    said = boot(4, rescue=world.image)
-    assert "ON-vda=." in said
-    assert "ON-vdc=written-3" in said
-    assert "ON-vda=written-3" in boot(5), "the rescue disk is gone, its own was not written"
-    assert "ON-vda=." in boot(6, disks=(6,))
