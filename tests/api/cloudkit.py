@@ -20,7 +20,8 @@ from treadle.config import Settings
 from treadle.controller import queue
 from treadle.db.schema import allocation, work
 from treadle.errors import Unauthorized
-from treadle.hypervisor.fake import FakeFleet, FakeHost
+from treadle.hypervisor.fake import FakeFleet
+from treadle.hypervisor.fake_host import FakeHost
 from treadle.identity.model import Caller
 from treadle.image import store as images
 from treadle.image.sources import LocalPath

@@ -10,7 +10,7 @@ from cloudkit import ROOMY, Cloud, Start, assert_failure, until
 
 from treadle.api import classic
 from treadle.compute import hosts
-from treadle.hypervisor.fake import FakeHost, Fault, FaultKind
+from treadle.hypervisor.fake_host import FakeHost, Fault, FaultKind
 
 
 @pytest.fixture(autouse=True)

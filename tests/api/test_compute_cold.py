@@ -14,7 +14,7 @@ from treadle.compute import store
 from treadle.compute.moves import actions as moving
 from treadle.db.schema import image
 from treadle.hypervisor.base import Power
-from treadle.hypervisor.fake import Fault, FaultKind
+from treadle.hypervisor.fake_host import Fault, FaultKind
 from treadle.placement import ledger
 
 

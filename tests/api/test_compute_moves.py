@@ -12,7 +12,7 @@ from test_compute_servers import become, gone
 
 from treadle.compute.moves import store as moves
 from treadle.db.schema import image
-from treadle.hypervisor.fake import Fault, FaultKind
+from treadle.hypervisor.fake_host import Fault, FaultKind
 from treadle.placement import ledger
 
 

@@ -10,7 +10,7 @@ from test_placement import SMALL, command
 
 from treadle.compute.moves import store as moves
 from treadle.db.schema import migration
-from treadle.hypervisor.fake import Fault, FaultKind
+from treadle.hypervisor.fake_host import Fault, FaultKind
 
 LARGE = 3
 """A flavor that only a roomy host takes."""

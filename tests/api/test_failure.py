@@ -15,7 +15,7 @@ from treadle.compute.failure.verdict import Verdict
 from treadle.compute.failure.watch import Watch, WatchPolicy
 from treadle.compute.model import HA_KEY, Instance, State
 from treadle.hypervisor.base import Reach
-from treadle.hypervisor.fake import Fault, FaultKind
+from treadle.hypervisor.fake_host import Fault, FaultKind
 
 HOSTS = tuple(f"fake://h{n}{ROOMY}" for n in (1, 2, 3))
 

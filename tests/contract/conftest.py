@@ -28,7 +28,8 @@ from treadle.hypervisor.base import (
     Power,
     Seed,
 )
-from treadle.hypervisor.fake import FakeHost, FakeHypervisor
+from treadle.hypervisor.fake import FakeHypervisor
+from treadle.hypervisor.fake_host import FakeHost
 from treadle.hypervisor.libvirt import Deadlines, LibvirtDriver, LibvirtOptions
 
 WORKER = re.sub("[^0-9]", "", os.environ.get("PYTEST_XDIST_WORKER", ""))

@@ -22,7 +22,8 @@ from treadle.hypervisor.base import (
     Seed,
     SharedStorage,
 )
-from treadle.hypervisor.fake import FakeHost, FakeHypervisor
+from treadle.hypervisor.fake import FakeHypervisor
+from treadle.hypervisor.fake_host import FakeHost
 from treadle.hypervisor.fake_storage import share
 from treadle.hypervisor.libvirt import LibvirtDriver, LibvirtOptions
 

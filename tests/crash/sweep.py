@@ -36,7 +36,7 @@ from world import (
 
 from treadle.compute.model import State
 from treadle.hypervisor.base import Power
-from treadle.hypervisor.fake import Fault, FaultKind
+from treadle.hypervisor.fake_host import Fault, FaultKind
 
 Do = Callable[[World], Any]
 

@@ -19,7 +19,7 @@ from treadle.compute.reconciler import NO_EFFECT_S
 from treadle.controller import queue
 from treadle.db.schema import host_image, image, instance, orphan, work
 from treadle.hypervisor.base import Power, Seed
-from treadle.hypervisor.fake import Fault, FaultKind, _Guest
+from treadle.hypervisor.fake_host import Fault, FaultKind, Guest
 from treadle.placement import ledger
 from treadle.placement.ledger import ImageState
 
@@ -288,7 +288,7 @@ def test_an_unknown_domain_is_reported_and_left_alone(world: World) -> None:
     settle(world)
     stranger = "00000000-0000-4000-8000-00000000abcd"
     spec = replace(world.guest(id).spec, uuid=stranger, seed=Seed("stranger"))
-    world.machines[2].guests[stranger] = _Guest(spec, power=Power.RUNNING)
+    world.machines[2].guests[stranger] = Guest(spec, power=Power.RUNNING)
     world.look()
     settle(world)
     assert world.machines[2].guests[stranger].power is Power.RUNNING

@@ -17,7 +17,7 @@ from world import Brain, Clock, World, world_time
 from treadle.compute.actions import ACTIONS
 from treadle.errors import CallerError
 from treadle.hypervisor.base import Power
-from treadle.hypervisor.fake import Fault, FaultKind
+from treadle.hypervisor.fake_host import Fault, FaultKind
 
 VERBS = ("observe", "define", "start", "pause", "resume", "suspend", "shut_down", "power_off",
          "undefine", "ensure_image", "autostart", "begin_copy", "fetch_copy", "drop_copy", "freeze",

@@ -65,7 +65,8 @@ from treadle.db.schema import (
 )
 from treadle.errors import CallerError, CannotPlace
 from treadle.hypervisor.base import HostSetup, Power
-from treadle.hypervisor.fake import FakeHost, FakeHypervisor
+from treadle.hypervisor.fake import FakeHypervisor
+from treadle.hypervisor.fake_host import FakeHost
 from treadle.hypervisor.fake_storage import Disks, share
 from treadle.image.blobs import FolderBlobs
 from treadle.image.contents import Contents, Digests

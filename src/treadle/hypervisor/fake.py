@@ -1,24 +1,19 @@
 """A simulated physical machine, held to the same contract suite as the real ones.
 
-`FakeHost` is the machine: what it holds survives its driver. `FakeHypervisor` is a driver's
-connection to it. A `FaultPlan` makes chosen calls fail in chosen ways.
+`FakeHost` (`fake_host.py`) is the machine, `FakeHypervisor` a driver's connection to it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qs, urlsplit
-from uuid import UUID
 
 from treadle.errors import InvalidInput
 from treadle.hypervisor.base import (
@@ -29,7 +24,6 @@ from treadle.hypervisor.base import (
     DiskStats,
     Domain,
     DomainSpec,
-    EventKind,
     GuestStats,
     HostFacts,
     HostFull,
@@ -48,179 +42,12 @@ from treadle.hypervisor.base import (
     VerbTimeout,
     Watcher,
 )
-from treadle.hypervisor.fake_console import FakeConsoles
-from treadle.hypervisor.fake_storage import Disks, FakeStorage
+from treadle.hypervisor.fake_host import FakeHost, Fault, FaultKind, Guest
+from treadle.hypervisor.fake_storage import Disks
 
 MIB = 1 << 20
 BOOTED_AT = 1_700_000_040.0
 T = TypeVar("T")
-
-
-class FaultKind(StrEnum):
-    """How a call goes wrong."""
-
-    REFUSE = "refuse"
-    FULL = "full"
-    HANG = "hang"
-    LATE = "late"
-    LOSE_BEFORE = "lose_before"
-    LOSE_AFTER = "lose_after"
-    DIE_BEFORE = "die_before"
-    DIE_AFTER = "die_after"
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """The `nth` call (from 1) of `verb` goes wrong; `times` calls in a row from there.
-
-    REFUSE and FULL: the host says no, nothing is done. HANG: nothing is done and the deadline
-    passes. LATE: it is done, but the deadline passes. LOSE_*: the connection breaks before or
-    after it is done. DIE_*: the machine loses power before or after it.
-    """
-
-    verb: str
-    nth: int
-    kind: FaultKind
-    times: int = 1
-
-
-@dataclass(slots=True)
-class _Guest:
-    spec: DomainSpec
-    running_generation: int = 0
-    power: Power = Power.OFF
-    cause: StopCause = StopCause.NONE
-    defined: bool = True
-    console: bytes = b""
-    ignores_acpi: bool = False
-    autostart: bool = False
-    disk: Disks = field(default_factory=Disks)
-    rescue: str = ""
-    """The digest of the image that it is rescued with."""
-    copy: bytes | None = None
-    agent: bool = True
-    frozen: bool = False
-    passwords: dict[str, str] = field(default_factory=dict)
-    changed: tuple[str, ...] = ()
-    """What somebody else has changed in its definition."""
-    live: tuple[int, int] = (0, 0)
-    """The vcpus and the memory of what runs."""
-    room: tuple[int, int] | None = None
-    """What that can come to."""
-
-    @property
-    def disks(self) -> Mapping[int, str]:
-        """What is on each of the root disk's volumes; never changed in place."""
-        return self.disk.volumes
-
-    @disks.setter
-    def disks(self, volumes: Mapping[int, str]) -> None:
-        self.disk.volumes = volumes
-
-    def run(self) -> None:
-        """Boot it, or let a saved one go on."""
-        if self.power is Power.OFF:
-            self.running_generation = self.spec.generation
-            self.live = self.spec.vcpus, self.spec.memory_mib
-            self.room = self.spec.most
-            self.console = (
-                "firmware\r\nboot loader\r\nkernel\r\n"
-                f"TREADLE-GUEST-UP hostname={self.spec.seed.hostname}\r\n".encode()
-            )
-        self.power, self.cause = Power.RUNNING, StopCause.NONE
-        self.autostart = NOT_BY_HOST not in self.spec.metadata
-
-
-@dataclass
-class FakeHost:
-    """The machine. Memory and disk in MiB. `verb_s` seconds pass in each verb that changes it."""
-
-    name: str
-    vcpus: int = 16
-    memory_mib: int = 65536
-    disk_mib: int = 1 << 20
-    arch: str = "x86_64"
-    verb_s: float = 0.0
-    up: bool = True
-    powered: bool = True
-    faults: list[Fault] = field(default_factory=list)
-    trap: Callable[[str, str, str], None] | None = None
-    """Called with ("before" or "after", verb, uuid) around each call: a test's seam."""
-    guests: dict[str, _Guest] = field(default_factory=dict)
-    storage: FakeStorage = field(default_factory=FakeStorage)
-    prepared: int = 0
-    foreign: dict[str, Power] = field(default_factory=dict)
-    calls: Counter[str] = field(default_factory=Counter)
-    uploads: Counter[str] = field(default_factory=Counter)
-    starts: Counter[str] = field(default_factory=Counter)
-    subnet: str = "10.64.0.0/24"
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    watchers: list[Watcher] = field(default_factory=list)
-    consoles: FakeConsoles = field(default_factory=FakeConsoles)
-
-    @property
-    def uuid(self) -> str:
-        """Of the machine."""
-        return str(UUID(hashlib.sha256(self.name.encode()).hexdigest()[:32]))
-
-    @property
-    def images(self) -> set[str]:
-        """Digests of those in its storage."""
-        return self.storage.images
-
-    @images.setter
-    def images(self, images: set[str]) -> None:
-        self.storage.images = images
-
-    def power_failure(self) -> None:
-        """Everything that ran stops; disks and saved memory stay. The host does not answer."""
-        with self.lock:
-            self.up = self.powered = False
-            for guest in self.guests.values():
-                guest.copy = None
-                if guest.power in (Power.RUNNING, Power.PAUSED):
-                    guest.power, guest.cause = Power.OFF, StopCause.UNKNOWN
-        self.cut_off()
-
-    def cut_off(self) -> None:
-        """The host does not answer, and everything on it runs on."""
-        with self.lock:
-            self.up = False
-            watchers, self.watchers = self.watchers, []
-        self.consoles.end()
-        for watcher in watchers:
-            watcher(EventKind.HOST_LOST, "")
-
-    def boot(self) -> None:
-        """It answers again. One that had no power starts what is to start with it."""
-        with self.lock:
-            if self.up:
-                return
-            self.up = True
-            rebooted, self.powered = not self.powered, True
-            for guest in self.guests.values():
-                if rebooted and guest.defined and guest.autostart:
-                    guest.run()
-
-    def guest_powers_off(self, uuid: str) -> None:
-        """The guest shuts itself down."""
-        with self.lock:
-            guest = self.guests[uuid]
-            guest.power, guest.cause = Power.OFF, StopCause.GUEST
-        self.tell(uuid)
-
-    def running(self) -> set[str]:
-        """UUIDs of the guests that have a live process."""
-        with self.lock:
-            live = (Power.RUNNING, Power.PAUSED)
-            return {u for u, g in self.guests.items() if g.power in live}
-
-    def tell(self, uuid: str) -> None:
-        """Let the watchers know that a domain has changed; what is off has no console."""
-        if uuid not in self.running():
-            self.consoles.end(uuid)
-        for watcher in list(self.watchers):
-            watcher(EventKind.DOMAIN, uuid)
 
 
 class FakeHypervisor:
@@ -367,7 +194,7 @@ class FakeHypervisor:
             lambda: self._agent(uuid).passwords.update({user: password}),
         )
 
-    def _agent(self, uuid: str) -> _Guest:
+    def _agent(self, uuid: str) -> Guest:
         guest = self._guest(uuid)
         if guest.power is not Power.RUNNING:
             raise AgentFailed("the guest does not run")
@@ -449,7 +276,7 @@ class FakeHypervisor:
             if gone:
                 raise HostRefused(f"its disk {gone[0]} is gone")
             if guest is None:
-                guest = self.host.guests[spec.uuid] = _Guest(spec)
+                guest = self.host.guests[spec.uuid] = Guest(spec)
             guest.spec, guest.defined, guest.changed = spec, True, ()
             if spec.disks[0] not in there:
                 under = there[spec.disks[1]] if len(spec.disks) > 1 else spec.image
@@ -488,7 +315,7 @@ class FakeHypervisor:
             if self.host.storage.elsewhere(self.host, spec.uuid):
                 raise HostRefused("its disk is in shared storage, and another host's")
             text = spec.image.sha256 if spec.image else ""
-            self.host.guests[spec.uuid] = _Guest(
+            self.host.guests[spec.uuid] = Guest(
                 spec, defined=False, disk=Disks({spec.disks[0]: text})
             )
 
@@ -509,7 +336,7 @@ class FakeHypervisor:
                 raise HostRefused("the target does not expect it")
             if options.shared is not (expected.disk is guest.disk):
                 raise HostRefused("the disk is not where it is said to be")
-            left = _Guest(guest.spec, defined=False, disk=guest.disk)
+            left = Guest(guest.spec, defined=False, disk=guest.disk)
             if not options.shared:
                 numbers = expected.spec.disks
                 guest.disk = Disks({n: t for n, t in guest.disks.items() if n in numbers})
@@ -540,7 +367,7 @@ class FakeHypervisor:
             if other.storage.elsewhere(other, uuid):
                 raise HostRefused("its disk is in shared storage, and another host's")
             tell(0, size)
-            other.guests[uuid] = _Guest(guest.spec, defined=False, disk=Disks(guest.disks))
+            other.guests[uuid] = Guest(guest.spec, defined=False, disk=Disks(guest.disks))
             tell(size, size)
 
         self._call("send_disk", uuid, act)
@@ -569,7 +396,7 @@ class FakeHypervisor:
             disk = having[0].disk
             if not disk.volumes.keys() >= set(spec.disks):
                 raise HostRefused("its disk is not in the storage of this host")
-            self.host.guests[spec.uuid] = _Guest(spec, defined=False, disk=disk)
+            self.host.guests[spec.uuid] = Guest(spec, defined=False, disk=disk)
 
         self._changing("take", spec.uuid, act)
 
@@ -643,7 +470,7 @@ class FakeHypervisor:
 
     # -- how a call goes
 
-    def _guest(self, uuid: str) -> _Guest:
+    def _guest(self, uuid: str) -> Guest:
         guest = self.host.guests.get(uuid)
         live = (Power.RUNNING, Power.PAUSED)
         if guest is None or not (guest.defined or guest.power in live):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from treadle.hypervisor.fake import FakeHost
+    from treadle.hypervisor.fake_host import FakeHost
 
 
 @dataclass(slots=True)
