@@ -410,6 +410,38 @@ def test_resize(api: Api, image_id: str) -> None:
     gone(api, id)
 
 
+def test_a_resize_within_its_maximum_starts_nothing_anew(api: Api, image_id: str) -> None:
+    refs = []
+    for vcpus, ram in ((1, 512), (2, 1024)):
+        flavor = {"name": named("growing"), "vcpus": vcpus, "ram": ram, "disk": 2}
+        refs.append(api.ok("POST", "/flavors", {"flavor": flavor})["flavor"]["id"])
+        api.ok("POST", f"/flavors/{refs[-1]}/os-extra_specs", {"extra_specs": {
+            "treadle:max_vcpus": "4", "treadle:max_memory_mib": "4096",
+        }})
+    id = ask(api, image_id, flavorRef=refs[0])["id"]
+    become(api, id, "ACTIVE")
+    path = f"/servers/{id}/action"
+
+    def events() -> list[str]:
+        log = f"/servers/{id}/os-instance-actions"
+        done = api.get(log, by="member", minor=51)["instanceActions"][0]
+        shown = api.get(f"{log}/{done['request_id']}", by="member", minor=51)["instanceAction"]
+        return sorted(one["event"] for one in shown["events"])
+
+    for end, status, then in (("revertResize", 202, 512), ("confirmResize", 204, 1024)):
+        api.ok("POST", path, {"resize": {"flavorRef": refs[1]}}, status=202, by="member")
+        become(api, id, "VERIFY_RESIZE")
+        assert events() == ["compute_grow"]
+        assert api.get(f"/servers/{id}", by="member", minor=47)["server"]["flavor"]["vcpus"] == 2
+        api.ok("POST", path, {end: None}, status=status, by="member")
+        become(api, id, "ACTIVE")
+        assert ("compute_start" in events()) is (end == "revertResize")
+        shown = api.get(f"/servers/{id}", by="member", minor=47)["server"]
+        assert shown["flavor"]["ram"] == then
+    api.ok("DELETE", f"/servers/{id}", status=204, by="member")
+    gone(api, id)
+
+
 def test_an_image_of_it_and_shelving(api: Api, image_id: str) -> None:
     id = ask(api, image_id)["id"]
     become(api, id, "ACTIVE")

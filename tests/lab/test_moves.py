@@ -327,12 +327,21 @@ def test_a_guest_is_moved_while_off_taken_back_and_moved_for_good(cloud: Cloud) 
     assert face.kept_on(made.uuid) == {cloud.host(first).name}
     face.act(made.uuid, **{"os-stop": None})
     face.becomes(made.uuid, "SHUTOFF")
-    face.act(made.uuid, migrate=None)
+    # For good it goes with another size: its disk lies under a larger one there.
+    cloud.treadle.database.write(lambda conn: moving.resize(
+        conn, made.id, 2, request_id="r", patience=moving.Patience(120.0, 20.0)
+    ))
+    cloud.treadle.signals.work_is_due()
     face.becomes(made.uuid, "VERIFY_RESIZE")
     face.act(made.uuid, confirmResize=None)
     third = cloud.query(made.id)["pmid"]
+    assert third != first
     wait_for(lambda: face.kept_on(made.uuid) == {cloud.host(third).name}, 30, "one copy")
     face.act(made.uuid, **{"os-start": None})
     face.becomes(made.uuid, "ACTIVE")
     assert face.boots(made.id) == 2
+    told = cloud.lab.exec(cloud.host(third).name, "virsh", "dominfo", made.uuid).stdout
+    assert int(re.findall(r"Max memory: *(\d+) KiB", told)[0]) == 256 << 10
+    assert sum(made.uuid in name for name in cloud.volumes(cloud.host(third))
+               if name.endswith(".qcow2")) == 2
     assert cloud.get(f"/vm/destroy?vmid={made.id}") == {"status": 1}
