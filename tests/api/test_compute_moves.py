@@ -124,6 +124,36 @@ def test_a_fault_on_the_way_leaves_one_copy_that_runs(
     host.faults.clear()
 
 
+def test_a_host_without_the_guests_machine_type_is_no_target(api: Api, server: str) -> None:
+    here = where(api, server)
+    there = api.cloud.host("h2" if here == "h1" else "h1")
+    database = api.cloud.treadle.database
+
+    def offers(*machines: str) -> None:
+        there.machines = machines
+        until(lambda: any(
+            host.facts and host.facts.machines == machines and host.name == there.name
+            for host in database.read(ledger.list_hosts)
+        ), "it to be known")
+
+    offers("fake-0")
+    try:
+        migrate(api, server)
+        assert ended(api, server)["status"] == "error"
+    finally:
+        offers("fake-0", "fake-1")
+    become(api, server, "ACTIVE")
+    [(move, *_)] = [one for one in database.read(lambda conn: list(moves.every(conn, 100)))
+                    if one[1] == server]
+    assert "has no machine type fake-1, which the guest runs on" in str(move.error)
+    migrate(api, server)
+    assert ended(api, server)["status"] == "completed"
+    assert one_copy(api.cloud, server) == there.name
+    become(api, server, "ACTIVE")
+    offers("fake-1")
+    in_balance(api.cloud)
+
+
 def test_what_cannot_be_moved_is_refused(api: Api, server: str) -> None:
     here = where(api, server)
     assert migrate(api, server, "nowhere").status_code == 400

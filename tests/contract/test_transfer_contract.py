@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 
 from tests.contract.conftest import World
-from treadle.hypervisor.base import HostRefused, Hypervisor, Power, Transfers, Unsupported
+from treadle.hypervisor.base import (
+    HostRefused,
+    Hypervisor,
+    Moves,
+    Power,
+    Transfers,
+    Unsupported,
+)
 
 
 @pytest.fixture
@@ -85,3 +93,16 @@ def test_what_cannot_be_sent_is_refused_and_what_is_ended_leaves_the_source_as_i
         sender(world).send_disk(
             "00000000-0000-4000-8000-00000000000e", target, 60.0, lambda *_at: None
         )
+
+
+def test_what_a_guest_runs_on_is_named_as_hosts_name_what_they_offer(world: World) -> None:
+    uuid = world.new()
+    world.driver.start(uuid)
+    assert isinstance(world.driver, Moves)
+    facts = world.driver.facts()
+    if facts.machines:
+        assert world.driver.machine(uuid) in facts.machines
+    else:
+        assert world.name == "libvirt-test"
+    with pytest.raises(HostRefused):
+        world.driver.machine(str(uuid4()))

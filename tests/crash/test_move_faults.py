@@ -9,7 +9,7 @@ from sweep import Case, Scenario, act, each_ends_as_wanted, ends, look, moved_un
 
 from treadle.compute.model import State
 
-VERBS = frozenset({"expect", "move", "undefine", "observe"})
+VERBS = frozenset({"machine", "expect", "move", "undefine", "observe"})
 FAULTS = frozenset({
     "crash", "lost_before", "lost_after", "cut_off", "host_dies", "delete", "refused", "stall",
     "overtaken",

@@ -183,7 +183,9 @@ def test_facts_out_of_capabilities() -> None:
         "<machine canonical='pc-q35-7.2'>q35</machine><domain type='qemu'/><domain type='kvm'/>"
         "</arch></guest></capabilities>"
     )
-    assert shape == capabilities.Shape("u", "x86_64", ("kvm", "qemu"), "q35")
+    assert shape == capabilities.Shape(
+        "u", "x86_64", ("kvm", "qemu"), "q35", ("pc", "pc-q35-7.2")
+    )
     assert capabilities.version_text(9_000_000) == "9.0.0"
     assert capabilities.version_text(7_002_022) == "7.2.22"
     assert "network" in capabilities.of_kind("QEMU", False, False)

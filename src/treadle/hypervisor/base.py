@@ -100,7 +100,8 @@ class HostFacts:
     `virt_types` are what libvirt offers ("kvm", "qemu", "lxc", "test", ...), best first.
     `capabilities` names the optional things that work: "suspend", "graceful_stop", "console" (the
     log), "serial_console", "vnc_console", "agent", "diagnostics", ... `booted_at`: seconds since
-    1970 by the controller's clock, to the minute; None where it is not known.
+    1970 by the controller's clock, to the minute; None where it is not known. `machines`: the full
+    names of the machine types that its emulator offers; none where that counts for nothing.
 
     `storage_token` is what the host has last written into its pool to say that it is there, and
     `storage_others` are those of other hosts that it sees in it, each "HOST_UUID.…": hosts that
@@ -121,6 +122,7 @@ class HostFacts:
     booted_at: float | None = None
     storage_token: str = ""
     storage_others: tuple[str, ...] = ()
+    machines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +411,11 @@ class MoveProgress:
 @runtime_checkable
 class Moves(Protocol):
     """A hypervisor that can move a running guest, with its disk, to another of its kind."""
+
+    def machine(self, uuid: str) -> str:
+        """On the source: the machine type of the guest, by its full name, which the target's
+        `HostFacts.machines` must name; "" where it has none. Errors: `HostRefused` where there is
+        no such domain."""
 
     def expect(self, spec: DomainSpec) -> None:
         """On the target: make the volumes for a guest that is about to come. Starts and defines

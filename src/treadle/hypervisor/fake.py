@@ -88,6 +88,7 @@ class FakeHypervisor:
             booted_at=BOOTED_AT,
             storage_token=host.storage.token(host) if host.prepared else "",
             storage_others=tuple(map(host.storage.token, host.storage.others(host))),
+            machines=host.machines,
         )
         return self._call("facts", "", lambda: facts)
 
@@ -276,7 +277,8 @@ class FakeHypervisor:
             if gone:
                 raise HostRefused(f"its disk {gone[0]} is gone")
             if guest is None:
-                guest = self.host.guests[spec.uuid] = Guest(spec)
+                machine = self.host.machines[-1]
+                guest = self.host.guests[spec.uuid] = Guest(spec, machine=machine)
             guest.spec, guest.defined, guest.changed = spec, True, ()
             if spec.disks[0] not in there:
                 under = there[spec.disks[1]] if len(spec.disks) > 1 else spec.image
@@ -304,6 +306,9 @@ class FakeHypervisor:
             guest.defined, guest.running_generation = True, spec.generation
 
         self._changing("grow", spec.uuid, act)
+
+    def machine(self, uuid: str) -> str:
+        return self._call("machine", uuid, lambda: self._guest(uuid).machine)
 
     def expect(self, spec: DomainSpec) -> None:
         def act() -> None:

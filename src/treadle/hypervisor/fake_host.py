@@ -75,6 +75,7 @@ class Guest:
     """The vcpus and the memory of what runs."""
     room: tuple[int, int] | None = None
     """What that can come to."""
+    machine: str = ""
 
     @property
     def disks(self) -> Mapping[int, str]:
@@ -108,6 +109,7 @@ class FakeHost:
     memory_mib: int = 65536
     disk_mib: int = 1 << 20
     arch: str = "x86_64"
+    machines: tuple[str, ...] = ("fake-1",)
     verb_s: float = 0.0
     up: bool = True
     powered: bool = True

@@ -249,6 +249,7 @@ def read_facts(body: str) -> HostFacts:
     data["virt_types"] = tuple(data["virt_types"])
     data["capabilities"] = frozenset(data["capabilities"])
     data["storage_others"] = tuple(data.get("storage_others", ()))
+    data["machines"] = tuple(data.get("machines", ()))
     return HostFacts(**data)
 
 

@@ -45,6 +45,7 @@ from treadle.db.engine import Database
 from treadle.errors import RetryLater, TreadleError
 from treadle.hypervisor.base import (
     DomainSpec,
+    HostRefused,
     HostUnreachable,
     Hypervisor,
     MoveOptions,
@@ -196,8 +197,16 @@ class MoveHandler:
 
     def _choose(self, ticket: Ticket, scene: Scene) -> tuple[Ticket | None, str]:
         move, instance = scene.move, scene.loaded.instance
+        machine = ""
+        if move.kind is Kind.LIVE:
+            try:
+                machine = self._machine(scene)
+            except RetryLater as error:
+                end_pass(self._db, ticket, delay=backoff(ticket.tries), error=str(error))
+                return None, ""
         wish = targets.Wish(
-            move.source_id, move.wanted_id, move.after, cold=move.kind is not Kind.LIVE
+            move.source_id, move.wanted_id, move.after, cold=move.kind is not Kind.LIVE,
+            machine=machine,
         )
 
         def ask(conn: sa.Connection) -> placing.Asked:
@@ -228,6 +237,16 @@ class MoveHandler:
             busy = "no room on the target now"
             end_pass(self._db, ticket, delay=backoff(ticket.tries), error=busy)
         return chosen, ""
+
+    def _machine(self, scene: Scene) -> str:
+        """What the guest runs on; "" where that does not count. Errors: `RetryLater`."""
+        assert scene.source is not None
+        driver = self._fleet.driver(scene.source.id, scene.source.uri)
+        try:
+            found: str = call(driver, "machine", scene.loaded.instance.uuid)
+        except HostRefused:
+            return ""  # it is not there any more, which the next look sees
+        return found
 
     def _enter(self, ticket: Ticket, scene: Scene, **more: Any) -> Ticket | None:
         """Say that it begins, durably, with `more` columns of the move; None where too much is

@@ -25,12 +25,13 @@ TRANSFER = "transfer"
 @dataclass(frozen=True, slots=True)
 class Wish:
     """From where, to which host if to one alone, and with which columns of the instance changed.
-    `cold`: its disk is sent while it is off."""
+    `cold`: its disk is sent while it is off; else `machine`: what it runs on, where that counts."""
 
     source_id: int
     wanted_id: int | None = None
     after: Mapping[str, Any] = field(default_factory=dict)
     cold: bool = False
+    machine: str = ""
 
 
 def asked(conn: sa.Connection, loaded: Loaded, wish: Wish, *, with_flavors: bool) -> Asked:
@@ -49,7 +50,7 @@ def asked(conn: sa.Connection, loaded: Loaded, wish: Wish, *, with_flavors: bool
     if wish.wanted_id is not None:
         named = frozenset({wish.wanted_id})
         only = named if only is None else only & named
-    unfit = _unfit(ledger.list_hosts(conn), wish) if wish.cold else {}
+    unfit = _unfit(ledger.list_hosts(conn), wish) if wish.cold or wish.machine else {}
     barred = request.excluded_hosts | {wish.source_id} | unfit.keys()
     return Asked(
         replace(request, only_hosts=only, excluded_hosts=barred), room, barred,
@@ -58,7 +59,8 @@ def asked(conn: sa.Connection, loaded: Loaded, wish: Wish, *, with_flavors: bool
 
 
 def _unfit(hosts: Iterable[Host], wish: Wish) -> dict[int, tuple[str, str]]:
-    """The hosts that cannot take a disk of the source, each with its name and the reason."""
+    """The hosts that cannot take a disk of the source, or run the guest's machine, each with its
+    name and the reason."""
     known = {host.id: host for host in hosts}
     source = known.get(wish.source_id)
     here = None if source is None else source.facts
@@ -68,7 +70,11 @@ def _unfit(hosts: Iterable[Host], wish: Wish) -> dict[int, tuple[str, str]]:
         if here is None or there is None or host.id == wish.source_id:
             continue
         why = ""
-        if there.arch != here.arch:
+        if not wish.cold:
+            if there.machines and wish.machine not in there.machines:
+                why = (f"its {there.hypervisor} {there.hypervisor_version} has no machine type "
+                       f"{wish.machine}, which the guest runs on")
+        elif there.arch != here.arch:
             why = f"its architecture is {there.arch}, the guest's is {here.arch}"
         elif there.hypervisor != here.hypervisor:
             why = f"its hypervisor is {there.hypervisor}, the guest's is {here.hypervisor}"

@@ -28,12 +28,14 @@ BY_KIND = {
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What does not change while a host is up. `machine` is "" where the default is to be had."""
+    """What does not change while a host is up. `machine` is "" where the default is to be had;
+    `machines` are the full names of all, but for aliases that mean one of them."""
 
     host_uuid: str
     arch: str
     virt_types: tuple[str, ...]
     machine: str
+    machines: tuple[str, ...] = ()
 
 
 def of_kind(
@@ -73,6 +75,7 @@ def read_shape(text: str) -> Shape:
     arch = root.findtext("host/cpu/arch") or ""
     types: list[str] = []
     machine = ""
+    machines: set[str] = set()
     for guest in root.findall("guest"):
         if guest.findtext("os_type") == "xen":
             continue
@@ -80,10 +83,14 @@ def read_shape(text: str) -> Shape:
         if block is None or block.get("name") != arch:
             continue
         types += [t for d in block.findall("domain") if (t := d.get("type")) and t not in types]
+        for one in block.iter("machine"):
+            machines.add(one.get("canonical", one.text or ""))
         if any(m.text == "q35" for m in block.findall("machine")):
             machine = "q35"
     types.sort(key=lambda t: PREFERENCE.index(t) if t in PREFERENCE else len(PREFERENCE))
-    return Shape(root.findtext("host/uuid") or "", arch, tuple(types), machine)
+    return Shape(
+        root.findtext("host/uuid") or "", arch, tuple(types), machine, tuple(sorted(machines))
+    )
 
 
 def memory_mib(link: Link, attempt: Attempt) -> int:

@@ -139,6 +139,7 @@ class LibvirtDriver:
                 booted_at=capabilities.booted_at(link, attempt),
                 storage_token=found.token if found else "",
                 storage_others=found.others if found else (),
+                machines=shape.machines if link.kind == "QEMU" else (),
             )
 
         return self._run("facts", self._options.deadlines.look, act)
@@ -244,6 +245,15 @@ class LibvirtDriver:
         self._run("drop_copy", self._options.deadlines.change, act)
 
     # -- moves
+
+    def machine(self, uuid: str) -> str:
+        """As its live definition has it."""
+        uuid = canonical_uuid(uuid)
+
+        def act(link: Link, attempt: Attempt) -> str:
+            return moves.machine(attempt(ours(link, attempt, uuid).XMLDesc, 0))
+
+        return self._run("machine", self._options.deadlines.look, act)
 
     def expect(self, spec: DomainSpec) -> None:
         """Volumes only. What a broken move left behind is made anew."""

@@ -9,6 +9,7 @@ else on it. When a connection breaks, its daemon undoes what it had begun; the o
 from __future__ import annotations
 
 import threading
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -147,6 +148,12 @@ def parameters(target_uri: str, options: MoveOptions) -> dict[str, Any]:
     # The seed and the serial port's log are not the guest's to write: its disk alone is sent.
     found[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = ["vda"]
     return found
+
+
+def machine(text: str) -> str:
+    """The machine type of a definition."""
+    found = ET.fromstring(text).find("os/type")
+    return "" if found is None else found.get("machine", "")
 
 
 def progress(attempt: Attempt, domain: Any) -> MoveProgress | None:
