@@ -17,10 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy as sa
+from xdist.scheduler import LoadScopeScheduling
 
 from treadle.db.engine import Database, PostgresDatabase, SqliteDatabase
 from treadle.db.migrate import HEAD, upgrade
@@ -37,34 +39,43 @@ SPEED = (
 
 LIVES = ("test_cloud.py", "test_kill.py", "test_life.py", "test_moves.py")
 """The half of the lab's tests that boot most guests."""
-FIRST = ("conformance", "crash")
-"""The folders whose tests take longest, after those of the lab."""
+ON_REAL_HOSTS = ("test_lab.py", "test_libvirt_host.py", "test_lxc_host.py")
+"""Files elsewhere whose tests need the lab."""
+FIRST = ("lives", "lab", "tests/conformance", "tests/crash")
+"""What takes longest comes first, so that no process is left with it."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The order of a run in several processes, and what stays together in one of them.
+def scope_of(nodeid: str) -> str:
+    """What a test stays together with where a run has several processes.
 
-    What needs the lab runs in two processes at most, from the beginning on: it waits for guests
-    most of the time. All else goes by its file, but for the sweeps, whose cases share nothing. What
-    takes long comes early, so that no process is left with it.
+    What needs the lab runs in two of them, from the beginning on: it waits for guests most of the
+    time. All else goes by its file, but for the sweeps, whose cases share nothing.
     """
-    groups: dict[pytest.Item, str | None] = {}
-    for item in items:
-        groups[item] = None if item.path.parent.name == "crash" else str(item.path)
-        if item.get_closest_marker("lab") is not None:
-            groups[item] = "lives" if item.path.name in LIVES else "lab"
+    path, _, name = nodeid.partition("::")
+    file = path.rpartition("/")[2]
+    if path.startswith("tests/lab/") or file in ON_REAL_HOSTS or "[lab-" in name:
+        return "lives" if file in LIVES else "lab"
+    return nodeid if path.startswith("tests/crash/") else path
 
-    def rank(item: pytest.Item) -> int:
-        if groups[item] in ("lives", "lab"):
-            return ("lives", "lab").index(groups[item] or "")
-        folder = item.path.parent.name
-        return 2 + (FIRST.index(folder) if folder in FIRST else len(FIRST))
 
-    items.sort(key=rank)
-    for item, group in groups.items():
-        if group is not None:
-            item.add_marker(pytest.mark.xdist_group(group))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes longest first."""
+    items.sort(key=lambda item: next(
+        (n for n, one in enumerate(FIRST) if scope_of(item.nodeid).startswith(one)), len(FIRST)
+    ))
+
+
+class ByScope(LoadScopeScheduling):
+    """Gives each free process the next scope, in their order. xdist's own `loadgroup` names groups
+    in a way that pytest 9.2 has no eye for."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return scope_of(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByScope:
+    """In place of that which `--dist` names."""
+    return ByScope(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
