@@ -180,9 +180,10 @@ class EveryMove(MoveHandler):
         queue.hold_lease(ticket)
         course = _Course(self._db, ticket, scene)
         try:
-            if self._share(scene):
+            share = self._share(scene)
+            queue.hold_lease(ticket)  # that was a call too
+            if share:
                 # It stays where it is; from here on it is the target's as well.
-                queue.hold_lease(ticket)
                 spec = spec_of(scene.loaded, self._cloud_id, self._policy.evacuates)
                 call(target, "take", spec)
                 return self._db.write(lambda conn: self._land(conn, ticket, scene, course))
