@@ -165,6 +165,10 @@ def test_whatever_fails_in_the_middle_of_a_move_one_copy_runs(
     finally:
         lab.exec(target.name, "umount", pool)
         lab.exec(target.name, "virsh", "-q", "pool-refresh", "treadle")
+    wait_for(
+        lambda: cloud.admin(f"/hosts/{second}")["disk_mib"]["limit"] > 1024, 30,
+        "its disk to be seen again",
+    )
 
     number = on_its_way()
     lab.kill_host(source.name)
