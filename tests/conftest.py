@@ -60,9 +60,11 @@ def scope_of(nodeid: str) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put what takes longest first."""
-    items.sort(key=lambda item: next(
-        (n for n, one in enumerate(FIRST) if scope_of(item.nodeid).startswith(one)), len(FIRST)
-    ))
+    def rank(item: pytest.Item) -> int:
+        scope = scope_of(item.nodeid)
+        return next((n for n, one in enumerate(FIRST) if scope.startswith(one)), len(FIRST))
+
+    items.sort(key=rank)
 
 
 class ByScope(LoadScopeScheduling):

@@ -45,12 +45,9 @@ from treadle.scheduler.record import (
 )
 from treadle.scheduler.registry import Registry
 from treadle.scheduler.table import HostTable
+from treadle.scheduler.weighers import SOFT
 
 log = structlog.get_logger("treadle.scheduler")
-
-
-SOFT = {"soft-affinity": -1, "soft-anti-affinity": 1}
-"""The rules of groups that are wishes: whether hosts with members come first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +319,7 @@ def _drawn(ranking: Ranking, request: PlacementRequest) -> Ranking:
     """The same order, but hosts with more members of the request's soft group first, or last."""
     members = dict(request.group_hosts)
     sign = SOFT[request.group or ""]
-    order = np.argsort([sign * members.get(host, 0) for host in ranking], kind="stable")
+    order = np.argsort([-sign * members.get(host, 0) for host in ranking], kind="stable")
     return Ranking(
         ranking.ids[order], ranking.scores[order],
         {name: share[order] for name, share in ranking.shares.items()},

@@ -138,6 +138,10 @@ class Load:
         )
 
 
+SOFT = {"soft-affinity": 1.0, "soft-anti-affinity": -1.0}
+"""The rules of groups that are wishes, and what a member on a host is worth to the next one."""
+
+
 class GroupSoft:
     """Draws together, or apart, the members of a group whose rule is "soft-affinity" or
     "soft-anti-affinity".
@@ -152,7 +156,7 @@ class GroupSoft:
     def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
         """Give plus or minus the members, float64 of shape (N,)."""
         scores = np.zeros(len(hosts), dtype=np.float64)
-        sign = {"soft-affinity": 1.0, "soft-anti-affinity": -1.0}.get(request.group or "", 0.0)
+        sign = SOFT.get(request.group or "", 0.0)
         for host, members in request.group_hosts:
             row = hosts.row_of(host)
             if row is not None:
