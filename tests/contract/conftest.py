@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -283,20 +284,28 @@ def _test_world(
     behind.conn.close()
 
 
-@pytest.fixture(scope="session")
-def lab_host() -> Iterator[Any]:
-    """The first of two hosts of a lab of its own; the lab and the host."""
+@contextmanager
+def two_hosts(name: str, *, shared: bool = False) -> Iterator[Any]:
+    """A lab of two hosts of this process's own; skips where there can be none."""
     from treadle.lab import Lab, can_run
 
     problem = can_run()
     if problem:
         pytest.skip(problem)
-    lab = Lab(f"tdrv{WORKER}")
+    lab = Lab(f"{name}{WORKER}")
     lab.down()
     try:
-        yield lab, lab.up(2)[0]
+        lab.up(2, shared=shared)
+        yield lab
     finally:
         lab.down()
+
+
+@pytest.fixture(scope="session")
+def lab_host() -> Iterator[Any]:
+    """The first of two hosts of a lab of its own; the lab and the host."""
+    with two_hosts("tdrv") as lab:
+        yield lab, lab.status()[0]
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.contract.conftest import WORKER, small_image
+from tests.contract.conftest import small_image, two_hosts
 from treadle.hypervisor.base import (
     DomainSpec,
     HostRefused,
@@ -70,18 +70,8 @@ def fakes(folder: Path) -> Iterator[Pair]:
 
 @pytest.fixture(scope="module")
 def shared_lab() -> Iterator[object]:
-    from treadle.lab import Lab, can_run
-
-    problem = can_run()
-    if problem:
-        pytest.skip(problem)
-    lab = Lab(f"tshc{WORKER}")
-    lab.down()
-    try:
-        lab.up(2, shared=True)
+    with two_hosts("tshc", shared=True) as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 def lab_hosts(lab: object, folder: Path) -> Iterator[Pair]:
