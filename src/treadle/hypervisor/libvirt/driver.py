@@ -278,14 +278,11 @@ class LibvirtDriver:
     def move(self, uuid: str, target: Hypervisor, options: MoveOptions) -> None:
         """On connections of its own."""
         uuid = canonical_uuid(uuid)
-        if not isinstance(target, LibvirtDriver):
-            raise Unsupported("the target is no libvirt host")
-        if target._pool_path() != self._pool_path():
-            raise HostRefused("the target keeps its volumes elsewhere: host_defaults.pool_path")
+        there = self._peer(target)
         moves.move(
             (self._spares, lambda link, attempt: ours(link, attempt, uuid)),
-            (target._spares, target.uri), options,
-            whole=not options.shared and not target._is_overlay(uuid),
+            (there._spares, there.uri), options,
+            whole=not options.shared and not there._is_overlay(uuid),
         )
 
     def send_disk(
@@ -293,8 +290,7 @@ class LibvirtDriver:
     ) -> None:
         """On connections of its own. Errors: `Unsupported` on libvirt's test driver."""
         uuid = canonical_uuid(uuid)
-        if not isinstance(target, LibvirtDriver):
-            raise Unsupported("the target is no libvirt host")
+        peer = self._peer(target)
 
         def here(link: Link, attempt: Attempt) -> Any:
             if domains.in_use(attempt, ours(link, attempt, uuid)):
@@ -304,14 +300,21 @@ class LibvirtDriver:
         def there(link: Link, attempt: Attempt) -> Any:
             if lookup(link, attempt, uuid) is not None:
                 raise HostRefused("a domain with this UUID is there")
-            return storage.pool_of(link, attempt, target._setup.pool)
+            return storage.pool_of(link, attempt, peer._setup.pool)
 
-        if target._pool_path() != self._pool_path():
-            raise HostRefused("the target keeps its volumes elsewhere: host_defaults.pool_path")
         transfers.send(
-            (self.uri, self._options, here), (target.uri, target._options, there), uuid,
+            (self.uri, self._options, here), (peer.uri, peer._options, there), uuid,
             seconds, tell,
         )
+
+    def _peer(self, target: Hypervisor) -> LibvirtDriver:
+        """The target of a move, where a disk can lie as it lies here. Errors: `Unsupported`;
+        `HostRefused`."""
+        if not isinstance(target, LibvirtDriver):
+            raise Unsupported("the target is no libvirt host")
+        if target._pool_path() != self._pool_path():
+            raise HostRefused("the target keeps its volumes elsewhere: host_defaults.pool_path")
+        return target
 
     def move_progress(self, uuid: str) -> MoveProgress | None:
         """None too where it is not here any more."""
