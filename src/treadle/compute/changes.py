@@ -77,14 +77,10 @@ def evacuated(instance: Instance, target_id: int, *, left_off: bool) -> Columns:
     """On a host that has room for it, on a new disk of its image: the one that had it is off, and
     its disk with it."""
     return {
-        "goal": Goal.STOPPED if left_off or instance.goal is Goal.STOPPED else Goal.RUNNING,
-        "mode": Mode.NORMAL, "settled_mode": Mode.NORMAL, "ends_at": None, "before": "",
-        "task": Task.REBUILDING, "state": State.BUILDING, "phase": Phase.PLACED,
-        "host_id": target_id, "address": None, "moving": None, "attempts": 1,
-        "excluded": str(instance.host_id), "fault": None,
-        "disk_image_id": None, "rescue_image_id": None, "snapshot_image_id": None,
-        "disks": str(instance.revision + 1), "generation": instance.generation + 1,
-        "graceful": False,
+        **_elsewhere(instance, target_id, left_off),
+        "state": State.BUILDING, "phase": Phase.PLACED,
+        "attempts": 1, "excluded": str(instance.host_id),
+        "disk_image_id": None, "disks": str(instance.revision + 1),
     }
 
 
@@ -92,11 +88,18 @@ def inherited(instance: Instance, target_id: int, *, left_off: bool) -> Columns:
     """On a host that shares the storage of the one that is off, going on from its own disk. It is
     not one that is being built: nothing that fails there may lead to its disk being removed."""
     return {
+        **_elsewhere(instance, target_id, left_off),
+        "state": State.STOPPED, "phase": Phase.DEFINED,
+    }
+
+
+def _elsewhere(instance: Instance, target_id: int, left_off: bool) -> Columns:
+    """What its host's end leaves of it, whatever disk it goes on with."""
+    return {
         "goal": Goal.STOPPED if left_off or instance.goal is Goal.STOPPED else Goal.RUNNING,
         "mode": Mode.NORMAL, "settled_mode": Mode.NORMAL, "ends_at": None, "before": "",
-        "task": Task.REBUILDING, "state": State.STOPPED, "phase": Phase.DEFINED,
-        "host_id": target_id, "address": None, "moving": None, "fault": None,
-        "rescue_image_id": None, "snapshot_image_id": None,
+        "task": Task.REBUILDING, "host_id": target_id, "address": None, "moving": None,
+        "fault": None, "rescue_image_id": None, "snapshot_image_id": None,
         "generation": instance.generation + 1, "graceful": False,
     }
 
