@@ -59,8 +59,10 @@ def test_who_shares_and_who_only_has_a_copy(database: Database) -> None:
     assert read(3) == ((1, 2, 3), Heirs(frozenset(), known=True))
     assert read(4) == ((4,), Heirs(frozenset(), known=False))
     assert read(5) == ((5,), Heirs(frozenset(), known=False)), "the other is no host any more"
-    assert database.read(lambda conn: storages.unmet(conn, 3)) == [1, 2]
-    assert database.read(lambda conn: storages.unmet(conn, 1)) == []
+    assert database.read(lambda conn: storages.unmet(
+        conn, 3, facts("c", "uuid-a.1", "uuid-b.1")
+    )) == [1, 2]
+    assert database.read(lambda conn: storages.unmet(conn, 1, facts("a", "uuid-b.1"))) == []
 
 
 def test_a_host_that_was_prepared_anew_is_waited_for_and_then_known_again(

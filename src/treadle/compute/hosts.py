@@ -266,7 +266,7 @@ class HostHandler:
             for sha256 in ledger.images_under_way(conn, host.id):
                 enqueue_image(conn, host.id, sha256)
         storages.level(conn, host.id)
-        for other in storages.unmet(conn, host.id):
+        for other in storages.unmet(conn, host.id, facts):
             self._prepared.pop(other, None)
             queue.wake(conn, HOST_KIND, [str(other)])
 

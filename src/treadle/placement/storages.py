@@ -75,15 +75,14 @@ def heirs(conn: sa.Connection, host_id: int) -> Heirs:
     )
 
 
-def unmet(conn: sa.Connection, host_id: int) -> list[int]:
-    """The hosts that this one sees in its storage, and that have not seen this one yet."""
-    facts = _facts(conn)
-    mine = facts.get(host_id)
-    if mine is None or not mine.storage_others:
-        return []
+def unmet(conn: sa.Connection, host_id: int, mine: HostFacts) -> list[int]:
+    """The hosts that this one, of which these are the facts, sees in its storage, and that have not
+    seen this one yet. Where it sees none, nothing is read."""
     seen = seen_by(mine)
+    if not seen:
+        return []
     return [
-        id for id, known in facts.items()
+        id for id, known in _facts(conn).items()
         if id != host_id and known.host_uuid.lower() in seen
         and mine.host_uuid.lower() not in seen_by(known)
     ]
