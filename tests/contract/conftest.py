@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import signal
 import subprocess
 import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from uuid import uuid4
 import libvirt
 import pytest
 
+from tests.labs import a_lab
 from tests.waiting import wait_for
 from treadle.hypervisor.base import (
     DomainSpec,
@@ -33,7 +32,6 @@ from treadle.hypervisor.fake import FakeHypervisor
 from treadle.hypervisor.fake_host import FakeHost
 from treadle.hypervisor.libvirt import Deadlines, LibvirtDriver, LibvirtOptions
 
-WORKER = re.sub("[^0-9]", "", os.environ.get("PYTEST_XDIST_WORKER", ""))
 UP = b"TREADLE-GUEST-UP"
 QUICK = Deadlines(connect=3.0, look=3.0, change=6.0)
 
@@ -284,27 +282,10 @@ def _test_world(
     behind.conn.close()
 
 
-@contextmanager
-def two_hosts(name: str, *, shared: bool = False) -> Iterator[Any]:
-    """A lab of two hosts of this process's own; skips where there can be none."""
-    from treadle.lab import Lab, can_run
-
-    problem = can_run()
-    if problem:
-        pytest.skip(problem)
-    lab = Lab(f"{name}{WORKER}")
-    lab.down()
-    try:
-        lab.up(2, shared=shared)
-        yield lab
-    finally:
-        lab.down()
-
-
 @pytest.fixture(scope="session")
 def lab_host() -> Iterator[Any]:
     """The first of two hosts of a lab of its own; the lab and the host."""
-    with two_hosts("tdrv") as lab:
+    with a_lab("drv", 2) as lab:
         yield lab, lab.status()[0]
 
 

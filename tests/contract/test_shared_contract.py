@@ -11,7 +11,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.contract.conftest import small_image, two_hosts
+from tests.contract.conftest import small_image
+from tests.labs import a_lab
 from treadle.hypervisor.base import (
     DomainSpec,
     HostRefused,
@@ -70,7 +71,7 @@ def fakes(folder: Path) -> Iterator[Pair]:
 
 @pytest.fixture(scope="module")
 def shared_lab() -> Iterator[object]:
-    with two_hosts("tshc", shared=True) as lab:
+    with a_lab("shc", 2, shared=True) as lab:
         yield lab
 
 

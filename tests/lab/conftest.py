@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -16,15 +15,15 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
+from tests.labs import a_lab
 from tests.waiting import wait_for
 from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry
 from treadle.cli.serve import Inventory, Treadle, assemble, server_config
 from treadle.config import Settings, load
 from treadle.image.sources import parse_source
-from treadle.lab.fabric import Lab, LabHost, can_run
+from treadle.lab.fabric import Lab, LabHost
 from treadle.lab.guest import build_guest
 
-WORKER = re.sub("[^0-9]", "", os.environ.get("PYTEST_XDIST_WORKER", ""))
 FOREIGN = "5d0c5f6e-0000-4000-8000-00000000000{number}"
 FOREIGN_XML = """
 <domain type='qemu'><name>not-ours</name><uuid>{uuid}</uuid><memory unit='MiB'>16</memory>
@@ -122,12 +121,8 @@ def foreign(lab: Lab, host: LabHost) -> Foreign:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    problem = can_run()
-    if problem:
-        pytest.skip(problem)
-    one = Lab(f"tcld{WORKER}", tmp_path_factory.mktemp("lab"))
-    hosts = one.up(3)
-    try:
+    with a_lab("cld", 3, tmp_path_factory.mktemp("lab")) as one:
+        hosts = one.status()
         for number, host in enumerate(hosts):
             xml = FOREIGN_XML.format(uuid=FOREIGN.format(number=number))
             one.exec(host.name, "virsh", "-q", "define", "/dev/stdin", stdin=xml)
@@ -140,8 +135,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             assert now_is.definition == was.definition, "a foreign domain was changed"
             if host.pid == pid:  # it never lost its power
                 assert now_is.runs == was.runs, "a foreign domain was stopped or started"
-    finally:
-        one.down()
 
 
 @contextmanager

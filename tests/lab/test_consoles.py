@@ -19,7 +19,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.lab.conftest import WORKER, served, settings_for
+from tests.lab.conftest import served, settings_for
+from tests.labs import a_lab
 from tests.waiting import wait_for
 from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry
 from treadle.cli.serve import Inventory, Treadle, assemble
@@ -98,11 +99,15 @@ class Both:
 
 
 @pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with a_lab("con", 2, tmp_path_factory.mktemp("lab")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
 def both(
-    guest_image: Path, tmp_path_factory: pytest.TempPathFactory
+    lab: Lab, guest_image: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Both]:
-    lab = Lab(f"tcon{WORKER}", tmp_path_factory.mktemp("lab"))
-    lab.up(2)
     one, two = lab.status()
     settings = settings_for(lab).with_overrides({"guest.user_data": AGENT})
     treadle = assemble(settings, tmp_path_factory.mktemp("state"))
@@ -130,7 +135,6 @@ def both(
                 found.get(f"/vm/destroy?vmid={vmid}")
     finally:
         treadle.close()
-        lab.down()
 
 
 def states(both: Both) -> list[str]:

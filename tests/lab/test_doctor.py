@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tests.lab.conftest import WORKER
+from tests.labs import a_lab
 from treadle.cli.main import main
 from treadle.lab.fabric import Lab, LabHost, can_run
 
@@ -22,12 +22,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    one = Lab(f"tdoc{WORKER}", tmp_path_factory.mktemp("lab"))
-    one.up(1)
-    try:
+    with a_lab("doc", 1, tmp_path_factory.mktemp("lab")) as one:
         yield one
-    finally:
-        one.down()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import shutil
 import subprocess
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import pycdlib
 import pytest
 
+from tests.labs import lab_name
 from treadle.lab import Lab, LabError, LabHost, build_guest, can_run
 
 REASON = can_run()
@@ -41,8 +41,6 @@ DOMAIN = """
 </devices></domain>
 """
 UP_LINE = "TREADLE-GUEST-UP hostname=web-1 ip=192.168.77.7"
-#: Each worker of a parallel run has a lab of its own.
-WORKER = re.sub("[^0-9]", "", os.environ.get("PYTEST_XDIST_WORKER", ""))
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def write_seed(path: Path, files: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    lab = Lab(f"tfab{WORKER}", tmp_path_factory.mktemp("lab") / "lab")
+    lab = Lab(lab_name("fab"), tmp_path_factory.mktemp("lab") / "lab")
     lab.down()
     assert traces(lab) == Traces(*(frozenset[str]() for _ in range(4)))
     lab.up(2)
@@ -219,10 +217,24 @@ def test_a_power_failure_ends_guests_and_keeps_disks(lab: Lab, guest: str) -> No
     assert "shut off" in virsh(lab, host, "domstate", "web"), guest
 
 
+def test_what_a_killed_lab_left_of_its_name_is_no_hindrance(tmp_path: Path) -> None:
+    lab, other = Lab(lab_name("lst"), tmp_path / "lost"), Lab(lab_name("lst"), tmp_path / "new")
+    try:
+        lab.up(1)
+        lab.kill_host("host1")
+        assert [host.state for host in other.up(1)] == ["up"]
+        assert ssh(other, "host1", "hostname").stdout == "host1\n"
+        assert lab.folder.exists(), "its disks are its owner's"
+    finally:
+        other.down()
+        lab.down()
+    assert traces(lab) == Traces(*(frozenset[str]() for _ in range(4)))
+
+
 def test_another_process_finds_the_lab_by_its_name_and_ends_what_lost_its_folder(
     tmp_path: Path,
 ) -> None:
-    lab = Lab(f"tlost{WORKER}", tmp_path / "lost")
+    lab = Lab(lab_name("lst"), tmp_path / "lost")
     lab.up(1)
     shutil.rmtree(lab.folder)
     Lab(lab.name).down()

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.conftest import WORKER, Cloud, all_up, running_cloud
+from tests.lab.conftest import Cloud, all_up, running_cloud
 from tests.lab.test_cloud import ssh
 from tests.lab.test_evacuation import create, row, running, the
 from tests.lab.test_moves import migrate
+from tests.labs import a_lab
 from tests.waiting import wait_for
 from treadle.compute.model import State
 from treadle.compute.moves.plan import Stage
@@ -38,12 +39,8 @@ LOCKED_AT = 0
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    one = Lab(f"tshr{WORKER}", tmp_path_factory.mktemp("lab"))
-    try:
-        one.up(2, shared=True)
+    with a_lab("shr", 2, tmp_path_factory.mktemp("lab"), shared=True) as one:
         yield one
-    finally:
-        one.down()
 
 
 @pytest.fixture(scope="module")

@@ -186,7 +186,9 @@ class Lab:
             raise LabError(reason)
         owner = self._bridge_owner()
         if owner is not None and owner != self.folder:
-            raise LabError(f"lab {self.name} is up from {owner}: end it, or take another name")
+            if _inits_of(owner):
+                raise LabError(f"lab {self.name} is up from {owner}: end it, or take another name")
+            _remove_link(self.bridge)  # left by one that was killed
         with self._turn():
             state = self._load() or {
                 "name": self.name, "subnet": self._pick_subnet(), "shared": shared, "hosts": [],

@@ -143,4 +143,6 @@ def _parsed(body: str) -> HostFacts:
 
 
 _SEEING = Prepared(sa.select(host.c.id).where(SEES_OTHERS).limit(1))
-_FACTS = Prepared(sa.select(host.c.id, host.c.facts).where(host.c.facts.is_not(None)))
+_FACTS = Prepared(
+    sa.select(host.c.id, host.c.facts).where(host.c.facts.is_not(None)).order_by(host.c.id)
+)
