@@ -38,7 +38,7 @@ from treadle.db.schema import (
 )
 from treadle.db.schema import instance as table
 from treadle.hypervisor.base import ImageSpec
-from treadle.placement import ledger, storages
+from treadle.placement import ledger
 from treadle.placement.ledger import HostStatus, ImageState
 
 RESCUE_DEVICES = frozenset({"disk", "cdrom"})
@@ -472,7 +472,7 @@ _LOAD = Prepared(
         _RESCUE.c.format.label("rescue_format"), _RESCUE.c.size_bytes.label("rescue_size"),
         _RESCUE.c.virtual_bytes.label("rescue_virtual"),
         _RESCUE_HERE.c.state.label("rescue_state"), _RESCUE_HERE.c.error.label("rescue_error"),
-        table.c.moving, storages.SEES_OTHERS.label("shared"),
+        table.c.moving, host.c.sees_others.label("shared"),
     )
     .select_from(
         table.join(image, image.c.id == _UNDER)

@@ -93,7 +93,10 @@ host = Table(
     Column("fence", String(8), nullable=False, server_default=""),
     Column("fenced_at", Float),  # of what `fence` says
     Column("fence_note", Text),
+    Column("sees_others", Boolean, nullable=False, server_default=text("false")),  # its storage
     Index("ix_host_uuid", "uuid", unique=True),
+    Index("ix_host_sees_others", "id", sqlite_where=text("sees_others = 1"),
+          postgresql_where=text("sees_others")),
     CheckConstraint("vcpus_used >= 0 AND vcpus_used <= vcpus_limit", name="vcpus"),
     CheckConstraint("memory_used_mib >= 0 AND memory_used_mib <= memory_limit_mib", name="memory"),
     CheckConstraint("disk_used_mib >= 0 AND disk_used_mib <= disk_limit_mib", name="disk"),

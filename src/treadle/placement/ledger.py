@@ -222,7 +222,7 @@ def set_up(conn: sa.Connection, host_id: int, facts: HostFacts, virt_type: str) 
         return
     memory = max(0, facts.memory_mib - ratios.reserved_memory_mib) * ratios.memory_ratio
     conn.execute(_SET_UP, {
-        "h": host_id, "x_facts": body, "x_type": virt_type,
+        "h": host_id, "x_facts": body, "x_type": virt_type, "o": bool(facts.storage_others),
         "v": int(facts.vcpus * ratios.cpu_ratio), "m": int(memory),
         "d": int(facts.disk_mib * ratios.disk_ratio),
     })
@@ -479,7 +479,7 @@ _RATIOS = sa.select(
 ).where(host.c.id == sa.bindparam("h"))
 _SET_UP = sa.update(host).where(host.c.id == sa.bindparam("h")).values(
     status=HostStatus.UP, error=None, fence=Fence.NONE, fenced_at=None, fence_note=None,
-    facts=sa.bindparam("x_facts", type_=sa.Text),
+    facts=sa.bindparam("x_facts", type_=sa.Text), sees_others=sa.bindparam("o", type_=sa.Boolean),
     virt_type=sa.bindparam("x_type", type_=sa.String), seen_at=now(),
     vcpus_limit=_limit(host.c.vcpus_used, "v"),
     memory_limit_mib=_limit(host.c.memory_used_mib, "m"),

@@ -19,9 +19,6 @@ from treadle.db.schema import host
 from treadle.hypervisor.base import HostFacts
 from treadle.placement.ledger import CHANGED, HostStatus, read_facts
 
-SEES_OTHERS = host.c.facts.contains('"storage_others": ["', autoescape=True)
-"""Whether a host has seen another in its storage."""
-
 
 @dataclass(frozen=True, slots=True)
 class Heirs:
@@ -142,7 +139,7 @@ def _parsed(body: str) -> HostFacts:
     return read_facts(body)
 
 
-_SEEING = Prepared(sa.select(host.c.id).where(SEES_OTHERS).limit(1))
+_SEEING = Prepared(sa.select(host.c.id).where(host.c.sees_others).limit(1))
 _FACTS = Prepared(
     sa.select(host.c.id, host.c.facts).where(host.c.facts.is_not(None)).order_by(host.c.id)
 )
