@@ -20,6 +20,8 @@ CLIENTS = 16
 BATCH = 100
 MANY = 100_000
 ROUNDS = 40
+ASK_S = 0.002
+"""How often a client asks whether its server is ACTIVE."""
 VERSION = "2.96"
 
 
@@ -99,11 +101,13 @@ def openstack(folder: Path) -> Figures:
         flavor = cloud.call("GET", "/compute/v2.1/flavors")[2]["flavors"][0]["id"]
         warm, _ = cloud.create("warm", image, flavor)
         wait_until(lambda: _active(cloud) == 1, 30, "the first server")
-        classic, native = [], []
+        classic, native, posts = [], [], []
         for number in range(ROUNDS):
-            native.append(_until_active(cloud, f"a{number}", image, flavor))
+            posted, active = _until_active(cloud, f"a{number}", image, flavor)
+            posts.append(posted)
+            native.append(active)
             classic.append(_classic(one, f"b{number}"))
-        alone = [cloud.create(f"post{n}", image, flavor)[1] * 1000 for n in range(ROUNDS)]
+        in_a_row = [cloud.create(f"post{n}", image, flavor)[1] * 1000 for n in range(ROUNDS)]
         wait_until(lambda: _building(cloud) == 0, 60, "the servers")
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             crowd = [took * 1000 for _, took in pool.map(
@@ -123,7 +127,8 @@ def openstack(folder: Path) -> Figures:
         requests_per_second(one.port, [path], 0.5, CONNECTIONS, cloud.lines)
         shown = requests_per_second(one.port, [path], 5.0, CONNECTIONS, cloud.lines)
         figures = {
-            "post_202_ms": statistics.median(alone),
+            "post_202_ms": statistics.median(posts),
+            "post_202_ms_in_a_row": statistics.median(in_a_row),
             "post_202_ms_8_at_once": statistics.median(crowd), "detail_100_per_s": detail,
             "server_show_per_s": shown, "hundred_active_s": hundred,
             "spawn_over_classic_ms": statistics.median(
@@ -135,13 +140,16 @@ def openstack(folder: Path) -> Figures:
     return figures | _pages(folder)
 
 
-def _until_active(cloud: Cloud, name: str, image: str, flavor: str) -> float:
+def _until_active(cloud: Cloud, name: str, image: str, flavor: str) -> tuple[float, float]:
+    """Milliseconds to the 202 and to ACTIVE, on a controller that has nothing else to do."""
     started = time.perf_counter()
-    uuid, _ = cloud.create(name, image, flavor)
+    uuid, posted = cloud.create(name, image, flavor)
     while True:
+        # Without a pause the asking itself would take one of the two cores from the controller.
+        time.sleep(ASK_S)
         server = cloud.call("GET", f"/compute/v2.1/servers/{uuid}")[2]["server"]
         if server["status"] == "ACTIVE":
-            return (time.perf_counter() - started) * 1000
+            return posted * 1000, (time.perf_counter() - started) * 1000
         if server["status"] == "ERROR":
             raise SystemExit(f"no server: {server['fault']}")
 

@@ -213,13 +213,17 @@ def find_flavor(conn: sa.Connection, wanted: int | Flavor) -> Flavor:
 
 
 def find_image(conn: sa.Connection, wanted: int | Image | None) -> Image:
-    """The image of the number, None for the first one, from which a disk can be made now. Errors:
-    `NotFound`, `Conflict`, `RetryLater` while it is still being read."""
-    id = wanted.id if isinstance(wanted, Image) else wanted
-    image = images.first(conn) if id is None else images.get(conn, id)
+    """The image of the number, None for the first one, from which a disk can be made now; an image
+    is as this transaction has read it. Errors: `NotFound`, `Conflict`, `RetryLater` while it is
+    still being read."""
+    if isinstance(wanted, Image):
+        image: Image | None = wanted
+    else:
+        image = images.first(conn) if wanted is None else images.get(conn, wanted)
     if image is None or image.deleted_at is not None:
-        if id is None:
+        if wanted is None:
             raise NotFound("there is no image: add one")
+        id = image.id if image is not None else wanted
         known = ", ".join(str(one.id) for one in images.list_images(conn)) or "none"
         raise NotFound(f"there is no image {id}: there are {known}")
     if image.state is ImageStatus.NEW:

@@ -175,7 +175,7 @@ def check_members(
 
 def check_metadata(conn: sa.Connection, project_id: str, count: int) -> None:
     """Let an instance have `count` items of metadata. Errors: `QuotaExceeded`."""
-    most = limits(conn, project_id)["metadata_items"]
+    most = limits(conn, project_id)["metadata_items"] if count else -1
     if 0 <= most < count:
         raise QuotaExceeded(f"Maximum number of metadata items exceeds {most}")
 
