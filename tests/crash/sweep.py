@@ -91,6 +91,19 @@ def growable(*wishes: str) -> Do:
     return start
 
 
+def cardless(*wishes: str) -> Do:
+    """One that runs without a network card, and was told to do this."""
+
+    def start(world: World) -> None:
+        world.create(networked=False)
+        settle(world)
+        for wish in wishes:
+            world.act(1, wish)
+            settle(world)
+
+    return start
+
+
 def ignoring(world: World) -> None:
     """One runs, and its guest does not listen to ACPI."""
     running(world)
@@ -200,11 +213,11 @@ def overdue(wish: str) -> Do:
     return start
 
 
-def refusing(verb: str) -> Do:
+def refusing(verb: str, begin: Do = running) -> Do:
     """One runs, on a host that refuses this verb twice."""
 
     def start(world: World) -> None:
-        running(world)
+        begin(world)
         for machine in world.machines.values():
             machine.faults = [Fault(verb, 1, FaultKind.REFUSE, times=2)]
 
@@ -290,6 +303,9 @@ TOLD_LATE = {"stall": (S,), "guest_stops": (S,)}
 # What a host refuses when the guest is off already leaves it off.
 CUT_SHORT = {"refused": (S,), "full": (S,)}
 
+# What was paused is off when its host is back, and by then its time is up.
+LOST: dict[str, Sequence[State]] = dict.fromkeys(("host_dies", "dies_before", "dies_after"), (S,))
+
 SCENARIOS = [
     Scenario("create", nothing, create, BUILT, sizes=(4, 4, 4)),
     Scenario("create two or none", nothing, create_two, {
@@ -361,6 +377,13 @@ SCENARIOS = [
     Scenario("grow", growable(), act("grow"), ends(R, **CUT_SHORT, guest_stops=(S,))),
     Scenario("revert a growth", growable("grow"), act("revert"),
              ends(R, **CUT_SHORT, **TOLD_LATE)),
+    Scenario("attach", cardless(), act("attach"), ends(R, guest_stops=(S,))),
+    Scenario("attach after two refusals", refusing("plug", cardless()), act("attach"),
+             ends(R, guest_stops=(S,))),
+    Scenario("attach to a stopped one", cardless("stop"), act("attach"), ends(S)),
+    Scenario("attach to a paused one", cardless("pause"), act("attach"), ends(P, **LOST)),
+    Scenario("detach", running, act("detach"), ends(R, guest_stops=(S,))),
+    Scenario("detach from a paused one", told("pause"), act("detach"), ends(P, **LOST)),
     Scenario("confirm a resize in time", overdue("resize"), look, ends(R, guest_stops=(S,))),
     Scenario("revert a resize", told("resize"), act("revert"),
              ends(R, **CUT_SHORT, **TOLD_LATE)),

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from pysqlite3 import dbapi2
 
-from treadle.compute import actions, creating, lifecycle, store
+from treadle.compute import actions, creating, interfaces, lifecycle, store
 from treadle.compute.actions import Rebuild
 from treadle.compute.changes import held
 from treadle.compute.creating import Wish
@@ -91,6 +91,7 @@ CHANGING = frozenset({
     "define", "autostart", "begin_copy", "fetch_copy", "drop_copy", "start", "pause", "resume",
     "suspend", "shut_down", "power_off", "undefine", "ensure_image", "remove_image",
     "expect", "move", "send_disk", "fence", "grow",
+    "plug",
 })
 MOST_PASSES = 300
 SOON_S = 130.0
@@ -539,11 +540,12 @@ class World:
 
     def create(
         self, count: int = 1, *, rollback: bool = False, name: str = "vm", ha: str = "",
-        flavor: int = 1,
+        flavor: int = 1, networked: bool = True,
     ) -> list[int]:
         """Ask for instances; their small numbers."""
         wish = Wish(
-            name, flavor, 1, count=count, rollback=rollback, metadata={HA_KEY: ha} if ha else {}
+            name, flavor, 1, count=count, rollback=rollback,
+            metadata={HA_KEY: ha} if ha else {}, networked=networked,
         )
         made = self.ask(lambda conn: creating.create(
             conn, wish, request_id="req", build_deadline_s=BUILD_S,
@@ -565,6 +567,8 @@ class World:
             ),
             "resize": lambda conn: actions.resize(conn, id, 2, **patient),
             "grow": lambda conn: actions.resize(conn, id, 4, **patient),
+            "attach": lambda conn: interfaces.attach(conn, id, request_id="req"),
+            "detach": lambda conn: interfaces.detach(conn, id, request_id="req"),
             "confirm": lambda conn: actions.confirm_resize(conn, id, request_id="req"),
             "revert": lambda conn: actions.revert_resize(conn, id, **patient),
             "image": lambda conn: actions.create_image(conn, id, "snap", request_id="req"),
@@ -860,11 +864,16 @@ def _of_instance(
         yield f"{name}: generation {guest.running_generation} runs, not {row.generation}"
     elif guest.power is Power.RUNNING and guest.live != (row.vcpus, row.memory_mib):
         yield f"{name}: what runs has {guest.live}, not {(row.vcpus, row.memory_mib)}"
+    elif guest.power in (Power.RUNNING, Power.PAUSED) and (row.mac if guest.cut else
+                                                           guest.card != row.mac):
+        yield f"{name}: what runs has the card {guest.card!r}, not {row.mac!r}"
     if guest is not None and guest.defined:
         rescue = "" if row.rescue_image_id is None else world.digests[row.rescue_image_id]
         more = set(guest.disks) ^ set(row.disks)
         if tuple(guest.disks) and (more - set(guest.disks) if world.shared else more):
             yield f"{name}: its disks are {set(guest.disks)}, not {row.disks}"
+        if guest.spec.mac != row.mac:
+            yield f"{name}: its definition has the card {guest.spec.mac!r}, not {row.mac!r}"
         if guest.rescue != rescue:
             yield f"{name}: it is rescued with {guest.rescue[:8]!r}, not {rescue[:8]!r}"
         if guest.autostart is not lifecycle.host_starts(row, False, world.shared):

@@ -18,6 +18,7 @@ Columns = dict[str, Any]
 KEEP = "keep"
 SIZES = ("vcpus", "memory_mib", "disk_gib")
 SIZE_COLUMNS = ("flavor_id", "flavor", *SIZES, "disks")
+CARD_COLUMNS = ("networked", "mac", "address")
 
 ON_A_HOST = frozenset({Goal.RUNNING, Goal.STOPPED, Goal.PAUSED, Goal.SUSPENDED})
 
@@ -127,6 +128,32 @@ def grown(instance: Instance) -> bool:
     then, now = (before["vcpus"], before["memory_mib"]), (instance.vcpus, instance.memory_mib)
     same_disk = before["disks"] == ",".join(map(str, instance.disks))
     return same_disk and now != then and then[0] <= now[0] and then[1] <= now[1]
+
+
+def attached(instance: Instance, mac: str) -> Columns:
+    """With its network card."""
+    return {
+        "networked": True, "mac": mac, "task": Task.ATTACHING_INTERFACE,
+        "generation": instance.generation + 1, "graceful": True, KEEP: CARD_COLUMNS,
+    }
+
+
+def detached(instance: Instance) -> Columns:
+    """Without its network card."""
+    return {
+        "networked": False, "mac": "", "address": None, "task": Task.DETACHING_INTERFACE,
+        "generation": instance.generation + 1, "graceful": True, KEEP: CARD_COLUMNS,
+    }
+
+
+def plugged(instance: Instance) -> bool:
+    """Whether nothing has been wished of it, since it was last settled, but its network card, or
+    none; or that has been taken back."""
+    return (
+        instance.generation > instance.settled_generation
+        and instance.mode is instance.settled_mode and bool(instance.before)
+        and json.loads(instance.before).keys() == set(CARD_COLUMNS)
+    )
 
 
 def confirmed() -> Columns:

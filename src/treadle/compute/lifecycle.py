@@ -265,7 +265,11 @@ def _define(instance: Instance, seen: Domain | None, context: Context) -> Action
 
 def _next_generation(instance: Instance, seen: Domain, context: Context) -> Action:
     """A reboot: what runs was started with an older generation, so stop it and define the new.
-    What the new one needs is fetched before. What is only to have more may be given it."""
+    What the new one needs is fetched before. What is only to have more may be given it, and what is
+    only to have a card, or none, starts nothing anew, however long it takes."""
+    if plugs(instance, seen):
+        live = seen.power is POWER_OF[instance.goal]
+        return Call("plug") if live else _move(instance, seen, context)
     if not context.late and grows(instance, seen):
         return Call("grow")
     if needs_image(instance) and context.image is not ImageOnHost.READY:
@@ -324,6 +328,15 @@ def grows(instance: Instance, seen: Domain) -> bool:
     )
 
 
+def plugs(instance: Instance, seen: Domain) -> bool:
+    """Whether what is there only has to have a network card, or none. What is off has its
+    definition for that."""
+    return (
+        seen.power is not Power.OFF and seen.generation == instance.settled_generation
+        and changes.plugged(instance)
+    )
+
+
 def evacuates(instance: Instance, unsaid: bool) -> bool:
     """Whether it is built anew elsewhere when its host is off for sure. `unsaid`: the settings."""
     return instance.ha is Ha.EVACUATE or (instance.ha is Ha.UNSAID and unsaid)
@@ -352,12 +365,13 @@ def _somebody_did(seen: Domain) -> bool:
 
 
 def _stopped_itself(instance: Instance, seen: Domain) -> bool:
-    """Off by the guest's own will: it was settled as running in this very generation."""
+    """Off by the guest's own will: it was settled as running in this very generation, or in one
+    that is no start."""
     return (
         seen.power is Power.OFF
         and seen.cause is StopCause.GUEST
         and instance.state is State.RUNNING
-        and instance.settled_generation == instance.generation
+        and (instance.settled_generation == instance.generation or changes.plugged(instance))
     )
 
 

@@ -88,6 +88,8 @@ class Task(StrEnum):
     IMAGE_UPLOADING = "image_uploading"
     UPDATING_PASSWORD = "updating_password"
     MIGRATING = "migrating"
+    ATTACHING_INTERFACE = "attaching_interface"
+    DETACHING_INTERFACE = "detaching_interface"
     SOFT_DELETING = "soft-deleting"
     RESTORING = "restoring"
     DELETING = "deleting"

@@ -114,10 +114,16 @@ def look_again(loaded: Loaded, state: State, values: Columns) -> float:
     """After how many seconds one that is as wanted is looked at without any hint; `values` are
     those of `settled`."""
     instance = loaded.instance
-    if state is State.RUNNING and values.get("address", instance.address) is None:
-        age = loaded.now - (instance.launched_at or loaded.now)
-        if age < ADDRESS_PATIENCE_S:
-            return max(ADDRESS_POLL_S, age / 8)
+    nowhere = instance.mac and values.get("address", instance.address) is None
+    if state is State.RUNNING and nowhere:
+        # Since it was started, or a wish has given it that long.
+        ages = [
+            age for since in (instance.launched_at or loaded.now,
+                              instance.deadline - ADDRESS_PATIENCE_S)
+            if 0 <= (age := loaded.now - since) < ADDRESS_PATIENCE_S
+        ]
+        if ages:
+            return max(ADDRESS_POLL_S, min(ages) / 8)
     ends_at = values.get("ends_at", instance.ends_at)
     return FAR_S if ends_at is None else min(FAR_S, max(0.0, ends_at - loaded.now))
 
@@ -199,6 +205,18 @@ def adopt(
     store.end_actions(conn, instance.id, instance.revision, "error", reason)
     moves.built(conn, instance.id, Stage.FAILED, reason)
     _tell_move(conn, instance)
+
+
+def take_back(conn: sa.Connection, instance: Instance, reason: str) -> None:
+    """Its host refuses what was wished of its card: that is as before, under a number of its own,
+    which the host is still to be told."""
+    if _wished_since(conn, instance):
+        return
+    store.update(
+        conn, instance.id, generation=instance.generation + 1, fault=reason,
+        **json.loads(instance.before),
+    )
+    store.end_actions(conn, instance.id, instance.revision, "error", reason)
 
 
 def fail(

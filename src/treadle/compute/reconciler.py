@@ -45,6 +45,7 @@ from treadle.db.engine import Database
 from treadle.errors import RetryLater, TreadleError
 from treadle.hypervisor.base import (
     NOT_BY_HOST,
+    AtNextStart,
     Domain,
     DomainSpec,
     HostUnreachable,
@@ -67,6 +68,7 @@ FRESH_S = 0.5
 """How long a pass that waits for its lane may go by the row that the one before has left it."""
 MAY_BE_THE_LAST = frozenset({
     "start", "pause", "resume", "suspend", "power_off", "autostart", "grow",
+    "plug",
 })
 
 
@@ -326,7 +328,7 @@ class InstanceHandler:
         started = time.time()
         try:
             driver = self._fleet.driver(instance.host_id, loaded.host_uri)
-            if verb in ("define", "grow"):
+            if verb in ("define", "grow", "plug"):
                 spec = spec_of(loaded, self._cloud_id, self._timing.evacuates)
                 call(driver, verb, spec)
             elif verb == "autostart":
@@ -338,7 +340,13 @@ class InstanceHandler:
             step = Step(verb, instance.host_id, started, time.time(), "error", str(error))
             if verb == "grow" and not isinstance(error, RetryLater):
                 return self._start_anew(ticket, instance, step)
+            if isinstance(error, AtNextStart):
+                return self._go_on(ticket, lambda conn: store.log_step(
+                    conn, instance.id, instance.revision, step
+                ))
             after = lifecycle.after_error(instance, seen, error, context)
+            if verb == "plug" and isinstance(after, Adopt) and instance.fault is None:
+                return self._take_back(ticket, instance, step)
             return self._after_error(ticket, loaded, after, step, seen, context)
         step = Step(verb, instance.host_id, started, time.time(), "ok")
         changed = self._effect(instance, verb, loaded.now)
@@ -372,6 +380,16 @@ class InstanceHandler:
                 store.update(conn, instance.id, generation=instance.generation + 1)
 
         return self._go_on(ticket, change)
+
+    def _take_back(self, ticket: Ticket, instance: Instance, step: Step) -> Following:
+        """What its host may have been told of its card is undone under a newer number."""
+
+        def change(conn: sa.Connection) -> None:
+            store.log_step(conn, instance.id, instance.revision, step)
+            outcomes.take_back(conn, instance, step.message or "")
+
+        end_pass(self._db, ticket, change, delay=0.0)
+        return None
 
     def _effect(self, instance: Instance, verb: str, now: float) -> Mapping[str, Any]:
         """What a verb that has succeeded changes in the row."""

@@ -40,6 +40,10 @@ class Unsupported(HostRefused):
     """This hypervisor has no such capability."""
 
 
+class AtNextStart(HostRefused):
+    """It is stored, but the guest goes on without it: it has effect from its next start on."""
+
+
 class AgentFailed(HostRefused):
     """The guest's agent is not there, did not answer in time, or answered with a failure."""
 
@@ -172,6 +176,7 @@ class DomainSpec:
     of this image, the own one beside it; with `rescue_on`, a device and a bus, it comes after the
     others, which keep their names. `most`: the vcpus and the memory in MiB that it may come to
     while it runs, each at least what it has; where the host has no "grow", it counts for nothing.
+    `mac` is that of its one network card, "" where it has none.
     """
 
     uuid: str
@@ -495,6 +500,19 @@ class Grows(Protocol):
         is of that generation once it has all of it; until then, all may be done again. Takes
         nothing away. Errors: `HostRefused` where it does not run, is of a newer generation,
         has no such room, or the host cannot give it; a part may have been given then."""
+
+
+@runtime_checkable
+class Plugs(Protocol):
+    """A hypervisor that can give a running guest its network card, or have it taken ("plug")."""
+
+    def plug(self, spec: DomainSpec) -> None:
+        """Give the running or paused guest the card of `spec`, or have it let go of the one it has
+        where `spec` has none, and store that definition. It is of that generation once that is
+        done; until then, all may be done again. Errors: `HostRefused` where it does not run, is of
+        a newer generation, has not let go of the card that it had before, or the host cannot give
+        it: nothing is stored then. `AtNextStart` where the guest does not let go: all else is done,
+        and nothing goes through that card any more."""
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ from treadle.errors import InvalidInput
 from treadle.hypervisor.base import (
     NOT_BY_HOST,
     AgentFailed,
+    AtNextStart,
     ConsoleKind,
     ConsoleLine,
     DiskStats,
@@ -83,7 +84,7 @@ class FakeHypervisor:
             capabilities=frozenset({
                 "pause", "suspend", "graceful_stop", "console", "images", "network",
                 "serial_console", "vnc_console", "agent", "diagnostics", "snapshot",
-                "transfer", "grow",
+                "transfer", "grow", "plug",
             }),
             booted_at=BOOTED_AT,
             storage_token=host.storage.token(host) if host.prepared else "",
@@ -165,11 +166,12 @@ class FakeHypervisor:
     def diagnostics(self, uuid: str) -> GuestStats:
         def act() -> GuestStats:
             guest = self._guest(uuid)
-            spec, live = guest.spec, uuid in self.host.running()
-            vcpus, memory_mib = guest.live if live else (0, spec.memory_mib)
+            live = uuid in self.host.running()
+            vcpus, memory_mib = guest.live if live else (0, guest.spec.memory_mib)
+            cards = (NicStats(guest.card),) if live and guest.card else ()
             return GuestStats(
                 guest.power, memory_mib, memory_mib // 2 if live else None, (0,) * vcpus,
-                (NicStats(spec.mac),) if live else (), (DiskStats("vda"),) if live else (),
+                cards, (DiskStats("vda"),) if live else (),
             )
 
         return self._call("diagnostics", uuid, act)
@@ -211,7 +213,7 @@ class FakeHypervisor:
             return Domain(uuid, Power.REMNANT)
         live = guest.power in (Power.RUNNING, Power.PAUSED, Power.SAVED)
         addresses: tuple[str, ...] = ()
-        if guest.power is Power.RUNNING:
+        if guest.power is Power.RUNNING and guest.card and not guest.cut:
             network = ip_network(self.host.subnet)
             low = 2 + int(hashlib.sha256(uuid.encode()).hexdigest(), 16) % (
                 max(1, network.num_addresses - 4))
@@ -306,6 +308,10 @@ class FakeHypervisor:
             guest.defined, guest.running_generation = True, spec.generation
 
         self._changing("grow", spec.uuid, act)
+
+    def plug(self, spec: DomainSpec) -> None:
+        if not self._changing("plug", spec.uuid, lambda: self._guest(spec.uuid).plug(spec)):
+            raise AtNextStart("its guest does not let go of its interface")
 
     def machine(self, uuid: str) -> str:
         return self._call("machine", uuid, lambda: self._guest(uuid).machine)

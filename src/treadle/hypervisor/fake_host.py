@@ -14,6 +14,7 @@ from treadle.hypervisor.base import (
     NOT_BY_HOST,
     DomainSpec,
     EventKind,
+    HostRefused,
     Power,
     StopCause,
     Watcher,
@@ -76,6 +77,10 @@ class Guest:
     room: tuple[int, int] | None = None
     """What that can come to."""
     machine: str = ""
+    card: str = ""
+    """The MAC address of the network card of what runs."""
+    cut: bool = False
+    """It was to let go of that and has not: it was paused."""
 
     @property
     def disks(self) -> Mapping[int, str]:
@@ -92,12 +97,29 @@ class Guest:
             self.running_generation = self.spec.generation
             self.live = self.spec.vcpus, self.spec.memory_mib
             self.room = self.spec.most
+            self.card, self.cut = self.spec.mac, False
             self.console = (
                 "firmware\r\nboot loader\r\nkernel\r\n"
                 f"TREADLE-GUEST-UP hostname={self.spec.seed.hostname}\r\n".encode()
             )
         self.power, self.cause = Power.RUNNING, StopCause.NONE
         self.autostart = NOT_BY_HOST not in self.spec.metadata
+
+    def plug(self, spec: DomainSpec) -> bool:
+        """Have the card of `spec`, or none; whether it is so at once. Errors: `HostRefused`."""
+        if self.power not in (Power.RUNNING, Power.PAUSED):
+            raise HostRefused("it does not run")
+        if self.running_generation > spec.generation:
+            raise HostRefused("it was started anew since")
+        if self.running_generation == spec.generation:
+            return True
+        if spec.mac and self.cut:
+            raise HostRefused("its guest has not let go of the interface that it had before")
+        self.cut = not spec.mac and bool(self.card) and self.power is Power.PAUSED
+        self.card = self.card if self.cut else spec.mac
+        self.spec, self.changed = spec, ()
+        self.defined, self.running_generation = True, spec.generation
+        return not self.cut
 
 
 @dataclass

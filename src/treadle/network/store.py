@@ -29,6 +29,9 @@ STATUS = {
     "error": PortStatus.ERROR,
 }
 
+ATTACHING = "attaching_interface"
+"""An instance's task while it is given its card."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:
@@ -123,15 +126,18 @@ def count_ports(conn: sa.Connection, project_id: str) -> int:
 _LIVE = sa.and_(instance.c.state != "deleted", instance.c.networked)
 _PORTS = sa.select(
     instance.c.id, instance.c.uuid, instance.c.project_id, instance.c.mac, instance.c.address,
-    instance.c.state, instance.c.created_at, instance.c.updated_at, instance.c.version,
-    host.c.name.label("host_name"),
+    instance.c.state, instance.c.task, instance.c.created_at, instance.c.updated_at,
+    instance.c.version, host.c.name.label("host_name"),
 ).select_from(instance.outerjoin(host, host.c.id == instance.c.host_id)).where(_LIVE)
 
 
 def _port(scene: Scene, row: Any) -> Port:
+    status = STATUS.get(row.state, PortStatus.DOWN)
+    if row.task == ATTACHING:
+        status = PortStatus.BUILD
     return Port(
         row.id, port_id(row.uuid), scene.network.id,
         None if scene.subnet is None else scene.subnet.id, row.project_id, row.uuid, row.mac,
-        row.address, STATUS.get(row.state, PortStatus.DOWN), row.host_name, row.created_at,
+        row.address, status, row.host_name, row.created_at,
         row.updated_at or row.created_at, row.version,
     )

@@ -46,6 +46,7 @@ def of_kind(
     "images": guests boot from disk images; "root_filesystems": containers from raw file systems.
     "transfer": disks can be sent to another host. "forward": a guest's SSH is a port of the host.
     "nwfilter": guests cannot speak for others. "grow": guests can be given more while they run.
+    "plug": and a network card, or have it taken.
     `screen`: guests' screens can be reached over the connection's way.
     """
     found = set(BY_KIND.get(kind, frozenset()))
@@ -57,6 +58,8 @@ def of_kind(
         found.add("nwfilter")
     if kind == "QEMU" and arch in growth.ARCHES:
         found.add("grow")
+    if kind == "QEMU":
+        found.add("plug")
     return frozenset(found)
 
 

@@ -39,7 +39,8 @@ class Deadlines:
 
     `look`: observing. `change`: defining, starting, stopping. `per_gib`: what is added for each
     GiB of memory that is written or read. `copy_mib_s`: the slowest speed at which an image may
-    be copied, in MiB/s. `agent`: what a guest's agent is asked.
+    be copied, in MiB/s. `agent`: what a guest's agent is asked. `let_go`: how long a guest is
+    waited for that was asked to let go of a device.
     """
 
     connect: float = 10.0
@@ -48,6 +49,7 @@ class Deadlines:
     per_gib: float = 20.0
     copy_mib_s: float = 2.0
     agent: float = 15.0
+    let_go: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)

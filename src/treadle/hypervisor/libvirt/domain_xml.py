@@ -321,7 +321,9 @@ def _seed_disk(devices: ET.Element, spec: DomainSpec, place: Place) -> None:
 
 
 def add_nic(devices: ET.Element, spec: DomainSpec, place: Place) -> None:
-    """The network card."""
+    """The network card, where it has one."""
+    if not spec.mac:
+        return
     if place.bridge:
         kind, source = "bridge", {"bridge": place.bridge}
     elif place.network:

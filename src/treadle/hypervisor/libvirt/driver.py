@@ -19,6 +19,7 @@ import libvirt
 from treadle.hypervisor.base import (
     NOT_BY_HOST,
     AgentFailed,
+    AtNextStart,
     ConsoleKind,
     ConsoleLine,
     Domain,
@@ -39,6 +40,7 @@ from treadle.hypervisor.base import (
 )
 from treadle.hypervisor.libvirt import (
     capabilities,
+    cards,
     consoles,
     containers,
     copies,
@@ -530,6 +532,35 @@ class LibvirtDriver:
         self.define(spec)
         self._change("grow", uuid, tell)
 
+    def plug(self, spec: DomainSpec) -> None:
+        """What runs gets it or lets it go first, then that is stored; the mark comes last."""
+        uuid = canonical_uuid(spec.uuid)
+        limits = self._options.deadlines
+        stays: list[bool] = []
+
+        def change(it: domains.Subject) -> None:
+            cards.ready(it, spec)
+            if not spec.mac:
+                stays.append(not cards.take(it, limits.let_go))
+                return
+            place = definitions.place_of(
+                it.link, it.attempt, self._setup, filtered=self._filtered
+            )
+            cards.give(it, spec, place)
+
+        def tell(it: domains.Subject) -> None:
+            cards.ready(it, spec)
+            cards.tell(it, spec)
+
+        self._change("plug", uuid, change, more=limits.let_go)
+        self.define(spec)
+        self._change("plug", uuid, tell)
+        if any(stays):
+            raise AtNextStart(
+                "its guest does not let go of its interface, through which nothing goes any more: "
+                "it is without it from its next start on"
+            )
+
     def autostart(self, uuid: str, on: bool) -> None:
         """Errors: `HostRefused` where there is no such domain, or its definition is gone."""
 
@@ -548,7 +579,8 @@ class LibvirtDriver:
             if not running:
                 domains.create(it, self._setup.pool, self._options.deadlines.per_gib)
                 domains.set_autostart(it.attempt, it.domain, NOT_BY_HOST not in it.mark.values)
-            if it.link.session and it.link.kind == "QEMU" and not (running and it.mark.forward):
+            led = (running and it.mark.forward) or not it.mark.mac
+            if it.link.session and it.link.kind == "QEMU" and not led:
                 domains.forward(it)
 
         self._change("start", uuid, act)
@@ -660,6 +692,7 @@ class LibvirtDriver:
         uuid: str,
         body: Callable[[domains.Subject], None],
         absent_is_success: bool = False,
+        more: float = 0.0,
     ) -> None:
         uuid = canonical_uuid(uuid)
 
@@ -674,7 +707,7 @@ class LibvirtDriver:
                 raise HostRefused("this domain is not Treadle's")
             body(domains.Subject(link, attempt, domain, mark))
 
-        self._run(verb, self._options.deadlines.change, act)
+        self._run(verb, self._options.deadlines.change + more, act)
 
     def _has_image(self, sha256: str) -> Callable[[Link, Attempt], bool]:
         def act(link: Link, attempt: Attempt) -> bool:

@@ -6,17 +6,22 @@ import sqlalchemy as sa
 
 from treadle.api.openstack.compute.common import UUID_TEXT, Body, closed, inside
 from treadle.api.openstack.compute.server_schemas import TAG
-from treadle.api.openstack.compute.servers import asker, find, find_row
+from treadle.api.openstack.compute.servers import asker, find
 from treadle.api.openstack.wire import Ask, Call, Schema
-from treadle.compute.actions import unlocked
+from treadle.compute import interfaces
 from treadle.compute.listing import Key
-from treadle.compute.model import Instance, vm_state
-from treadle.errors import Conflict, InvalidInput, InvalidState, NotFound
+from treadle.compute.model import Instance, is_settled
+from treadle.errors import Conflict, InvalidInput, NotFound
 from treadle.network import store
 from treadle.network.model import Port
 
-CHANGEABLE = frozenset({"active", "paused", "stopped"})
-"""The states of `model.vm_state` in which interfaces could come and go."""
+UNCHOSEN = {
+    "fixed_ips": "Addresses are given by the hosts, and cannot be chosen",
+    "tag": "Interfaces have no tags here",
+}
+"""What may not be said of an interface, and why."""
+PATIENCE_S = 40.0
+"""How long an answer waits for what it tells of: a little longer than a guest is waited for."""
 TAGGED = 70
 """The minor microversion from which interfaces have tags."""
 
@@ -62,22 +67,8 @@ async def _one(ask: Ask) -> Port:
                    f"{ask.path['server_id'][:64]}")
 
 
-def _changeable(conn: sa.Connection, ask: Ask, name: str) -> Instance:
-    """The server, whose interfaces could be changed now. Errors: `NotFound`, `Locked`,
-    `InvalidState`."""
-    instance = find_row(conn, ask).instance
-    unlocked(instance, name, asker(ask))
-    state = vm_state(instance)
-    if state not in CHANGEABLE:
-        raise InvalidState(
-            f"Cannot '{name}' instance {instance.uuid} while it is in vm_state {state}",
-            name, "vm_state", state,
-        )
-    return instance
-
-
-async def attach(ask: Ask) -> None:
-    """What is named is looked up; there is nothing else to be attached to."""
+async def attach(ask: Ask) -> Body:
+    """Give a server without an interface its one, and answer when it has it, as Nova does."""
     wanted = ask.body["interfaceAttachment"]
     net, port = wanted.get("net_id"), wanted.get("port_id")
     if net and port:
@@ -86,32 +77,42 @@ async def attach(ask: Ask) -> None:
         raise InvalidInput("fixed_ips", wanted["fixed_ips"],
                            "Must input network_id when request IP address")
 
-    def work(conn: sa.Connection) -> None:
-        instance = _changeable(conn, ask, "attach_interface")
+    def work(conn: sa.Connection) -> Instance:
+        key = find(conn, ask)
         if net and net.lower() != store.default_network_id(conn):
             raise NotFound(f"Network {net} could not be found.")
         found = None if port is None else store.get_port(conn, _scene(conn, ask), port.lower())
-        if port and (found is None or found.project_id != instance.project_id):
+        if port and (found is None or found.project_id != key.project_id):
             raise NotFound(f"Port id {port} could not be found.")
         if port:
             raise InvalidInput("port_id", port, f"Port {port} is still in use.")
-        raise InvalidInput(
-            "interfaceAttachment", wanted,
-            f"Attaching interfaces is not supported for instance {instance.uuid}: this cloud has "
-            "one network, to which servers are attached when they are made",
-        )
+        instance = interfaces.attach(conn, key.id, request_id=ask.request_id, by=asker(ask))
+        for name, why in UNCHOSEN.items():
+            if wanted.get(name):
+                raise InvalidInput(name, wanted[name], why)
+        return instance
 
-    await ask.read(work)
+    asked = await ask.write(work)
+    seen = await ask.context.settled(asked.uuid, is_settled, PATIENCE_S, just_asked=True)
+    ports = await ask.read(lambda conn: _ports(conn, ask))
+    if not ports or (seen is not None and not seen.mac):
+        raise Conflict(
+            f"Failed to attach an interface to instance {asked.uuid}: see its actions"
+        )
+    return {"interfaceAttachment": _shown(ask, ports[0])}
 
 
 async def detach(ask: Ask) -> None:
-    """An interface stays as long as its server."""
+    """Take a server's interface; where it runs, answer when its guest has let go of it, or does
+    not."""
     port = await _one(ask)
-    await ask.read(lambda conn: _changeable(conn, ask, "detach_interface"))
-    raise Conflict(
-        f"Detaching interfaces is not supported for instance {port.device_id}: port {port.id} "
-        "stays as long as its server, since this cloud has one network"
-    )
+
+    def work(conn: sa.Connection) -> Instance:
+        key = find(conn, ask)
+        return interfaces.detach(conn, key.id, request_id=ask.request_id, by=asker(ask))
+
+    await ask.write(work)
+    await ask.context.settled(port.device_id, is_settled, PATIENCE_S, just_asked=True)
 
 
 async def topology(ask: Ask) -> Body:
