@@ -15,7 +15,7 @@ from tests.lab.conftest import Cloud, all_up
 from tests.waiting import wait_for
 from treadle.cli.files import ImageEntry
 from treadle.cli.serve import Inventory
-from treadle.compute import actions, creating, store
+from treadle.compute import actions, creating, interfaces, store
 from treadle.compute.actions import Rebuild
 from treadle.compute.creating import Wish
 from treadle.compute.model import MOST_KEYS, Instance, task_state, vm_state
@@ -50,6 +50,22 @@ while :; do
   read -r _ kb _ < /proc/meminfo
   echo "BOOT=$boot CPUS=$cpus KB=$kb"
   sleep 1
+done
+"""
+TELLS_CARDS = """#!/bin/sh
+exec > /dev/ttyS0
+read -r boot < /proc/sys/kernel/random/boot_id
+while :; do
+  card=none
+  for one in /sys/class/net/eth*/address; do
+    [ -e "$one" ] && read -r card < "$one"
+  done
+  if [ $card != none ] && ! ip addr show eth0 | grep -q "inet "; then
+    ip link set eth0 up
+    udhcpc -i eth0 -s /etc/dhcp -n -q -t 5 -T 1 >/dev/null 2>&1
+  fi
+  echo "BOOT=$boot CARD=$card END"
+  sleep 0.5
 done
 """
 PATIENT: Any = {"request_id": "req-lab", "deadline_s": 30.0}
@@ -241,6 +257,59 @@ def test_it_is_given_more_while_it_runs_and_takes_it_along(cloud: Cloud) -> None
     reaches(cloud, vmid, "active")
     wait_for(lambda: told(cloud, vmid, 2).boot != small.boot, 90, "it to have started anew")
     assert memory_mib(cloud, vmid) == 256
+
+
+def test_its_card_is_taken_and_given_while_it_runs(cloud: Cloud) -> None:
+    [made] = ask(cloud, lambda conn: creating.create(
+        conn, Wish("plugged", 1, None, user_data=TELLS_CARDS), request_id="req-lab",
+        build_deadline_s=120.0,
+    ))
+    vmid = made.id
+    mac = reaches(cloud, vmid, "active").mac
+
+    def cards() -> tuple[bytes, bytes] | None:
+        """The boot and the card that it told last."""
+        lines = re.findall(rb"BOOT=([0-9a-f-]{36}) CARD=(\S+) END", cloud.console(vmid))
+        return lines[-1] if lines else None
+
+    def tells(card: str) -> bytes:
+        """Wait until it has that card; its boot."""
+        wait_for(lambda: (cards() or (b"", b""))[1] == card.encode(), 90, f"the card {card}")
+        return (cards() or (b"", b""))[0]
+
+    def steps() -> list[tuple[str, str]]:
+        log = cloud.admin(f"/instances/{vmid}")["actions"][-1]
+        return [(one["name"], one["outcome"]) for one in log["steps"]]
+
+    boot = tells(mac)
+    address = wait_for(lambda: the(cloud, vmid).address, 30, "its address")
+    ask(cloud, lambda conn: interfaces.detach(conn, vmid, request_id="req-lab"))
+    one = reaches(cloud, vmid, "active")
+    assert steps() == [("plug", "ok")]
+    assert one.address is None
+    assert tells("none") == boot
+    ask(cloud, lambda conn: interfaces.attach(conn, vmid, request_id="req-lab"))
+    reaches(cloud, vmid, "active")
+    assert steps() == [("plug", "ok")]
+    assert tells(mac) == boot
+    assert wait_for(lambda: the(cloud, vmid).address, 30, "its address") == address
+
+    # It goes to another host with it, and can be without it there.
+    first = the(cloud, vmid).host_id
+    ask(cloud, lambda conn: moving.live_migrate(
+        conn, vmid, None, request_id="req-lab", deadline_s=120.0
+    ))
+    one = reaches(cloud, vmid, "active", 120)
+    assert one.host_id != first
+    assert tells(mac) == boot
+    ask(cloud, lambda conn: interfaces.detach(conn, vmid, request_id="req-lab"))
+    one = reaches(cloud, vmid, "active")
+    assert tells("none") == boot
+    seen = cloud.treadle.fleet.driver(
+        one.host_id or 0, cloud.admin(f"/hosts/{one.host_id}")["uri"]
+    ).observe(one.uuid)
+    assert seen is not None
+    assert (seen.changed, seen.generation, seen.addresses) == ((), one.generation, ())
 
 
 def test_an_image_of_it_boots_and_the_shelf_keeps_it(cloud: Cloud) -> None:

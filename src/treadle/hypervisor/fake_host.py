@@ -114,7 +114,9 @@ class Guest:
         if self.running_generation == spec.generation:
             return True
         if spec.mac and self.cut:
-            raise HostRefused("its guest has not let go of the interface that it had before")
+            raise HostRefused(
+                "its guest has not let go of the interface that it had before: start it anew first"
+            )
         self.cut = not spec.mac and bool(self.card) and self.power is Power.PAUSED
         self.card = self.card if self.cut else spec.mac
         self.spec, self.changed = spec, ()

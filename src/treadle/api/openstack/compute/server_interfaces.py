@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from treadle.api.openstack.compute.action_base import in_words
 from treadle.api.openstack.compute.common import UUID_TEXT, Body, closed, inside
 from treadle.api.openstack.compute.server_schemas import TAG
 from treadle.api.openstack.compute.servers import asker, find
@@ -86,7 +87,8 @@ async def attach(ask: Ask) -> Body:
             raise NotFound(f"Port id {port} could not be found.")
         if port:
             raise InvalidInput("port_id", port, f"Port {port} is still in use.")
-        instance = interfaces.attach(conn, key.id, request_id=ask.request_id, by=asker(ask))
+        with in_words(key.uuid, "attach_interface"):
+            instance = interfaces.attach(conn, key.id, request_id=ask.request_id, by=asker(ask))
         for name, why in UNCHOSEN.items():
             if wanted.get(name):
                 raise InvalidInput(name, wanted[name], why)
@@ -109,7 +111,8 @@ async def detach(ask: Ask) -> None:
 
     def work(conn: sa.Connection) -> Instance:
         key = find(conn, ask)
-        return interfaces.detach(conn, key.id, request_id=ask.request_id, by=asker(ask))
+        with in_words(key.uuid, "detach_interface"):
+            return interfaces.detach(conn, key.id, request_id=ask.request_id, by=asker(ask))
 
     await ask.write(work)
     await ask.context.settled(port.device_id, is_settled, PATIENCE_S, just_asked=True)
