@@ -384,6 +384,7 @@ SCENARIOS = [
     Scenario("attach to a paused one", cardless("pause"), act("attach"), ends(P, **LOST)),
     Scenario("detach", running, act("detach"), ends(R, guest_stops=(S,))),
     Scenario("detach from a paused one", told("pause"), act("detach"), ends(P, **LOST)),
+    Scenario("enlarge", running, act("enlarge"), ends(R, **CUT_SHORT, guest_stops=(S,))),
     Scenario("confirm a resize in time", overdue("resize"), look, ends(R, guest_stops=(S,))),
     Scenario("revert a resize", told("resize"), act("revert"),
              ends(R, **CUT_SHORT, **TOLD_LATE)),

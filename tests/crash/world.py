@@ -412,7 +412,8 @@ class World:
         store.put_flavor(conn, store.Flavor(2, 2, 512, 2))
         most = dict(zip(MOST_KEYS, ("4", "1024"), strict=True))
         store.put_flavor(conn, store.Flavor(3, 1, 256, 1, extra_specs=most))
-        store.put_flavor(conn, store.Flavor(4, 2, 512, 1, extra_specs=most))
+        store.put_flavor(conn, store.Flavor(4, 2, 512, 2, extra_specs=most))
+        store.put_flavor(conn, store.Flavor(5, 1, 256, 2))
 
     @property
     def sha256(self) -> str:
@@ -569,6 +570,7 @@ class World:
             "grow": lambda conn: actions.resize(conn, id, 4, **patient),
             "attach": lambda conn: interfaces.attach(conn, id, request_id="req"),
             "detach": lambda conn: interfaces.detach(conn, id, request_id="req"),
+            "enlarge": lambda conn: actions.resize(conn, id, 5, **patient),
             "confirm": lambda conn: actions.confirm_resize(conn, id, request_id="req"),
             "revert": lambda conn: actions.revert_resize(conn, id, **patient),
             "image": lambda conn: actions.create_image(conn, id, "snap", request_id="req"),
@@ -862,8 +864,10 @@ def _of_instance(
         yield f"{name}: its host shows {guest.power}"
     elif guest.power is Power.RUNNING and guest.running_generation != row.generation:
         yield f"{name}: generation {guest.running_generation} runs, not {row.generation}"
-    elif guest.power is Power.RUNNING and guest.live != (row.vcpus, row.memory_mib):
-        yield f"{name}: what runs has {guest.live}, not {(row.vcpus, row.memory_mib)}"
+    elif guest.power is Power.RUNNING and guest.live != (row.vcpus, row.memory_mib, row.disk_gib):
+        yield f"{name}: what runs has {guest.live}, not what {row} says"
+    elif guest.power is Power.RUNNING and guest.on != row.disks[0]:
+        yield f"{name}: what runs is on volume {guest.on}, not on {row.disks[0]}"
     elif guest.power in (Power.RUNNING, Power.PAUSED) and (row.mac if guest.cut else
                                                            guest.card != row.mac):
         yield f"{name}: what runs has the card {guest.card!r}, not {row.mac!r}"

@@ -257,7 +257,8 @@ def test_what_it_can_come_to_is_its_flavors_word_and_only_more_is_growth(
     assert one.most is None
     grown = ask(database, one.id, "resize", 5, **PATIENT)
     assert grown.most == most
-    assert changes.grown(grown) is (disk == one.disk_gib)
+    assert ("disk_gib" in changes.grown(grown)) is (disk > one.disk_gib)
+    assert changes.grown(grown) >= {"vcpus", "memory_mib"}
     database.write(lambda conn: store.update(
         conn, one.id, task=None, settled_mode=Mode.RESIZED, settled_generation=2
     ))

@@ -16,7 +16,7 @@ from treadle.compute.model import MOST_KEYS, Goal, Instance, Mode, Phase, State
 from treadle.compute.reconciler import spec_of
 from treadle.compute.store import Loaded, compact
 from treadle.hypervisor.base import Domain, HostRefused, ImageSpec, Power
-from treadle.hypervisor.libvirt import growth, shape
+from treadle.hypervisor.libvirt import enlargement, growth, shape
 from treadle.hypervisor.libvirt.domain_xml import NAMESPACE, Mark, domain_xml, read_mark
 
 MARK = f"{{{NAMESPACE}}}instance"
@@ -69,6 +69,7 @@ def test_somebody_elses_change_of_the_room_shows(tag: str, part: str) -> None:
 
 def test_the_mark_keeps_it_and_takes_nothing_else() -> None:
     assert read_mark(Mark(3, most=(4, 1024)).text()).most == (4, 1024)
+    assert read_mark(Mark(3, disk=2).text()).disk == 2
     for text in ("", "4", "4:", ":1", "4:x", "-4:1", "4:1:1", "4:1 ", "\u0664:1", "9" * 12 + ":1"):
         assert growth.read(text) is None
 
@@ -114,6 +115,35 @@ def test_what_the_guest_could_not_use_is_refused(root: ET.Element, wanted: int) 
     assert growth.module(running(64 * GIB), 66 * GIB)
 
 
+# -- a larger disk
+
+LARGER = spec(disks=(7, 1), disk_gib=2)
+UUID = LARGER.uuid
+
+
+def test_the_volume_is_told_by_the_path_of_what_the_guest_runs_on() -> None:
+    text = defined(None)
+    assert enlargement.is_due(text, LARGER)
+    root = ET.fromstring(enlargement.snapshot_xml(text, PLACE.pool_path, LARGER))
+    schema = etree.RelaxNG(etree.parse(str(SCHEMAS / "domainsnapshot.rng")))
+    whole = etree.fromstring(ET.tostring(root))
+    assert schema.validate(whole), schema.error_log
+    assert {disk.get("name"): disk.get("snapshot") for disk in root.iter("disk")} == {
+        f"{PLACE.pool_path}/{UUID}.qcow2": "external", "vdb": "no",
+    }
+    assert [one.get("file") for one in root.iter("source")] == [
+        f"{PLACE.pool_path}/{UUID}.7.qcow2"
+    ]
+
+
+def test_a_guest_is_moved_once_and_only_from_what_lies_under() -> None:
+    there = domain_xml(LARGER, PLACE, Mark(7))
+    assert not enlargement.is_due(there, LARGER)
+    for disks in ((9, 1), (1,), (9, 8, 7)):
+        with pytest.raises(HostRefused):
+            enlargement.is_due(there, replace(LARGER, disks=disks))
+
+
 # -- when it is asked for
 
 BEFORE = compact({"vcpus": 1, "memory_mib": 256, "disk_gib": 1, "disks": "1", "flavor_id": 1,
@@ -135,6 +165,12 @@ def test_what_only_is_to_have_more_is_given_it() -> None:
     for sizes in ((2, 256), (1, 512), (4, 1024)):
         row = replace(ROW, vcpus=sizes[0], memory_mib=sizes[1])
         assert lifecycle.plan(row, SEEN, Context()) == Call("grow")
+    one = replace(ROW, disks=(2, 1), disk_gib=2)
+    assert lifecycle.plan(one, replace(SEEN, disk_grows=True), Context()) == Call("grow")
+    alone = replace(one, vcpus=1, memory_mib=256)
+    assert lifecycle.plan(
+        alone, replace(SEEN, disk_grows=True, room=None), Context()
+    ) == Call("grow"), "a disk needs no room"
     done = replace(SEEN, generation=5)
     assert lifecycle.plan(ROW, done, Context()) == lifecycle.Settle(State.RUNNING)
 
@@ -142,12 +178,15 @@ def test_what_only_is_to_have_more_is_given_it() -> None:
 @pytest.mark.parametrize(("row", "seen"), [
     (replace(ROW, vcpus=5), SEEN), (replace(ROW, memory_mib=1025), SEEN),
     (ROW, replace(SEEN, room=None)), (ROW, replace(SEEN, generation=3)),
-    (replace(ROW, disks=(2, 1), disk_gib=2), SEEN), (replace(ROW, vcpus=1, memory_mib=256), SEEN),
+    (replace(ROW, disks=(2, 1), disk_gib=2), SEEN),
+    (replace(ROW, disks=(2, 1), disk_gib=2), replace(SEEN, disk_grows=True, room=None)),
+    (replace(ROW, disks=(2,), disk_gib=2), replace(SEEN, disk_grows=True)),
+    (replace(ROW, vcpus=1, memory_mib=256), SEEN),
     (replace(ROW, memory_mib=128), SEEN), (replace(ROW, generation=6), SEEN),
     (replace(ROW, mode=Mode.NORMAL, before=""), SEEN),
     (replace(ROW, mode=Mode.NORMAL, settled_mode=Mode.RESIZED), SEEN),
-], ids=["vcpus", "memory", "no room", "older", "disk", "the same", "less", "refused", "reboot",
-        "revert"])
+], ids=["vcpus", "memory", "no room", "older", "disk", "disk without room", "another disk",
+        "the same", "less", "refused", "reboot", "revert"])
 def test_all_else_starts_anew(row: Instance, seen: Domain) -> None:
     assert lifecycle.plan(row, seen, Context()) == ANEW
     assert lifecycle.plan(row, seen, Context(late=True)) == Call("power_off")
@@ -175,7 +214,28 @@ def test_growing_is_seen_from_what_a_resize_makes_of_a_row() -> None:
             disks=tuple(map(int, made["disks"].split(","))), generation=made["generation"],
             before=BEFORE,
         )
-        assert changes.grown(row) is ((vcpus, memory_mib) != (1, 256) and disk_gib == 1)
+        assert changes.grown(row) == {
+            name for name, least in (("vcpus", 1), ("memory_mib", 256), ("disk_gib", 1))
+            if getattr(row, name) > least
+        }
+        assert not changes.grown(replace(row, disks=(7, *row.disks)))
+
+
+def test_what_was_written_to_a_larger_disk_outlives_the_wish_for_it() -> None:
+    row = replace(ROW, disks=(2, 1), disk_gib=2)
+    whole = changes.undone(row)
+    assert (whole["disks"], whole["disk_gib"], whole["vcpus"]) == ("1", 1, 1)
+    assert changes.undone(row, 1) == whole, "it is on the old one"
+    kept = changes.undone(row, 2)
+    assert (kept["disks"], kept["disk_gib"], kept["vcpus"]) == ("2,1", 2, 1)
+    # What it was moved onto before is part of what was.
+    later = replace(
+        row, disks=(5, 2, 1), before=BEFORE.replace('"disks":"1"', '"disks":"2,1"')
+    )
+    assert changes.undone(later, 2)["disks"] == "2,1"
+    assert changes.undone(replace(ROW, mode=Mode.NORMAL, before=""), 1) == {
+        "mode": Mode.NORMAL, "before": "",
+    }
 
 
 def test_a_spec_says_what_the_flavor_says() -> None:

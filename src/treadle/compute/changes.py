@@ -23,9 +23,12 @@ CARD_COLUMNS = ("networked", "mac", "address")
 ON_A_HOST = frozenset({Goal.RUNNING, Goal.STOPPED, Goal.PAUSED, Goal.SUSPENDED})
 
 
-def undone(instance: Instance) -> Columns:
-    """The wish comes to nothing: the columns that it replaced, as they were."""
+def undone(instance: Instance, on: int = 0) -> Columns:
+    """The wish comes to nothing: the columns that it replaced, as they were. `on`: the volume that
+    what runs was moved onto. One that the wish has brought stays, with what was written to it."""
     found: Columns = json.loads(instance.before) if instance.before else {}
+    if on in instance.disks and str(on) not in found.get("disks", str(on)).split(","):
+        found |= {"disks": ",".join(map(str, instance.disks)), "disk_gib": instance.disk_gib}
     return {"mode": instance.settled_mode, "before": "", **found}
 
 
@@ -116,18 +119,24 @@ def resized(instance: Instance, size: Columns) -> Columns:
     }
 
 
-def grown(instance: Instance) -> bool:
-    """Whether nothing has been wished of it, since it was last settled, but more vcpus or memory:
-    what still runs can be given them."""
+def grown(instance: Instance) -> frozenset[str]:
+    """What of it is to be more, of "vcpus", "memory_mib" and "disk_gib", where nothing else has
+    been wished since it was last settled: what still runs can be given that. Empty of all else."""
     if not (
         instance.mode is Mode.RESIZED and instance.settled_mode is Mode.NORMAL
         and instance.before and instance.generation == instance.settled_generation + 1
     ):
-        return False
+        return frozenset()
     before = json.loads(instance.before)
-    then, now = (before["vcpus"], before["memory_mib"]), (instance.vcpus, instance.memory_mib)
-    same_disk = before["disks"] == ",".join(map(str, instance.disks))
-    return same_disk and now != then and then[0] <= now[0] and then[1] <= now[1]
+    now = dict(zip(SIZES, (instance.vcpus, instance.memory_mib, instance.disk_gib), strict=True))
+    under = instance.disks[1:] if now["disk_gib"] > before["disk_gib"] else instance.disks
+    if any(now[name] < before[name] for name in SIZES) or under != _numbers(before["disks"]):
+        return frozenset()
+    return frozenset(name for name in SIZES if now[name] > before[name])
+
+
+def _numbers(disks: str) -> tuple[int, ...]:
+    return tuple(map(int, disks.split(",")))
 
 
 def attached(instance: Instance, mac: str) -> Columns:

@@ -320,10 +320,16 @@ def needs_image(instance: Instance) -> bool:
 def grows(instance: Instance, seen: Domain) -> bool:
     """Whether what runs can be given all that is wanted of it besides. A host that refuses has the
     generation raised once more: then it cannot."""
-    return (
+    if not (
         seen.power is Power.RUNNING and instance.goal is Goal.RUNNING
-        and seen.generation == instance.settled_generation and changes.grown(instance)
-        and seen.room is not None
+        and seen.generation == instance.settled_generation
+    ):
+        return False
+    more = changes.grown(instance)
+    if not more or ("disk_gib" in more and not seen.disk_grows):
+        return False
+    return more == {"disk_gib"} or (
+        seen.room is not None
         and instance.vcpus <= seen.room[0] and instance.memory_mib <= seen.room[1]
     )
 

@@ -189,7 +189,7 @@ def adopt(
         generation, undo = instance.generation, False
     values: Columns = {"mode": instance.mode}
     if undo and not is_settled(instance):
-        values = changes.undone(instance)
+        values = changes.undone(instance, seen.disk if isinstance(seen, Domain) else 0)
     values["settled_mode"] = values["mode"]
     if values.get("snapshot_image_id", instance.snapshot_image_id) is None:
         values["task"] = None

@@ -48,6 +48,7 @@ from treadle.hypervisor.base import (
     AtNextStart,
     Domain,
     DomainSpec,
+    HostFull,
     HostUnreachable,
     Seed,
 )
@@ -338,7 +339,7 @@ class InstanceHandler:
                 call(driver, verb, instance.uuid)
         except TreadleError as error:
             step = Step(verb, instance.host_id, started, time.time(), "error", str(error))
-            if verb == "grow" and not isinstance(error, RetryLater):
+            if verb == "grow" and not isinstance(error, RetryLater | HostFull):
                 return self._start_anew(ticket, instance, step)
             if isinstance(error, AtNextStart):
                 return self._go_on(ticket, lambda conn: store.log_step(

@@ -82,7 +82,9 @@ class Domain:
     `observe_all` tells. `defined`: False where it runs and its definition is gone. `changed`: what
     somebody else has changed in its stored definition: "memory", "vcpus", "disks", "cards", ...
     `room`: the vcpus and the memory in MiB that it can come to while it runs; None where it can be
-    given no more.
+    given no more. `disk_grows`: whether its root disk can become larger while it runs. `disk`: the
+    number of the volume that it was moved onto for that, or is about to be; 0 where it is on the
+    one that it was started with.
     """
 
     uuid: str
@@ -95,6 +97,8 @@ class Domain:
     defined: bool = True
     changed: tuple[str, ...] = ()
     room: tuple[int, int] | None = None
+    disk_grows: bool = False
+    disk: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,13 +497,16 @@ class Transfers(Protocol):
 
 @runtime_checkable
 class Grows(Protocol):
-    """A hypervisor that can give a running guest more vcpus and memory ("grow")."""
+    """A hypervisor that can give a running guest more vcpus and memory ("grow"), or a larger root
+    disk ("grow_disk")."""
 
     def grow(self, spec: DomainSpec) -> None:
-        """Give the running guest the vcpus and the memory of `spec`, and store that definition. It
-        is of that generation once it has all of it; until then, all may be done again. Takes
-        nothing away. Errors: `HostRefused` where it does not run, is of a newer generation,
-        has no such room, or the host cannot give it; a part may have been given then."""
+        """Give the running guest the vcpus, the memory and the root disk of `spec`, and store that
+        definition. A disk grows onto the uppermost volume, which lies over the one that it runs on.
+        It is of that generation once it has all of it; until then, all may be done again. Takes
+        nothing away. Errors: `HostFull` where there is no room for the volume: nothing was done
+        then; `HostRefused` where it does not run, is of a newer generation, has no such room, or
+        the host cannot give it; a part may have been given then."""
 
 
 @runtime_checkable

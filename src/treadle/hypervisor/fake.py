@@ -84,7 +84,7 @@ class FakeHypervisor:
             capabilities=frozenset({
                 "pause", "suspend", "graceful_stop", "console", "images", "network",
                 "serial_console", "vnc_console", "agent", "diagnostics", "snapshot",
-                "transfer", "grow", "plug",
+                "transfer", "grow", "grow_disk", "plug",
             }),
             booted_at=BOOTED_AT,
             storage_token=host.storage.token(host) if host.prepared else "",
@@ -167,7 +167,7 @@ class FakeHypervisor:
         def act() -> GuestStats:
             guest = self._guest(uuid)
             live = uuid in self.host.running()
-            vcpus, memory_mib = guest.live if live else (0, guest.spec.memory_mib)
+            vcpus, memory_mib = guest.live[:2] if live else (0, guest.spec.memory_mib)
             cards = (NicStats(guest.card),) if live and guest.card else ()
             return GuestStats(
                 guest.power, memory_mib, memory_mib // 2 if live else None, (0,) * vcpus,
@@ -211,7 +211,8 @@ class FakeHypervisor:
             return None
         if not guest.defined and guest.power not in (Power.RUNNING, Power.PAUSED):
             return Domain(uuid, Power.REMNANT)
-        live = guest.power in (Power.RUNNING, Power.PAUSED, Power.SAVED)
+        runs = guest.power in (Power.RUNNING, Power.PAUSED)
+        live = runs or guest.power is Power.SAVED
         addresses: tuple[str, ...] = ()
         if guest.power is Power.RUNNING and guest.card and not guest.cut:
             network = ip_network(self.host.subnet)
@@ -224,7 +225,8 @@ class FakeHypervisor:
             cause=guest.cause if guest.power is Power.OFF else StopCause.NONE,
             addresses=addresses, autostart=guest.autostart, defined=guest.defined,
             changed=guest.changed if guest.defined else (),
-            room=guest.room if guest.power in (Power.RUNNING, Power.PAUSED) else None,
+            room=guest.room if runs else None, disk_grows=runs,
+            disk=guest.moved_to if runs else 0,
         )
 
     # -- images
@@ -294,18 +296,41 @@ class FakeHypervisor:
         self._call("define", spec.uuid, act)
 
     def grow(self, spec: DomainSpec) -> None:
-        def act() -> None:
+        """In two steps, between which a controller can die."""
+        def expect() -> Guest:
             guest = self._guest(spec.uuid)
             if guest.power is not Power.RUNNING:
                 raise HostRefused("it does not run")
             if guest.running_generation > spec.generation:
                 raise HostRefused("it was started anew since")
-            vcpus, memory_mib = guest.room or (0, 0)
-            if spec.vcpus > vcpus or spec.memory_mib > memory_mib:
+            return guest
+
+        def give() -> None:
+            guest = expect()
+            top, *under = spec.disks
+            vcpus, memory_mib, disk_gib = guest.live
+            if top != guest.on and guest.on not in under[:1]:
+                raise HostRefused(f"it runs on {guest.on}, which {top} does not lie over")
+            room = guest.room or (vcpus, memory_mib)
+            if spec.vcpus > room[0] or spec.memory_mib > room[1]:
                 raise HostRefused("it cannot be given that much")
-            guest.live = max(guest.live[0], spec.vcpus), max(guest.live[1], spec.memory_mib)
-            guest.spec, guest.changed = spec, ()
-            guest.defined, guest.running_generation = True, spec.generation
+            if top not in guest.disks:
+                guest.disks = {**guest.disks, top: guest.disks[guest.on]}
+            if top != guest.on:
+                guest.on = guest.moved_to = top
+            guest.live = (
+                max(vcpus, spec.vcpus), max(memory_mib, spec.memory_mib),
+                max(disk_gib, spec.disk_gib),
+            )
+            guest.spec, guest.changed, guest.defined = spec, (), True
+
+        def act() -> None:
+            give()
+            if self.host.trap is not None:
+                self.host.trap("amid", "grow", spec.uuid)
+            if not self.host.up:
+                raise HostUnreachable(f"{self.host.name} does not answer")
+            expect().running_generation = spec.generation
 
         self._changing("grow", spec.uuid, act)
 

@@ -72,8 +72,12 @@ class Guest:
     passwords: dict[str, str] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
     """What somebody else has changed in its definition."""
-    live: tuple[int, int] = (0, 0)
-    """The vcpus and the memory of what runs."""
+    live: tuple[int, int, int] = (0, 0, 0)
+    """The vcpus, the memory and the disk of what runs."""
+    on: int = 0
+    """The volume that it writes to."""
+    moved_to: int = 0
+    """That volume, where it was moved onto it while it runs."""
     room: tuple[int, int] | None = None
     """What that can come to."""
     machine: str = ""
@@ -95,7 +99,8 @@ class Guest:
         """Boot it, or let a saved one go on."""
         if self.power is Power.OFF:
             self.running_generation = self.spec.generation
-            self.live = self.spec.vcpus, self.spec.memory_mib
+            self.live = self.spec.vcpus, self.spec.memory_mib, self.spec.disk_gib
+            self.on, self.moved_to = self.spec.disks[0], 0
             self.room = self.spec.most
             self.card, self.cut = self.spec.mac, False
             self.console = (
@@ -139,7 +144,8 @@ class FakeHost:
     powered: bool = True
     faults: list[Fault] = field(default_factory=list)
     trap: Callable[[str, str, str], None] | None = None
-    """Called with ("before" or "after", verb, uuid) around each call: a test's seam."""
+    """Called with ("before" or "after", verb, uuid) around each call, and "amid" one that has
+    steps: a test's seam."""
     guests: dict[str, Guest] = field(default_factory=dict)
     storage: FakeStorage = field(default_factory=FakeStorage)
     prepared: int = 0

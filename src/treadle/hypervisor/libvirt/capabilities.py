@@ -19,7 +19,7 @@ PREFERENCE = ("kvm", "qemu")
 LIFECYCLE = frozenset({"pause", "suspend", "graceful_stop"})
 BY_KIND = {
     "QEMU": LIFECYCLE | {"images", "console", "probe", "serial_console", "diagnostics", "agent",
-                         "snapshot", "transfer"},
+                         "snapshot", "transfer", "grow_disk"},
     "TEST": LIFECYCLE | {"images", "network"},
     "LXC": frozenset({"pause", "graceful_stop", "root_filesystems", "serial_console",
                       "diagnostics"}),
@@ -45,8 +45,9 @@ def of_kind(
 
     "images": guests boot from disk images; "root_filesystems": containers from raw file systems.
     "transfer": disks can be sent to another host. "forward": a guest's SSH is a port of the host.
-    "nwfilter": guests cannot speak for others. "grow": guests can be given more while they run.
-    "plug": and a network card, or have it taken.
+    "nwfilter": guests cannot speak for others. "grow": guests can be given more vcpus and memory
+    while they run, "grow_disk": a larger root disk. "plug": and a network
+    card, or have it taken.
     `screen`: guests' screens can be reached over the connection's way.
     """
     found = set(BY_KIND.get(kind, frozenset()))

@@ -47,7 +47,7 @@ class Mark:
     """What we write on a domain: `seed` is a digest of what the guest is told, `forward` the
     port of the host that leads to the guest's SSH (0: none), `shape` what the definition gives to
     the guest (`shape.shape_of`), `most` what it can come to (`growth.most_of`), both written by
-    `finished`."""
+    `finished`. `disk`, of what runs alone, is as in `Domain`."""
 
     generation: int
     mac: str = ""
@@ -56,6 +56,7 @@ class Mark:
     values: Mapping[str, str] = field(default_factory=dict)
     shape: str = ""
     most: tuple[int, int] | None = None
+    disk: int = 0
 
     def xml(self) -> ET.Element:
         """As an element."""
@@ -71,6 +72,8 @@ class Mark:
             root.set("shape", self.shape)
         if self.most:
             root.set("most", growth.written(self.most))
+        if self.disk:
+            root.set("disk", str(self.disk))
         for key in sorted(self.values):
             item = ET.SubElement(root, f"{{{NAMESPACE}}}value", {"key": _text("metadata", key)})
             item.text = _text("metadata", self.values[key])
@@ -107,6 +110,7 @@ def read_mark(text: str) -> Mark:
         values=values,
         shape=root.get("shape", ""),
         most=growth.read(root.get("most", "")),
+        disk=_number(root.get("disk")),
     )
 
 

@@ -46,6 +46,7 @@ from treadle.hypervisor.libvirt import (
     copies,
     definitions,
     domains,
+    enlargement,
     errors,
     growth,
     guest,
@@ -506,8 +507,9 @@ class LibvirtDriver:
         self._run("define", limits.change, act)
 
     def grow(self, spec: DomainSpec) -> None:
-        """What is running gets it first, then it is stored; the mark of what runs comes last."""
-        uuid = canonical_uuid(spec.uuid)
+        """The new volume first, without which nothing is done; the mark of what runs last."""
+        spec = replace(spec, uuid=canonical_uuid(spec.uuid))
+        limits = self._options.deadlines
 
         def expect(it: domains.Subject) -> None:
             if domains.power(it.attempt, it.domain) is not Power.RUNNING:
@@ -515,22 +517,36 @@ class LibvirtDriver:
             if it.mark.generation > spec.generation:
                 raise HostRefused("it was started anew since")
 
-        def give(it: domains.Subject) -> None:
+        def give(it: domains.Subject) -> tuple[int, int] | None:
+            link, attempt, domain = it.link, it.attempt, it.domain
             expect(it)
-            growth.give(it.attempt, it.domain, it.mark.most, spec)
+            if link.kind not in enlargement.KINDS:
+                raise Unsupported(f"guests of {link.kind} hosts are given nothing while they run")
+            pool = storage.pool_of(link, attempt, self._setup.pool)
+            place = definitions.place_of(link, attempt, self._setup, filtered=self._filtered)
+            due = enlargement.is_due(attempt(domain.XMLDesc, 0), spec)
+            if due:
+                sharing.claim(link, attempt, pool, spec.uuid, (), defined=True)
+                storage.make_disks(attempt, pool, place.pool_path, spec)
+            growth.give(attempt, domain, it.mark.most, spec)
+            if due:
+                domains.write_mark(attempt, domain, replace(it.mark, disk=spec.disks[0]))
+            definitions.define(link, attempt, pool, place, spec, limits.copy_mib_s)
+            if len(spec.disks) > 1:
+                enlargement.carry_over(attempt, domain, place.pool_path, spec)
+            return it.mark.most
 
         def tell(it: domains.Subject) -> None:
             expect(it)
             mark = replace(it.mark, generation=spec.generation, values=spec.metadata)
             domains.write_mark(it.attempt, it.domain, mark)
 
-        self._change("grow", uuid, give)
-        with suppress(AgentFailed, VerbTimeout):  # most guests put them to use by themselves
-            self._agent("grow", uuid, lambda link, attempt, domain: guest.use_processors(
-                link, attempt, domain, spec.vcpus
-            ))
-        self.define(spec)
-        self._change("grow", uuid, tell)
+        if self._change("grow", spec.uuid, give) is not None:
+            with suppress(AgentFailed, VerbTimeout):  # most guests put them to use by themselves
+                self._agent("grow", spec.uuid, lambda link, attempt, domain: guest.use_processors(
+                    link, attempt, domain, spec.vcpus
+                ))
+        self._change("grow", spec.uuid, tell)
 
     def plug(self, spec: DomainSpec) -> None:
         """What runs gets it or lets it go first, then that is stored; the mark comes last."""
@@ -690,24 +706,24 @@ class LibvirtDriver:
         self,
         verb: str,
         uuid: str,
-        body: Callable[[domains.Subject], None],
+        body: Callable[[domains.Subject], T],
         absent_is_success: bool = False,
         more: float = 0.0,
-    ) -> None:
+    ) -> T | None:
         uuid = canonical_uuid(uuid)
 
-        def act(link: Link, attempt: Attempt) -> None:
+        def act(link: Link, attempt: Attempt) -> T | None:
             domain = lookup(link, attempt, uuid)
             if domain is None:
                 if absent_is_success:
-                    return
+                    return None
                 raise HostRefused("there is no such domain on the host")
             mark = mark_of(attempt, domain)
             if mark is None:
                 raise HostRefused("this domain is not Treadle's")
-            body(domains.Subject(link, attempt, domain, mark))
+            return body(domains.Subject(link, attempt, domain, mark))
 
-        self._run(verb, self._options.deadlines.change + more, act)
+        return self._run(verb, self._options.deadlines.change + more, act)
 
     def _has_image(self, sha256: str) -> Callable[[Link, Attempt], bool]:
         def act(link: Link, attempt: Attempt) -> bool:

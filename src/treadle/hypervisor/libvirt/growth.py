@@ -72,11 +72,16 @@ def give(attempt: Attempt, domain: Any, most: tuple[int, int] | None, spec: Doma
     What is there is read anew, and a module goes to a slot that was seen to be free: a call that
     was given up, and is done by libvirt all the same, is not done twice. Errors: `HostRefused`.
     """
+    root = ET.fromstring(attempt(domain.XMLDesc, 0))
+    vcpu = root.find("vcpu")
+    assert vcpu is not None
+    vcpus = int(vcpu.get("current", vcpu.text or "0"))
+    if spec.vcpus <= vcpus and spec.memory_mib <= kib(root.find("memory")) // MIB:
+        return
     if most is None:
         raise HostRefused("it was not started as a guest that can be given more")
     if spec.vcpus > most[0] or spec.memory_mib > most[1]:
         raise HostRefused(f"it can come to {most[0]} vcpus and {most[1]} MiB while it runs")
-    root = ET.fromstring(attempt(domain.XMLDesc, 0))
     lacks = module(root, spec.memory_mib)
     if lacks:
         try:
@@ -84,9 +89,7 @@ def give(attempt: Attempt, domain: Any, most: tuple[int, int] | None, spec: Doma
         except libvirt.libvirtError:
             if module(ET.fromstring(attempt(domain.XMLDesc, 0)), spec.memory_mib):
                 raise
-    vcpu = root.find("vcpu")
-    assert vcpu is not None
-    if int(vcpu.get("current", vcpu.text or "0")) < spec.vcpus:
+    if vcpus < spec.vcpus:
         attempt(domain.setVcpusFlags, spec.vcpus, LIVE)
 
 

@@ -9,7 +9,14 @@ from typing import Any
 import libvirt
 
 from treadle.hypervisor.base import Domain, HostSetup, Power
-from treadle.hypervisor.libvirt import capabilities, network, shape, sharing, storage
+from treadle.hypervisor.libvirt import (
+    capabilities,
+    enlargement,
+    network,
+    shape,
+    sharing,
+    storage,
+)
 from treadle.hypervisor.libvirt.connection import Attempt, Link, as_value
 from treadle.hypervisor.libvirt.domain_xml import NAMESPACE, Mark
 from treadle.hypervisor.libvirt.domains import NO_DOMAIN, lookup, mark_of, state_of
@@ -32,7 +39,8 @@ def one(link: Link, attempt: Attempt, uuid: str, setup: HostSetup) -> Domain | N
     if power_of(state) is Power.RUNNING:
         addresses = _addresses(link, attempt, domain, mark, setup, None)
     found = domain_of(
-        uuid, state, reason, saved, mark, addresses, _autostart(attempt, domain)
+        uuid, state, reason, saved, mark, addresses, _autostart(attempt, domain),
+        disk_grows=link.kind in enlargement.KINDS,
     )
     defined = bool(attempt(domain.isPersistent))
     changed = _changes(link, attempt, domain) if defined else ()
@@ -64,7 +72,7 @@ def every(link: Link, attempt: Attempt, setup: HostSetup) -> Sequence[Domain]:
             addresses = _addresses(link, attempt, domain, mark, setup, leases)
         found[uuid] = domain_of(
             uuid, state, reason, uuid in saved, mark, addresses,
-            None if auto is None else uuid in auto,
+            None if auto is None else uuid in auto, disk_grows=link.kind in enlargement.KINDS,
         )
         if uuid not in undefined:
             changed = as_value(attempt, _changes, link, attempt, domain, missing=NO_DOMAIN)

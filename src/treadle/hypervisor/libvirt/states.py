@@ -37,14 +37,18 @@ def power_of(state: int) -> Power | None:
 
 def domain_of(
     uuid: str, state: int, reason: int, saved: bool, mark: Mark, addresses: tuple[str, ...],
-    autostart: bool | None = None,
+    autostart: bool | None = None, *, disk_grows: bool = False,
 ) -> Domain:
-    """What we say of a domain of ours."""
+    """What we say of a domain of ours. `disk_grows`: where it runs."""
     power = POWERS.get(state, Power.SAVED if saved else Power.OFF)
     cause = StopCause.NONE
     if power is Power.OFF:
         cause = CAUSES.get(reason, StopCause.UNKNOWN)
         if state == libvirt.VIR_DOMAIN_CRASHED:
             cause = StopCause.CRASHED
-    room = mark.most if power in (Power.RUNNING, Power.PAUSED) else None
-    return Domain(uuid, power, mark.generation, cause, addresses, autostart, room=room)
+    live = power in (Power.RUNNING, Power.PAUSED)
+    return Domain(
+        uuid, power, mark.generation, cause, addresses, autostart,
+        room=mark.most if live else None, disk_grows=live and disk_grows,
+        disk=mark.disk if live else 0,
+    )
