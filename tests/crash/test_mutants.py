@@ -187,7 +187,7 @@ def test_room_that_is_taken_twice_is_caught(
 def test_a_refused_wish_that_stays_in_the_row_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(changes, "undone", lambda one: {"mode": one.settled_mode})
+    monkeypatch.setattr(changes, "undone", lambda one, _on=0: {"mode": one.settled_mode})
     wrong = first_wrong(tmp_path, ["rescue"], ["refused"])
     assert wrong is not None
     assert "rescued with" in str(wrong)
