@@ -29,6 +29,8 @@ pytestmark = [
     pytest.mark.lab, pytest.mark.skipif(can_run() is not None, reason=str(can_run())),
 ]
 SECTOR = 2_000_000
+SECTORS = 1 << 21
+"""Of a GiB."""
 TELLS = f"""#!/bin/sh
 exec >/dev/ttyS0
 for disk in vda vdc; do
@@ -48,10 +50,15 @@ read -r boot < /proc/sys/kernel/random/boot_id
 while :; do
   read -r cpus < /sys/devices/system/cpu/online
   read -r _ kb _ < /proc/meminfo
-  echo "BOOT=$boot CPUS=$cpus KB=$kb"
+  read -r size < /sys/block/vda/size
+  last=$(dd if=/dev/vda bs=512 skip=SECTOR count=1 2>/dev/null | tr -d '\\000')
+  echo "BOOT=$boot CPUS=$cpus KB=$kb DISK=$size LAST=$last."
+  echo $size | dd of=/dev/vda bs=512 seek=SECTOR conv=notrunc,sync 2>/dev/null
+  sync
   sleep 1
 done
-"""
+""".replace("SECTOR", str(SECTOR))
+"""A guest that writes on its disk how large it has last seen that."""
 TELLS_CARDS = """#!/bin/sh
 exec > /dev/ttyS0
 read -r boot < /proc/sys/kernel/random/boot_id
@@ -191,30 +198,41 @@ def test_rescued_rebuilt_and_of_another_size(cloud: Cloud, other_image: int) -> 
 
 class Told(NamedTuple):
     """What a guest says of itself: the number that it drew when it booted, how many processors it
-    uses, and its memory in MiB."""
+    uses, its memory in MiB, and its disk in GiB."""
 
     boot: str
     cpus: int
     memory_mib: int
+    disk_gib: int
 
 
-def told(cloud: Cloud, vmid: int, cpus: int) -> Told:
-    """What it says, once that many processors are among it."""
+def told(cloud: Cloud, vmid: int, cpus: int, disk_gib: int) -> Told:
+    """What it says, once it has that many processors and such a disk."""
     def found() -> Told | None:
-        lines = re.findall(rb"BOOT=([0-9a-f-]{36}) CPUS=0?-?(\d*) KB=(\d+)", cloud.console(vmid))
+        lines = re.findall(
+            rb"BOOT=([0-9a-f-]{36}) CPUS=0?-?(\d*) KB=(\d+) DISK=(\d+) ", cloud.console(vmid)
+        )
         if not lines:
             return None
-        boot, last, kib = lines[-1]
-        one = Told(boot.decode(), int(last or 0) + 1, int(kib) // 1024)
-        return one if one.cpus == cpus else None
+        boot, last, kib, size = lines[-1]
+        one = Told(boot.decode(), int(last or 0) + 1, int(kib) // 1024, int(size) // SECTORS)
+        return one if (one.cpus, one.disk_gib) == (cpus, disk_gib) else None
 
-    return cast(Told, wait_for(found, 90, f"guest {vmid} to have {cpus} processors"))
+    return cast(Told, wait_for(found, 90, f"guest {vmid} to have {cpus} and {disk_gib} GiB"))
+
+
+def found_on_it(cloud: Cloud, vmid: int, disk_gib: int) -> set[int]:
+    """What the guest has read on its disk since it was booted, while that was so large."""
+    lines = re.findall(rf"DISK={disk_gib * SECTORS} LAST=(\d+)\.".encode(), cloud.console(vmid))
+    return {int(line) // SECTORS for line in lines}
 
 
 def test_it_is_given_more_while_it_runs_and_takes_it_along(cloud: Cloud) -> None:
     most = dict(zip(MOST_KEYS, ("3", "512"), strict=True))
-    for id, vcpus, memory in ((31, 1, 128), (32, 2, 256), (33, 3, 512)):
-        flavor = store.Flavor(id, vcpus, memory, 1, extra_specs=most)
+    for id, vcpus, memory, disk in (
+        (31, 1, 128, 1), (32, 2, 256, 2), (33, 3, 512, 3), (34, 2, 256, 3),
+    ):
+        flavor = store.Flavor(id, vcpus, memory, disk, extra_specs=most if id < 34 else {})
         ask(cloud, lambda conn: store.put_flavor(conn, flavor))  # noqa: B023
     [made] = ask(cloud, lambda conn: creating.create(
         conn, Wish("growing", 31, None, user_data=TELLS_SIZE), request_id="req-lab",
@@ -222,13 +240,15 @@ def test_it_is_given_more_while_it_runs_and_takes_it_along(cloud: Cloud) -> None
     ))
     vmid = made.id
     reaches(cloud, vmid, "active")
-    small = told(cloud, vmid, 1)
+    small = told(cloud, vmid, 1, 1)
+    wait_for(lambda: found_on_it(cloud, vmid, 1) == {1}, 30, "it to have written")
 
     ask(cloud, lambda conn: actions.resize(conn, vmid, 32, **PATIENT))
     reaches(cloud, vmid, "resized")
-    large = told(cloud, vmid, 2)
+    large = told(cloud, vmid, 2, 2)
     assert large.boot == small.boot
     assert large.memory_mib == small.memory_mib + 128
+    wait_for(lambda: found_on_it(cloud, vmid, 2) == {1, 2}, 30, "what was there to be there")
     steps = [one["name"] for one in cloud.admin(f"/instances/{vmid}")["actions"][-1]["steps"]]
     assert steps == ["grow"]
     ask(cloud, lambda conn: actions.confirm_resize(conn, vmid, request_id="req-lab"))
@@ -241,7 +261,14 @@ def test_it_is_given_more_while_it_runs_and_takes_it_along(cloud: Cloud) -> None
     one = reaches(cloud, vmid, "active", 120)
     assert one.host_id != first
     assert one.fault is None
-    assert told(cloud, vmid, 2) == large
+    assert told(cloud, vmid, 2, 2) == large
+    assert len(one.disks) == 1, "its layers have become one"
+    host = cloud.host(one.host_id or 0)
+    stored = cloud.lab.exec(host.name, "virsh", "dumpxml", "--inactive", one.uuid).stdout
+    assert stored.count(".qcow2") == 1, "its next start finds it so, too"
+    assert {name for name in cloud.volumes(host) if name.endswith(".qcow2")} == {
+        f"{one.uuid}.{one.disks[0]}.qcow2"
+    }
     seen = cloud.treadle.fleet.driver(
         one.host_id or 0, cloud.admin(f"/hosts/{one.host_id}")["uri"]
     ).observe(one.uuid)
@@ -249,14 +276,26 @@ def test_it_is_given_more_while_it_runs_and_takes_it_along(cloud: Cloud) -> None
     assert (seen.room, seen.changed, seen.generation) == ((3, 512), (), one.generation)
     ask(cloud, lambda conn: actions.resize(conn, vmid, 33, **PATIENT))
     reaches(cloud, vmid, "resized")
-    largest = told(cloud, vmid, 3)
-    assert largest == Told(small.boot, 3, small.memory_mib + 384)
+    largest = told(cloud, vmid, 3, 3)
+    assert largest == Told(small.boot, 3, small.memory_mib + 384, 3)
+    wait_for(lambda: 3 in found_on_it(cloud, vmid, 3), 30, "it to have written")
+    assert len(the(cloud, vmid).disks) == 2
 
-    # What it was given is taken back only when it starts anew.
+    # What it was given is taken back only when it starts anew, and from the disk as it was.
     ask(cloud, lambda conn: actions.revert_resize(conn, vmid, **PATIENT))
     reaches(cloud, vmid, "active")
-    wait_for(lambda: told(cloud, vmid, 2).boot != small.boot, 90, "it to have started anew")
+    wait_for(lambda: told(cloud, vmid, 2, 2).boot != small.boot, 90, "it to have started anew")
     assert memory_mib(cloud, vmid) == 256
+    assert found_on_it(cloud, vmid, 2) == {2}
+    assert the(cloud, vmid).disks == one.disks
+
+    # A disk alone needs no room that was kept for it.
+    booted = told(cloud, vmid, 2, 2).boot
+    ask(cloud, lambda conn: actions.resize(conn, vmid, 34, **PATIENT))
+    reaches(cloud, vmid, "resized")
+    assert told(cloud, vmid, 2, 3).boot == booted
+    steps = [one["name"] for one in cloud.admin(f"/instances/{vmid}")["actions"][-1]["steps"]]
+    assert steps == ["grow"]
 
 
 def test_its_card_is_taken_and_given_while_it_runs(cloud: Cloud) -> None:

@@ -16,7 +16,8 @@ from tests.lab.test_evacuation import create, row, running, the
 from tests.lab.test_moves import migrate
 from tests.labs import a_lab
 from tests.waiting import wait_for
-from treadle.compute.model import State
+from treadle.compute import actions, store
+from treadle.compute.model import State, vm_state
 from treadle.compute.moves.plan import Stage
 from treadle.lab.fabric import Lab, can_run
 from treadle.placement import storages
@@ -66,6 +67,20 @@ def files(cloud: Cloud, vmid: int) -> dict[str, int]:
     }
 
 
+def grows(cloud: Cloud, vmid: int) -> None:
+    """Have it given a larger disk while it runs, for good."""
+    database = cloud.treadle.database
+    database.write(lambda conn: store.put_flavor(conn, store.Flavor(51, 1, 128, 2)))
+    database.write(lambda conn: actions.resize(
+        conn, vmid, 51, request_id="r", deadline_s=30.0
+    ))
+    cloud.treadle.signals.work_is_due()
+    wait_for(lambda: vm_state(the(cloud, vmid)) == "resized", 60, "it to be larger")
+    log = cloud.admin(f"/instances/{vmid}")["actions"][-1]
+    assert [step["name"] for step in log["steps"]] == ["grow"]
+    database.write(lambda conn: actions.confirm_resize(conn, vmid, request_id="r"))
+
+
 def test_a_running_guest_goes_and_its_disk_stays(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +101,16 @@ def test_a_running_guest_goes_and_its_disk_stays(
         assert [uuid in running(cloud, cloud.host(id)) for id in (1, 2)] == [
             target == 1, target == 2
         ]
+        if target == 2:
+            # A larger disk lies over the old one there, is locked, and goes along as it is.
+            old = set(before)
+            grows(cloud, vmid)
+            before = files(cloud, vmid)
+            assert old < set(before)
+            [top] = set(before) - old
+            path = cloud.lab.shared / top
+            with path.open("r+b") as disk, pytest.raises(OSError, match="unavailable"):
+                fcntl.lockf(disk, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, LOCKED_AT)
     # It was never booted anew, and what it has printed has stayed too.
     assert b"TREADLE-GUEST-UP" in cloud.console(vmid)
     assert cloud.get(f"/vm/pause?vmid={vmid}") == {"status": 1}
@@ -164,6 +189,8 @@ def test_what_a_guest_has_written_outlives_its_host(
     cloud.guest_is_up(vmid)
     wait_for(lambda: "ip" in cloud.query(vmid), 30, "its address")
     ssh(cloud, vmid, f"echo {DATA} | dd of=/dev/vda {PLACE}")
+    grows(cloud, vmid)
+    ssh(cloud, vmid, f"echo {DATA} | dd of=/dev/vda {PLACE.replace('700', '1700')}")
     before, uuid, host = files(cloud, vmid), the(cloud, vmid).uuid, cloud.host(1)
     began = time.monotonic()
     cloud.lab.kill_host(host.name)
@@ -180,7 +207,8 @@ def test_what_a_guest_has_written_outlives_its_host(
     cloud.guest_is_up(vmid)
     wait_for(lambda: "ip" in cloud.query(vmid), 30, "its new address")
     read = "dd if=/dev/vda bs=1M skip=700 count=1 2>/dev/null | head -n 1"
-    assert ssh(cloud, vmid, read).strip() == DATA
+    for place in ("700", "1700"):
+        assert ssh(cloud, vmid, read.replace("700", place)).strip() == DATA
     # Its host is back: it forgets the guest, and leaves the disk alone.
     cloud.lab.boot_host(host.name)
     all_up(cloud)

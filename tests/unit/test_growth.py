@@ -16,7 +16,7 @@ from treadle.compute.model import MOST_KEYS, Goal, Instance, Mode, Phase, State
 from treadle.compute.reconciler import spec_of
 from treadle.compute.store import Loaded, compact
 from treadle.hypervisor.base import Domain, HostRefused, ImageSpec, Power
-from treadle.hypervisor.libvirt import enlargement, growth, shape
+from treadle.hypervisor.libvirt import enlargement, growth, moves, shape
 from treadle.hypervisor.libvirt.domain_xml import NAMESPACE, Mark, domain_xml, read_mark
 
 MARK = f"{{{NAMESPACE}}}instance"
@@ -142,6 +142,19 @@ def test_a_guest_is_moved_once_and_only_from_what_lies_under() -> None:
     for disks in ((9, 1), (1,), (9, 8, 7)):
         with pytest.raises(HostRefused):
             enlargement.is_due(there, replace(LARGER, disks=disks))
+
+
+def test_where_layers_become_one_nothing_lies_under_it() -> None:
+    text = domain_xml(replace(LARGER, disks=(9, 7, 1)), PLACE, Mark(7, values={"id": "3"}))
+    found = ET.fromstring(moves.of_one(text))
+    own, seed = found.findall("devices/disk")
+    sources = [one.get("file") for one in own.iter("source")]
+    assert sources == [f"{PLACE.pool_path}/{UUID}.9.qcow2"]
+    [under] = own.findall("backingStore")
+    assert len(under) == 0
+    assert seed.find("backingStore") is None
+    assert mark_of(ET.tostring(found, encoding="unicode")) == mark_of(text)
+    assert not shape.changed(ET.tostring(found, encoding="unicode"), MARK)
 
 
 # -- when it is asked for

@@ -32,6 +32,8 @@ from treadle.hypervisor.libvirt.connection import (
     Spares,
     as_value,
 )
+from treadle.hypervisor.libvirt.copies import own_disk
+from treadle.hypervisor.libvirt.domain_xml import NAMESPACE, PREFIX
 
 Find = Callable[[Link, Attempt], Any]
 
@@ -66,8 +68,10 @@ def move(
                 raise Unsupported("only QEMU guests can be moved while they run")
             under_way.append((domain, far))
             try:
-                attempt(domain.migrate3, far.conn, parameters(target_uri, options),
-                        flags(options, whole=whole))
+                told = parameters(target_uri, options)
+                if whole:
+                    told |= definitions_of_one(attempt, domain)
+                attempt(domain.migrate3, far.conn, told, flags(options, whole=whole))
             except libvirt.libvirtError as error:
                 if far.alive():
                     raise
@@ -148,6 +152,30 @@ def parameters(target_uri: str, options: MoveOptions) -> dict[str, Any]:
     # The seed and the serial port's log are not the guest's to write: its disk alone is sent.
     found[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = ["vda"]
     return found
+
+
+def definitions_of_one(attempt: Attempt, domain: Any) -> dict[str, Any]:
+    """What runs and what is stored at the target, where the layers of the disk have become one."""
+    live = libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE
+    stored = live | libvirt.VIR_DOMAIN_XML_INACTIVE
+    return {
+        libvirt.VIR_MIGRATE_PARAM_DEST_XML: of_one(attempt(domain.XMLDesc, live)),
+        libvirt.VIR_MIGRATE_PARAM_PERSIST_XML: of_one(attempt(domain.XMLDesc, stored)),
+    }
+
+
+def of_one(text: str) -> str:
+    """A definition whose own disk is its uppermost volume, with nothing under it."""
+    ET.register_namespace(PREFIX, NAMESPACE)
+    root = ET.fromstring(text)
+    own, _ = own_disk(text)
+    for disk in root.iterfind("devices/disk"):
+        target = disk.find("target")
+        if target is not None and target.get("dev") == own:
+            for under in disk.findall("backingStore"):
+                disk.remove(under)
+            ET.SubElement(disk, "backingStore")
+    return ET.tostring(root, encoding="unicode")
 
 
 def machine(text: str) -> str:
