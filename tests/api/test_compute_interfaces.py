@@ -129,16 +129,17 @@ def test_a_guest_that_does_not_let_go_is_without_it_from_its_next_start_on(
     assert last(api, server) == ("detach_interface", None, [("compute_plug", "Error")])
     become(api, server, "PAUSED")
     assert listed(api, server) == []
-    act(api, server, "ACTIVE", unpause=None)
-    assert api.get(f"/servers/{server}/ips")["addresses"] == {}
     # What is still to go cannot be given back.
     refused(api, server, 409, "Failed to attach")
-    become(api, server, "ACTIVE")
+    become(api, server, "PAUSED")
     action, message, _ = last(api, server)
     assert (action, message) == ("attach_interface", "its guest has not let go of the interface "
                                  "that it had before: start it anew first")
     assert listed(api, server) == []
+    act(api, server, "ACTIVE", unpause=None)
+    assert api.get(f"/servers/{server}/ips")["addresses"] == {}
     act(api, server, "ACTIVE", reboot={"type": "HARD"})
+    assert api.get(f"/servers/{server}/ips")["addresses"] == {}
     assert attach(api, server)["port_state"] == "ACTIVE"
 
 

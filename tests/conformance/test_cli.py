@@ -193,6 +193,11 @@ def test_a_server_is_locked_tagged_and_copied(team: OpenStack) -> None:
     team("server lock --reason", "It is dear", "kept")
     assert "locked" in team.refused("server stop kept")
     team("server unlock kept")
+    team("server remove network kept default")
+    assert team.json("server show kept")["addresses"] == {}
+    team("server add network kept default")
+    assert list(team.json("server show kept")["addresses"]) == ["default"]
+    assert "one network" in team.refused("server add network kept default")
     team("server set --tag dear kept")
     assert [one["Name"] for one in team.json("server list --tags dear")] == ["kept"]
     team("server image create --wait --name copy kept")

@@ -118,7 +118,7 @@ class Guest:
             raise HostRefused("it was started anew since")
         if self.running_generation == spec.generation:
             return True
-        if spec.mac and self.cut:
+        if spec.mac and self.cut and self.power is Power.PAUSED:
             raise HostRefused(
                 "its guest has not let go of the interface that it had before: start it anew first"
             )

@@ -562,7 +562,7 @@ class LibvirtDriver:
             place = definitions.place_of(
                 it.link, it.attempt, self._setup, filtered=self._filtered
             )
-            cards.give(it, spec, place)
+            cards.give(it, spec, place, limits.let_go)
 
         def tell(it: domains.Subject) -> None:
             cards.ready(it, spec)
