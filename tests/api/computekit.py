@@ -11,6 +11,7 @@ import httpx2
 from answerkit import hold
 from cloudkit import Cloud
 from tempest.lib.common.rest_client import RestClient
+from tests.judging import judge_quickly
 
 from treadle.api.openstack.compute import HIGHEST, SERVICE
 from treadle.db.schema import project
@@ -28,6 +29,7 @@ CALLERS = {
     "nothing": Caller(user_id="f" * 32),
 }
 NUMBERS = count(1)
+judge_quickly()
 
 
 def named(what: str) -> str:
