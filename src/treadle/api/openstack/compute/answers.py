@@ -188,6 +188,7 @@ ANSWERS: dict[str, Shape] = {
         {"instanceAction": thing({**_ACTION, "events": many(_EVENT)})}
     ),
     f"GET {_S}/os-interface": thing({"interfaceAttachments": many(_INTERFACE)}),
+    f"POST {_S}/os-interface": thing({"interfaceAttachment": _INTERFACE}),
     f"GET {_S}/os-interface/{{port_id}}": thing({"interfaceAttachment": _INTERFACE}),
     f"GET {_S}/os-volume_attachments": thing({"volumeAttachments": many(ANYTHING)}),
     f"GET {_S}/shares": thing({"shares": many(ANYTHING)}),
