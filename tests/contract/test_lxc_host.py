@@ -197,6 +197,7 @@ def test_what_it_cannot_do_is_refused(containers: Containers, tmp_path: Path) ->
         lambda: driver.define(containers.spec(str(uuid4()), disks=(2, 1))),
         lambda: driver.define(containers.spec(str(uuid4()), rescue=containers.image)),
         lambda: driver.define(containers.spec(str(uuid4()), image=None)),
+        lambda: driver.plug(containers.spec(uuid, 2, mac="")),
     ):
         with pytest.raises(Unsupported):
             refused()
@@ -212,6 +213,12 @@ def test_what_it_cannot_do_is_refused(containers: Containers, tmp_path: Path) ->
     driver.undefine(broken)
     driver.remove_image(image.sha256)
     assert containers.seen(uuid).power is Power.RUNNING
+    # What it is not given while it runs, its definition has from its next start on.
+    assert len(driver.diagnostics(uuid).nics) == 1
+    driver.power_off(uuid)
+    driver.define(containers.spec(uuid, 2, mac=""))
+    driver.start(uuid)
+    assert (containers.seen(uuid).generation, driver.diagnostics(uuid).nics) == (2, ())
 
 
 def test_a_copy_that_was_cut_off_is_made_again(containers: Containers) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import libvirt
 
-from treadle.hypervisor.base import DomainSpec, HostRefused, Power
+from treadle.hypervisor.base import DomainSpec, HostRefused, Power, Unsupported
 from treadle.hypervisor.libvirt import domains, errors
 from treadle.hypervisor.libvirt.domain_xml import Place, add_nic
 from treadle.hypervisor.libvirt.domains import LIVE, Subject
@@ -23,7 +23,9 @@ ASK_AGAIN_S = 6.0
 
 
 def ready(it: Subject, spec: DomainSpec) -> None:
-    """Errors: `HostRefused` where it does not run, or is past the spec."""
+    """Errors: `HostRefused` where it does not run, or is past the spec; `Unsupported`."""
+    if it.link.kind != "QEMU":
+        raise Unsupported(f"guests of {it.link.kind} hosts are given no interface while they run")
     if domains.power(it.attempt, it.domain) not in (Power.RUNNING, Power.PAUSED):
         raise HostRefused("it does not run")
     if it.mark.generation > spec.generation:
