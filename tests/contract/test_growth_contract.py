@@ -55,6 +55,20 @@ def test_what_a_host_cannot_do_is_left_out_of_a_definition(world: World) -> None
     assert [one.room for one in world.driver.observe_all()] == [found.room]
 
 
+def test_what_is_stored_for_its_next_start_is_told(world: World) -> None:
+    uuid = world.new()
+    assert seen(world, uuid).stored == 0, "it does not run"
+    world.driver.start(uuid)
+    for number in (1, 2, 1):
+        world.driver.define(world.spec(uuid, number))
+        found = seen(world, uuid)
+        assert (found.generation, found.stored, found.changed) == (1, number, ())
+        assert found in world.driver.observe_all()
+    world.driver.define(world.spec(uuid, 2))
+    world.driver.power_off(uuid)
+    assert (seen(world, uuid).generation, seen(world, uuid).stored) == (2, 0)
+
+
 def test_it_is_given_once_what_it_lacks(world: World, driver: Grows) -> None:
     uuid = world.new(most=MOST)
     world.driver.start(uuid)

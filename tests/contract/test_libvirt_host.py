@@ -256,9 +256,18 @@ def test_a_full_disk_is_host_full_and_leaves_nothing(lab_host: Any, tmp_path: Pa
         driver.ensure_image(image, content)
     left = lab.exec(host.name, "ls", "/run/small").stdout.split()
     assert [name for name in left if not name.startswith("treadle-host.")] == []
+    uuid = str(uuid4())
+    driver.define(spec(uuid))
+    driver.start(uuid)
     lab.exec(host.name, "sh", "-c", "cat /dev/zero > /run/small/filler || true")
     with pytest.raises(HostFull):
         driver.define(spec(str(uuid4())))
+    with pytest.raises(HostFull):
+        driver.grow(replace(spec(uuid, generation=2), disks=(2, 1), disk_gib=2))
+    found = driver.observe(uuid)
+    assert found is not None
+    assert (found.power, found.generation, found.stored, found.disk) == (Power.RUNNING, 1, 1, 0)
+    driver.undefine(uuid)
     behind = Behind(with_ssh(host.uri, options.state_dir, options.identity_file))
     behind.conn.storagePoolLookupByName("small").destroy()
     behind.conn.storagePoolLookupByName("small").undefine()

@@ -871,6 +871,8 @@ def _of_instance(
     elif guest.power in (Power.RUNNING, Power.PAUSED) and (row.mac if guest.cut else
                                                            guest.card != row.mac):
         yield f"{name}: what runs has the card {guest.card!r}, not {row.mac!r}"
+    elif guest.power is Power.RUNNING and guest.spec.generation != row.generation:
+        yield f"{name}: its next start is of generation {guest.spec.generation}"
     if guest is not None and guest.defined:
         rescue = "" if row.rescue_image_id is None else world.digests[row.rescue_image_id]
         more = set(guest.disks) ^ set(row.disks)

@@ -305,7 +305,7 @@ def drifted(
         domain = seen.get(uuid)
         if (
             domain is None or domain.power is not expected or domain.generation < row.generation
-            or not domain.defined or domain.changed
+            or not domain.defined or domain.changed or lifecycle.stored_differs(row, domain)
             or lifecycle.autostart_differs(lifecycle.host_starts(row, evacuates, shared), domain)
         ):
             found.append(uuid)

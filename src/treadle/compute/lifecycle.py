@@ -176,7 +176,7 @@ def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Ac
         return _define(instance, seen, context)
     if not seen.defined:
         return Call("define")  # it runs on; what is stored again is for its next start
-    if seen.changed and not context.adopt_drift:
+    if (seen.changed and not context.adopt_drift) or stored_differs(instance, seen):
         return Call("define")  # likewise
     old = seen.generation < instance.generation
     if seen.power is POWER_OF[instance.goal] and not old:
@@ -363,6 +363,12 @@ def expected_power(instance: Instance) -> Power | None:
 def autostart_differs(wanted: bool, seen: Domain) -> bool:
     """Whether its host, when it reboots, would do other than is wanted."""
     return seen.autostart is not None and seen.autostart is not wanted
+
+
+def stored_differs(instance: Instance, seen: Domain) -> bool:
+    """Whether it runs as wanted, and its next start would be of another generation: of a wish that
+    was given up when its host had been told."""
+    return seen.generation == instance.generation and seen.stored not in (0, instance.generation)
 
 
 def _somebody_did(seen: Domain) -> bool:

@@ -36,7 +36,15 @@ from treadle.compute.lifecycle import (
     Retry,
     Settle,
 )
-from treadle.compute.model import SETTLED, Goal, Instance, Mode, Phase, State
+from treadle.compute.model import (
+    SETTLED,
+    Goal,
+    Instance,
+    Mode,
+    Phase,
+    State,
+    is_settled,
+)
 from treadle.compute.store import Loaded, Step
 from treadle.controller import queue
 from treadle.controller.queue import FAR_S, Ticket
@@ -492,7 +500,11 @@ class InstanceHandler:
         wanted = lifecycle.host_starts(
             replace(instance, goal=SETTLED[state]), self._timing.evacuates, loaded.shared
         )
-        differs = isinstance(seen, Domain) and lifecycle.autostart_differs(wanted, seen)
+        differs = isinstance(seen, Domain) and (
+            lifecycle.autostart_differs(wanted, seen)
+            # Its host has been told of what is given up here, and is told once of what is not.
+            or (seen.stored not in (0, seen.generation) and not is_settled(instance))
+        )
         end_pass(
             self._db, ticket, lambda conn: outcomes.adopt(conn, instance, state, reason, seen),
             delay=0.0 if differs else FAR_S,

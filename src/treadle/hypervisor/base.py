@@ -77,7 +77,8 @@ class Domain:
     """What a host says of one instance.
 
     `generation` is the one that the running guest was started with; of a domain that is not
-    running, the one of its definition. 0 where it is not known. `autostart`: whether it is started
+    running, the one of its definition. 0 where it is not known. `stored`: of one that runs, the one
+    of its definition, 0 where that is not known. `autostart`: whether it is started
     with its host; None where that is not known. `copied`: a copy of its disk is there; only
     `observe_all` tells. `defined`: False where it runs and its definition is gone. `changed`: what
     somebody else has changed in its stored definition: "memory", "vcpus", "disks", "cards", ...
@@ -99,6 +100,7 @@ class Domain:
     room: tuple[int, int] | None = None
     disk_grows: bool = False
     disk: int = 0
+    stored: int = 0
 
 
 @dataclass(frozen=True, slots=True)

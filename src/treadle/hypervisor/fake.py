@@ -227,6 +227,7 @@ class FakeHypervisor:
             changed=guest.changed if guest.defined else (),
             room=guest.room if runs else None, disk_grows=runs,
             disk=guest.moved_to if runs else 0,
+            stored=guest.spec.generation if runs and guest.defined else 0,
         )
 
     # -- images

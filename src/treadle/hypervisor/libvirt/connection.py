@@ -102,8 +102,9 @@ class Link:
         self.known: dict[Hashable, Any] = {}
         self.domains: dict[str, Any] = {}
         """Handles by UUID. Each may be of a domain that is gone."""
-        self.changes: dict[str, tuple[str, ...]] = {}
-        """By UUID, what somebody else has changed in the definition, as last read."""
+        self.changes: dict[str, tuple[int, tuple[str, ...]]] = {}
+        """By UUID, the generation of the stored definition, and what somebody else has changed in
+        it, as last read."""
         self.events = 0
         self.undo: Callable[[], None] = lambda: None
 

@@ -93,6 +93,7 @@ def define(
     mark = Mark(spec.generation, spec.mac.lower(), has_seed, values=spec.metadata)
     text = (containers.container_xml if contained else domain_xml)(spec, place, mark)
     attempt(link.conn.defineXMLFlags, text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+    link.changes.pop(uuid, None)  # its event may come after the next look
     unused = spec.generation > 1 and not in_use and not contained
     if unused and sharing.may_drop(link, attempt, pool, uuid):
         storage.drop_disks(attempt, pool, spec)

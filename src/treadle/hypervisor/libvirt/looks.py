@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from treadle.hypervisor.libvirt import (
     storage,
 )
 from treadle.hypervisor.libvirt.connection import Attempt, Link, as_value
-from treadle.hypervisor.libvirt.domain_xml import NAMESPACE, Mark
+from treadle.hypervisor.libvirt.domain_xml import NAMESPACE, Mark, read_mark
 from treadle.hypervisor.libvirt.domains import NO_DOMAIN, lookup, mark_of, state_of
 from treadle.hypervisor.libvirt.states import domain_of, power_of
 
@@ -42,9 +43,9 @@ def one(link: Link, attempt: Attempt, uuid: str, setup: HostSetup) -> Domain | N
         uuid, state, reason, saved, mark, addresses, _autostart(attempt, domain),
         disk_grows=link.kind in enlargement.KINDS,
     )
-    defined = bool(attempt(domain.isPersistent))
-    changed = _changes(link, attempt, domain) if defined else ()
-    return replace(found, defined=defined, changed=changed)
+    if not attempt(domain.isPersistent):
+        return replace(found, defined=False)
+    return _with_stored(found, _stored(link, attempt, domain))
 
 
 def every(link: Link, attempt: Attempt, setup: HostSetup) -> Sequence[Domain]:
@@ -75,8 +76,8 @@ def every(link: Link, attempt: Attempt, setup: HostSetup) -> Sequence[Domain]:
             None if auto is None else uuid in auto, disk_grows=link.kind in enlargement.KINDS,
         )
         if uuid not in undefined:
-            changed = as_value(attempt, _changes, link, attempt, domain, missing=NO_DOMAIN)
-            found[uuid] = replace(found[uuid], changed=changed or ())
+            stored = as_value(attempt, _stored, link, attempt, domain, missing=NO_DOMAIN)
+            found[uuid] = _with_stored(found[uuid], stored or (0, ()))
     for uuid in left:
         found[uuid] = Domain(uuid, Power.REMNANT)
     return [
@@ -102,16 +103,24 @@ def _states(link: Link, attempt: Attempt) -> list[tuple[Any, int, int]]:
     ]
 
 
-def _changes(link: Link, attempt: Attempt, domain: Any) -> tuple[str, ...]:
-    """What somebody else has changed in the definition. Read again after an event of it, and
-    by each look at all."""
+def _with_stored(found: Domain, stored: tuple[int, tuple[str, ...]]) -> Domain:
+    generation, changed = stored
+    runs = found.power in (Power.RUNNING, Power.PAUSED)
+    return replace(found, stored=generation if runs else 0, changed=changed)
+
+
+def _stored(link: Link, attempt: Attempt, domain: Any) -> tuple[int, tuple[str, ...]]:
+    """The generation of the definition, and what somebody else has changed in it. Read again after
+    an event of it, and by each look at all."""
     uuid = domain.UUIDString()
     known = link.changes.get(uuid)
     if known is not None:
         return known
     serial = link.events
     text = attempt(domain.XMLDesc, libvirt.VIR_DOMAIN_XML_INACTIVE)
-    found = shape.changed(text, f"{{{NAMESPACE}}}instance")
+    mark = ET.fromstring(text).find(f"metadata/{{{NAMESPACE}}}instance")
+    generation = 0 if mark is None else read_mark(ET.tostring(mark, encoding="unicode")).generation
+    found = generation, shape.changed(text, f"{{{NAMESPACE}}}instance")
     if serial == link.events:
         link.changes[uuid] = found
     return found
