@@ -142,7 +142,7 @@ def some_filters(chance: Random) -> Sequence[str]:
 
 
 seeds = st.integers(0, 2**32 - 1).map(Random)
-TRY = settings(deadline=None, max_examples=100)
+TRY = settings(deadline=None, max_examples=50)
 
 
 REGISTRY = Registry()
