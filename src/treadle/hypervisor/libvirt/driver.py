@@ -48,7 +48,6 @@ from treadle.hypervisor.libvirt import (
     domains,
     enlargement,
     errors,
-    growth,
     guest,
     looks,
     moves,
@@ -511,42 +510,21 @@ class LibvirtDriver:
         spec = replace(spec, uuid=canonical_uuid(spec.uuid))
         limits = self._options.deadlines
 
-        def expect(it: domains.Subject) -> None:
-            if domains.power(it.attempt, it.domain) is not Power.RUNNING:
-                raise HostRefused("it does not run")
-            if it.mark.generation > spec.generation:
-                raise HostRefused("it was started anew since")
-
         def give(it: domains.Subject) -> tuple[int, int] | None:
-            link, attempt, domain = it.link, it.attempt, it.domain
-            expect(it)
-            if link.kind not in enlargement.KINDS:
-                raise Unsupported(f"guests of {link.kind} hosts are given nothing while they run")
-            pool = storage.pool_of(link, attempt, self._setup.pool)
-            place = definitions.place_of(link, attempt, self._setup, filtered=self._filtered)
-            due = enlargement.is_due(attempt(domain.XMLDesc, 0), spec)
-            if due:
-                sharing.claim(link, attempt, pool, spec.uuid, (), defined=True)
-                storage.make_disks(attempt, pool, place.pool_path, spec)
-            growth.give(attempt, domain, it.mark.most, spec)
-            if due:
-                domains.write_mark(attempt, domain, replace(it.mark, disk=spec.disks[0]))
-            definitions.define(link, attempt, pool, place, spec, limits.copy_mib_s)
-            if len(spec.disks) > 1:
-                enlargement.carry_over(attempt, domain, place.pool_path, spec)
+            enlargement.ready(it, spec)
+            pool = storage.pool_of(it.link, it.attempt, self._setup.pool)
+            place = definitions.place_of(
+                it.link, it.attempt, self._setup, filtered=self._filtered
+            )
+            enlargement.give(it, pool, place, spec, limits.copy_mib_s)
             return it.mark.most
-
-        def tell(it: domains.Subject) -> None:
-            expect(it)
-            mark = replace(it.mark, generation=spec.generation, values=spec.metadata)
-            domains.write_mark(it.attempt, it.domain, mark)
 
         if self._change("grow", spec.uuid, give) is not None:
             with suppress(AgentFailed, VerbTimeout):  # most guests put them to use by themselves
                 self._agent("grow", spec.uuid, lambda link, attempt, domain: guest.use_processors(
                     link, attempt, domain, spec.vcpus
                 ))
-        self._change("grow", spec.uuid, tell)
+        self._change("grow", spec.uuid, lambda it: enlargement.tell(it, spec))
 
     def plug(self, spec: DomainSpec) -> None:
         """What runs gets it or lets it go first, then that is stored; the mark comes last."""

@@ -1,6 +1,6 @@
-"""A root disk that becomes larger while its guest runs.
+"""A guest that becomes larger while it runs, and its root disk with it.
 
-The guest is moved onto a volume that lies over the one that it runs on, by an external snapshot
+For that it is moved onto a volume that lies over the one that it runs on, by an external snapshot
 onto a volume that is there. libvirt is told both by their paths, never by the device's name: a call
 that was given up, and is carried out late, finds that the guest runs on another volume, or that the
 new one is gone, and does nothing.
@@ -9,14 +9,17 @@ new one is gone, and does nothing.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from typing import Any
 
 import libvirt
 
-from treadle.hypervisor.base import DomainSpec, HostRefused
+from treadle.hypervisor.base import DomainSpec, HostRefused, Power, Unsupported
+from treadle.hypervisor.libvirt import definitions, domains, growth, sharing, storage
 from treadle.hypervisor.libvirt.connection import Attempt
 from treadle.hypervisor.libvirt.copies import own_disk
-from treadle.hypervisor.libvirt.domain_xml import disk_volume
+from treadle.hypervisor.libvirt.domain_xml import Place, disk_volume
+from treadle.hypervisor.libvirt.domains import Subject
 from treadle.hypervisor.libvirt.storage import GIB
 
 KINDS = ("QEMU",)
@@ -27,6 +30,39 @@ ONTO = (
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
 )
+
+
+def ready(it: Subject, spec: DomainSpec) -> None:
+    """Errors: `HostRefused` where it does not run, or is past the spec; `Unsupported`."""
+    if it.link.kind not in KINDS:
+        raise Unsupported(f"guests of {it.link.kind} hosts are given nothing while they run")
+    if domains.power(it.attempt, it.domain) is not Power.RUNNING:
+        raise HostRefused("it does not run")
+    if it.mark.generation > spec.generation:
+        raise HostRefused("it was started anew since")
+
+
+def give(it: Subject, pool: Any, place: Place, spec: DomainSpec, copy_mib_s: float) -> None:
+    """Give it what it lacks of `spec`, and store that. The new volume comes first: without it,
+    nothing is done. Errors: `HostFull`, `HostRefused`."""
+    link, attempt, domain = it.link, it.attempt, it.domain
+    due = is_due(attempt(domain.XMLDesc, 0), spec)
+    if due:
+        sharing.claim(link, attempt, pool, spec.uuid, (), defined=True)
+        storage.make_disks(attempt, pool, place.pool_path, spec)
+    growth.give(attempt, domain, it.mark.most, spec)
+    if due:
+        domains.write_mark(attempt, domain, replace(it.mark, disk=spec.disks[0]))
+    definitions.define(link, attempt, pool, place, spec, copy_mib_s)
+    if len(spec.disks) > 1:
+        carry_over(attempt, domain, place.pool_path, spec)
+
+
+def tell(it: Subject, spec: DomainSpec) -> None:
+    """Have what runs be of that generation: all of it is done."""
+    ready(it, spec)
+    mark = replace(it.mark, generation=spec.generation, values=spec.metadata)
+    domains.write_mark(it.attempt, it.domain, mark)
 
 
 def is_due(text: str, spec: DomainSpec) -> bool:
