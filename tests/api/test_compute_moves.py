@@ -12,7 +12,7 @@ from test_compute_servers import become, gone
 
 from treadle.compute.moves import store as moves
 from treadle.db.schema import image
-from treadle.hypervisor.fake_host import Fault, FaultKind
+from treadle.hypervisor.fake_host import FakeHost, Fault, FaultKind
 from treadle.placement import ledger
 
 
@@ -124,33 +124,45 @@ def test_a_fault_on_the_way_leaves_one_copy_that_runs(
     host.faults.clear()
 
 
-def test_a_host_without_the_guests_machine_type_is_no_target(api: Api, server: str) -> None:
-    here = where(api, server)
-    there = api.cloud.host("h2" if here == "h1" else "h1")
+@pytest.mark.parametrize(("what", "own", "unfit", "fit", "says"), [
+    ("machines", ("fake-1",), ("fake-0",), ("fake-0", "fake-1"),
+     "has no machine type fake-1, which the guest runs on"),
+    ("features", ("aes", "sse"), ("sse", "svm"), ("aes", "sse", "svm"),
+     "its processor (Fake 1) lacks aes, which the guest's (Fake 1) has"),
+], ids=["machine type", "processor"])
+def test_a_host_on_which_the_guest_cannot_go_on_is_no_target(
+    api: Api, server: str, what: str, own: tuple[str, ...], unfit: tuple[str, ...],
+    fit: tuple[str, ...], says: str,
+) -> None:
+    here = api.cloud.host(where(api, server))
+    there = api.cloud.host("h2" if here.name == "h1" else "h1")
     database = api.cloud.treadle.database
 
-    def offers(*machines: str) -> None:
-        there.machines = machines
+    def offers(host: FakeHost, names: tuple[str, ...]) -> None:
+        setattr(host, what, names)
         until(lambda: any(
-            host.facts and host.facts.machines == machines and host.name == there.name
-            for host in database.read(ledger.list_hosts)
+            known.facts and getattr(known.facts, what) == names and known.name == host.name
+            for known in database.read(ledger.list_hosts)
         ), "it to be known")
 
-    offers("fake-0")
+    before = getattr(there, what)
+    offers(here, own)
+    offers(there, unfit)
     try:
         migrate(api, server)
         assert ended(api, server)["status"] == "error"
     finally:
-        offers("fake-0", "fake-1")
+        offers(there, fit)
     become(api, server, "ACTIVE")
     [(move, *_)] = [one for one in database.read(lambda conn: list(moves.every(conn, 100)))
                     if one[1] == server]
-    assert "has no machine type fake-1, which the guest runs on" in str(move.error)
+    assert says in str(move.error)
     migrate(api, server)
     assert ended(api, server)["status"] == "completed"
     assert one_copy(api.cloud, server) == there.name
     become(api, server, "ACTIVE")
-    offers("fake-1")
+    for host in (here, there):
+        offers(host, before)
     in_balance(api.cloud)
 
 

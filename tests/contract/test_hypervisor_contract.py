@@ -41,6 +41,7 @@ def test_facts_say_what_the_host_is(world: World) -> None:
     assert facts.arch
     assert facts.virt_types
     assert {"pause", "suspend", "graceful_stop", "images"} <= facts.capabilities
+    assert bool(facts.features) is ("kvm" in facts.virt_types)
     assert world.driver.facts() == facts
 
 

@@ -196,6 +196,23 @@ def test_facts_out_of_capabilities() -> None:
     assert capabilities.of_kind("Xen", False, False) == frozenset()
 
 
+def test_what_guests_run_on_out_of_what_libvirt_says() -> None:
+    model = (
+        "<model fallback='forbid'>EPYC</model><vendor>AMD</vendor>"
+        "<feature policy='{}' name='{}'/>"
+    )
+    capable = (
+        "<domainCapabilities><cpu><mode name='host-passthrough' supported='yes'/>"
+        f"<mode name='host-model' supported='{{}}'>{model}</mode></cpu></domainCapabilities>"
+    )
+    read = capabilities.read_model(capable.format("yes", "require", "svm"))
+    assert capabilities.read_processor(read) == capabilities.Processor("AMD EPYC", ("svm",))
+    off = capabilities.read_model(capable.format("yes", "disable", "avx"))
+    assert capabilities.read_processor(off).features == ()
+    assert capabilities.read_model(capable.format("no", "require", "svm")) == ""
+    assert capabilities.read_model("<domainCapabilities/>") == ""
+
+
 @pytest.mark.parametrize(
     ("state", "reason", "saved", "power", "cause"),
     [

@@ -112,6 +112,8 @@ class HostFacts:
     log), "serial_console", "vnc_console", "agent", "diagnostics", ... `booted_at`: seconds since
     1970 by the controller's clock, to the minute; None where it is not known. `machines`: the full
     names of the machine types that its emulator offers; none where that counts for nothing.
+    `processor` is the vendor and the model of what guests run on where they are not emulated, and
+    `features` what that has; "" and none where that is not known.
 
     `storage_token` is what the host has last written into its pool to say that it is there, and
     `storage_others` are those of other hosts that it sees in it, each "HOST_UUID.…": hosts that
@@ -133,6 +135,8 @@ class HostFacts:
     storage_token: str = ""
     storage_others: tuple[str, ...] = ()
     machines: tuple[str, ...] = ()
+    processor: str = ""
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ class FakeHypervisor:
             booted_at=BOOTED_AT,
             storage_token=host.storage.token(host) if host.prepared else "",
             storage_others=tuple(map(host.storage.token, host.storage.others(host))),
-            machines=host.machines,
+            machines=host.machines, processor="Fake 1", features=host.features,
         )
         return self._call("facts", "", lambda: facts)
 

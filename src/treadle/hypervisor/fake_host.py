@@ -139,6 +139,7 @@ class FakeHost:
     disk_mib: int = 1 << 20
     arch: str = "x86_64"
     machines: tuple[str, ...] = ("fake-1",)
+    features: tuple[str, ...] = ()
     verb_s: float = 0.0
     up: bool = True
     powered: bool = True

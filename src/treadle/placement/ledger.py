@@ -250,6 +250,7 @@ def read_facts(body: str) -> HostFacts:
     data["capabilities"] = frozenset(data["capabilities"])
     data["storage_others"] = tuple(data.get("storage_others", ()))
     data["machines"] = tuple(data.get("machines", ()))
+    data["features"] = tuple(data.get("features", ()))
     return HostFacts(**data)
 
 

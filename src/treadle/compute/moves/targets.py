@@ -20,6 +20,10 @@ from treadle.scheduler.table import HostTable
 
 TRANSFER = "transfer"
 """What a host must be able to do for cold moves."""
+EMULATED = "qemu"
+"""How guests run whose processor is made by software."""
+SHOWN = 5
+"""How many features of a processor an answer names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,15 @@ def _unfit(hosts: Iterable[Host], wish: Wish) -> dict[int, tuple[str, str]]:
     found = {}
     for host in known.values():
         there = host.facts
-        if here is None or there is None or host.id == wish.source_id:
+        if source is None or here is None or there is None or host is source:
             continue
         why = ""
         if not wish.cold:
             if there.machines and wish.machine not in there.machines:
                 why = (f"its {there.hypervisor} {there.hypervisor_version} has no machine type "
                        f"{wish.machine}, which the guest runs on")
+            else:
+                why = _other_processor(source, host)
         elif there.arch != here.arch:
             why = f"its architecture is {there.arch}, the guest's is {here.arch}"
         elif there.hypervisor != here.hypervisor:
@@ -83,6 +89,26 @@ def _unfit(hosts: Iterable[Host], wish: Wish) -> dict[int, tuple[str, str]]:
         if why and wish.wanted_id in (None, host.id):
             found[host.id] = (host.name, why)
     return found
+
+
+def _other_processor(source: Host, host: Host) -> str:
+    """Why what runs on the processor of `source` cannot go on with that of `host`; "" where it can,
+    or that is not known. A guest has all of its host's processor, unless it is emulated."""
+    here, there = source.facts, host.facts
+    assert here is not None
+    assert there is not None
+    if host.virt_type != source.virt_type:
+        return f"it runs guests by {host.virt_type}, and this one runs by {source.virt_type}"
+    if source.virt_type == EMULATED or not here.features or not there.features:
+        return ""
+    if here.processor.partition(" ")[0] != there.processor.partition(" ")[0]:
+        return f"its processor is {there.processor}, the guest's is {here.processor}"
+    lacks = sorted(set(here.features) - set(there.features))
+    if not lacks:
+        return ""
+    more = f" and {len(lacks) - SHOWN} more" if len(lacks) > SHOWN else ""
+    return (f"its processor ({there.processor}) lacks {', '.join(lacks[:SHOWN])}{more}, which the "
+            f"guest's ({here.processor}) has")
 
 
 def forecast(

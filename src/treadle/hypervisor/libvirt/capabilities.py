@@ -15,6 +15,8 @@ from treadle.hypervisor.libvirt.connection import Attempt, Link
 GUESTS = ("QEMU", "LXC")
 #: Best first; what is not named here comes after, as libvirt lists it.
 PREFERENCE = ("kvm", "qemu")
+OWN = "kvm"
+"""How guests run that have the host's own processor."""
 
 LIFECYCLE = frozenset({"pause", "suspend", "graceful_stop"})
 BY_KIND = {
@@ -36,6 +38,14 @@ class Shape:
     virt_types: tuple[str, ...]
     machine: str
     machines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """As in `HostFacts`."""
+
+    name: str = ""
+    features: tuple[str, ...] = ()
 
 
 def of_kind(
@@ -71,6 +81,50 @@ def shape_of(link: Link, attempt: Attempt) -> Shape:
         shape = read_shape(attempt(link.conn.getCapabilities))
         link.known["shape"] = shape
     return shape
+
+
+def processor_of(link: Link, attempt: Attempt) -> Processor:
+    """What guests that are not emulated run on; nothing where there are none, or libvirt does not
+    know it. Read once per connection."""
+    known = link.known.get("processor")
+    if isinstance(known, Processor):
+        return known
+    found = Processor()
+    shape = shape_of(link, attempt)
+    if link.kind == "QEMU" and OWN in shape.virt_types:
+        about = None, shape.arch, shape.machine or None, OWN
+        try:
+            model = read_model(attempt(link.conn.getDomainCapabilities, *about, 0))
+            if model:
+                found = read_processor(attempt(
+                    link.conn.baselineHypervisorCPU, *about, [model],
+                    libvirt.VIR_CONNECT_BASELINE_CPU_EXPAND_FEATURES,
+                ))
+        except libvirt.libvirtError as error:
+            if errors.is_broken(error):
+                raise
+    link.known["processor"] = found
+    return found
+
+
+def read_model(text: str) -> str:
+    """The model of the host's processor as an element, out of a domain's capabilities; "" where
+    there is none."""
+    for mode in ET.fromstring(text).iterfind("cpu/mode[@name='host-model']"):
+        if mode.get("supported") == "yes":
+            model = ET.Element("cpu")
+            model.extend(mode)
+            return ET.tostring(model, encoding="unicode")
+    return ""
+
+
+def read_processor(text: str) -> Processor:
+    """The processor out of a model with all of its features."""
+    model = ET.fromstring(text)
+    names = (model.findtext("vendor"), model.findtext("model"))
+    return Processor(" ".join(filter(None, names)), tuple(sorted(
+        feature.get("name", "") for feature in model.iterfind("feature[@policy='require']")
+    )))
 
 
 def read_shape(text: str) -> Shape:

@@ -121,6 +121,7 @@ class LibvirtDriver:
 
         def act(link: Link, attempt: Attempt) -> HostFacts:
             shape = capabilities.shape_of(link, attempt)
+            processor = capabilities.processor_of(link, attempt)
             version = attempt(link.conn.getVersion)
             found = sharing.look_around(link, attempt, self._setup.pool)
             return HostFacts(
@@ -142,6 +143,7 @@ class LibvirtDriver:
                 storage_token=found.token if found else "",
                 storage_others=found.others if found else (),
                 machines=shape.machines if link.kind == "QEMU" else (),
+                processor=processor.name, features=processor.features,
             )
 
         return self._run("facts", self._options.deadlines.look, act)
