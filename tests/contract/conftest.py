@@ -131,8 +131,21 @@ class Behind:
     """The same host, as another program of libvirt's sees it."""
 
     def __init__(self, uri: str) -> None:
-        self.conn = libvirt.open(uri)
-        self.kind = self.conn.getType().lower()
+        self._uri = uri
+        self._conn = libvirt.open(uri)
+        self.kind = self._conn.getType().lower()
+
+    @property
+    def conn(self) -> Any:
+        """Its connection: another one where a test has ended the daemon since."""
+        try:
+            self._conn.getLibVersion()
+        except libvirt.libvirtError:
+            self._conn = libvirt.open(self._uri)
+        return self._conn
+
+    def close(self) -> None:
+        self._conn.close()
 
     def pool(self) -> Any:
         """Treadle's pool, as it is on the disk."""
@@ -279,7 +292,7 @@ def _test_world(
         behind.forget_domain,
         change_domain=behind.change_domain, behind=behind,
     )
-    behind.conn.close()
+    behind.close()
 
 
 @pytest.fixture(scope="session")
@@ -324,7 +337,7 @@ def _lab_world(
         runs_guests=True, change_domain=behind.change_domain, behind=behind,
         second=lambda: LibvirtDriver(lab.status()[1].uri, options),
     )
-    behind.conn.close()
+    behind.close()
 
 
 @pytest.fixture(
