@@ -88,8 +88,6 @@ def define(
         name = (containers.seed_volume if contained else seed_volume)(uuid)
         storage.write_seed(link, attempt, pool, name, make(uuid, spec.seed))
         has_seed = told
-    if domain is None and not contained:
-        storage.fresh_console(attempt, pool, uuid)
     mark = Mark(spec.generation, spec.mac.lower(), has_seed, values=spec.metadata)
     text = (containers.container_xml if contained else domain_xml)(spec, place, mark)
     attempt(link.conn.defineXMLFlags, text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
