@@ -76,8 +76,7 @@ NO_EFFECT_S = 5.0
 FRESH_S = 0.5
 """How long a pass that waits for its lane may go by the row that the one before has left it."""
 MAY_BE_THE_LAST = frozenset({
-    "start", "pause", "resume", "suspend", "power_off", "autostart", "grow",
-    "plug",
+    "start", "pause", "resume", "suspend", "power_off", "autostart", "grow", "plug",
 })
 
 

@@ -21,7 +21,7 @@ OWN = "kvm"
 LIFECYCLE = frozenset({"pause", "suspend", "graceful_stop"})
 BY_KIND = {
     "QEMU": LIFECYCLE | {"images", "console", "probe", "serial_console", "diagnostics", "agent",
-                         "snapshot", "transfer", "grow_disk"},
+                         "snapshot", "transfer", "grow_disk", "plug"},
     "TEST": LIFECYCLE | {"images", "network"},
     "LXC": frozenset({"pause", "graceful_stop", "root_filesystems", "serial_console",
                       "diagnostics"}),
@@ -56,8 +56,7 @@ def of_kind(
     "images": guests boot from disk images; "root_filesystems": containers from raw file systems.
     "transfer": disks can be sent to another host. "forward": a guest's SSH is a port of the host.
     "nwfilter": guests cannot speak for others. "grow": guests can be given more vcpus and memory
-    while they run, "grow_disk": a larger root disk. "plug": and a network
-    card, or have it taken.
+    while they run, "grow_disk" a larger root disk, "plug" a network card, or have it taken.
     `screen`: guests' screens can be reached over the connection's way.
     """
     found = set(BY_KIND.get(kind, frozenset()))
@@ -69,8 +68,6 @@ def of_kind(
         found.add("nwfilter")
     if kind == "QEMU" and arch in growth.ARCHES:
         found.add("grow")
-    if kind == "QEMU":
-        found.add("plug")
     return frozenset(found)
 
 

@@ -26,10 +26,7 @@ def ready(it: Subject, spec: DomainSpec) -> None:
     """Errors: `HostRefused` where it does not run, or is past the spec; `Unsupported`."""
     if it.link.kind != "QEMU":
         raise Unsupported(f"guests of {it.link.kind} hosts are given no interface while they run")
-    if domains.power(it.attempt, it.domain) not in (Power.RUNNING, Power.PAUSED):
-        raise HostRefused("it does not run")
-    if it.mark.generation > spec.generation:
-        raise HostRefused("it was started anew since")
+    domains.expect(it, spec, Power.RUNNING, Power.PAUSED)
 
 
 def give(it: Subject, spec: DomainSpec, place: Place, seconds: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import libvirt
 
-from treadle.hypervisor.base import NOT_BY_HOST, HostRefused, Power
+from treadle.hypervisor.base import NOT_BY_HOST, DomainSpec, HostRefused, Power
 from treadle.hypervisor.libvirt import errors, network, storage
 from treadle.hypervisor.libvirt.connection import Attempt, Link, as_value
 from treadle.hypervisor.libvirt.domain_xml import NAMESPACE, PREFIX, Mark, read_mark
@@ -82,6 +82,14 @@ def state_of(attempt: Attempt, domain: Any) -> tuple[int, int]:
 def power(attempt: Attempt, domain: Any) -> Power | None:
     """None where there is no process."""
     return power_of(state_of(attempt, domain)[0])
+
+
+def expect(it: Subject, spec: DomainSpec, *powers: Power) -> None:
+    """Errors: `HostRefused` where it is in none of these states, or is past the spec."""
+    if power(it.attempt, it.domain) not in powers:
+        raise HostRefused("it does not run")
+    if it.mark.generation > spec.generation:
+        raise HostRefused("it was started anew since")
 
 
 def in_use(attempt: Attempt, domain: Any) -> bool:

@@ -36,10 +36,7 @@ def ready(it: Subject, spec: DomainSpec) -> None:
     """Errors: `HostRefused` where it does not run, or is past the spec; `Unsupported`."""
     if it.link.kind not in KINDS:
         raise Unsupported(f"guests of {it.link.kind} hosts are given nothing while they run")
-    if domains.power(it.attempt, it.domain) is not Power.RUNNING:
-        raise HostRefused("it does not run")
-    if it.mark.generation > spec.generation:
-        raise HostRefused("it was started anew since")
+    domains.expect(it, spec, Power.RUNNING)
 
 
 def give(it: Subject, pool: Any, place: Place, spec: DomainSpec, copy_mib_s: float) -> None:
