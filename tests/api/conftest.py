@@ -12,6 +12,7 @@ import pytest
 from cloudkit import ROOMY, Cloud, Start, start_cloud
 from computekit import Api
 
+from treadle.db.schema import image
 from treadle.identity import passwords
 
 
@@ -109,3 +110,12 @@ def api(
     made.stop()
     if request.param == "postgresql":
         cluster.drop(name)
+
+
+@pytest.fixture(scope="module")
+def image_id(api: Api) -> str:
+    """The UUID of its one image."""
+    found: str = api.cloud.treadle.database.read(
+        lambda conn: conn.execute(image.select()).one().uuid
+    )
+    return found

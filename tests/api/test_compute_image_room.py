@@ -13,14 +13,6 @@ from test_compute_servers import ask, become, gone
 from treadle.db.schema import image
 
 
-@pytest.fixture(scope="module")
-def image_id(api: Api) -> str:
-    found: str = api.cloud.treadle.database.read(
-        lambda conn: conn.execute(image.select()).one().uuid
-    )
-    return found
-
-
 @pytest.fixture
 def server(api: Api, image_id: str) -> Iterator[str]:
     id = ask(api, image_id)["id"]

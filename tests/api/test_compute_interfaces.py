@@ -11,18 +11,9 @@ from tempest.lib.services.compute.interfaces_client import InterfacesClient
 from test_compute_servers import ask, become, gone
 
 from treadle.api.openstack.compute import HIGHEST
-from treadle.db.schema import image
 from treadle.hypervisor.fake_host import Fault, FaultKind
 
 JUDGE = schema(InterfacesClient, 1)
-
-
-@pytest.fixture(scope="module")
-def image_id(api: Api) -> str:
-    found: str = api.cloud.treadle.database.read(
-        lambda conn: conn.execute(image.select()).one().uuid
-    )
-    return found
 
 
 @pytest.fixture

@@ -21,14 +21,6 @@ FLAVOR = {"ram": 256, "vcpus": 1, "disk": 1}
 
 
 @pytest.fixture(scope="module")
-def image_id(api: Api) -> str:
-    found: str = api.cloud.treadle.database.read(
-        lambda conn: conn.execute(image.select()).one().uuid
-    )
-    return found
-
-
-@pytest.fixture(scope="module")
 def server(api: Api, image_id: str) -> Iterator[str]:
     id = ask(api, image_id)["id"]
     become(api, id, "ACTIVE")

@@ -5,20 +5,10 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-import pytest
 from computekit import CALLERS, Api
 from test_compute_servers import ask, become, gone
 
 from treadle.compute import quota
-from treadle.db.schema import image
-
-
-@pytest.fixture(scope="module")
-def image_id(api: Api) -> str:
-    found: str = api.cloud.treadle.database.read(
-        lambda conn: conn.execute(image.select()).one().uuid
-    )
-    return found
 
 
 def files(**contents: str) -> list[dict[str, str]]:

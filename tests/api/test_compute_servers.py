@@ -12,18 +12,9 @@ from computekit import CALLERS, Api, named, schema
 from tempest.lib.services.compute.servers_client import ServersClient
 
 from treadle.compute import quota
-from treadle.db.schema import image
 
 MINORS = (1, 3, 6, 9, 16, 19, 26, 37, 45, 47, 52, 54, 57, 63, 71, 73, 74, 75, 79, 83, 90, 94, 96,
           98, 100, 104)
-
-
-@pytest.fixture(scope="module")
-def image_id(api: Api) -> str:
-    found: str = api.cloud.treadle.database.read(
-        lambda conn: conn.execute(image.select()).one().uuid
-    )
-    return found
 
 
 def ask(api: Api, image_id: str, minor: int = 1, by: str = "member", **changes: Any) -> Any:
