@@ -8,11 +8,13 @@ from typing import Any
 
 
 def wait_for(done: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Poll until `done` gives something true; that."""
-    end = time.monotonic() + seconds
+    """Poll until `done` gives something true; that. What takes long is asked for less often: asking
+    takes processor time from what is waited for."""
+    start = time.monotonic()
     while True:
         found = done()
         if found:
             return found
-        assert time.monotonic() < end, f"waited {seconds:g} s for {what}"
-        time.sleep(0.02)
+        waited = time.monotonic() - start
+        assert waited < seconds, f"waited {seconds:g} s for {what}"
+        time.sleep(min(0.3, max(0.01, waited / 10)))
