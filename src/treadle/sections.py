@@ -223,7 +223,8 @@ class Fencing(Struct, frozen=True):
             max_length=1024,
             title="a table of texts",
             description="What the plug-in needs. ipmi: address (may have {name} in it) or "
-            "address.HOST, user, password_file. lab: folder.",
+            "address.HOST, user, password_file; port and cipher, where they are not ipmitool's. "
+            "lab: folder.",
         ),
     ] = field(default_factory=dict)
     beat_s: Annotated[

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import stat
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.waiting import wait_for
 
 from treadle.compute.failure.fencing import Command, FenceFailed, Ipmi, Target, load
 from treadle.config import load as load_settings
@@ -91,6 +95,69 @@ def test_ipmi_that_is_refused_or_stays_on_is_a_failure(ipmi: dict[str, str]) -> 
         Ipmi(Fencing(options=ipmi)).off(HOST, 0.4)
     with pytest.raises(FenceFailed, match="no address"):
         Ipmi(Fencing(options={k: v for k, v in ipmi.items() if k != "address"})).off(HOST, 5.0)
+
+
+@pytest.fixture
+def controller(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """OpenIPMI's management controller on a loopback port; its machine's power is a file, which
+    refuses nothing unless there is a file `refuses` beside it."""
+    program = tmp_path / "chassis"
+    program.write_text(f"""#!/bin/sh
+case "$2 $3 $4" in
+  "get power ") echo "power:$(cat {tmp_path}/power)";;
+  "set power 0") [ ! -e {tmp_path}/refuses ] && echo 0 > {tmp_path}/power;;
+esac
+""")
+    program.chmod(0o755)
+    (tmp_path / "power").write_text("1")
+    (tmp_path / "password").write_text("secret")
+    (tmp_path / "state").mkdir()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    auths = "".join(f"allowed_auths_{who} md5\n" for who in ("user", "operator", "admin"))
+    (tmp_path / "lan.conf").write_text(
+        f'name "bmc"\nstartlan 1\naddr 127.0.0.1 {port}\npriv_limit admin\n{auths}'
+        f'guid a123456789abcdefa123456789abcdef\nendlan\nchassis_control "{program} 0x20"\n'
+        'user 2 true "fence" "secret" admin 10\n'
+    )
+    (tmp_path / "commands").write_text(
+        "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\n"
+        "mc_enable 0x20\n"
+    )
+    process = subprocess.Popen(
+        ["ipmi_sim", "-n", "-c", "lan.conf", "-f", "commands", "-s", "state"], cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: f":{port:04X} " in Path("/proc/net/udp").read_text(), 10, "its port")
+        yield {
+            "address": "127.0.0.1", "port": str(port), "cipher": "3", "user": "fence",
+            "password_file": str(tmp_path / "password"),
+        }
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def test_a_real_ipmitool_switches_off_a_real_controllers_machine(
+    controller: dict[str, str], tmp_path: Path
+) -> None:
+    fence = Ipmi(Fencing(options=controller))
+    (tmp_path / "refuses").touch()
+    with pytest.raises(FenceFailed, match="Down/Off failed"):
+        fence.off(HOST, 20.0)
+    (tmp_path / "password").write_text("guessed")
+    with pytest.raises(FenceFailed, match="Unable to establish"):
+        fence.off(HOST, 20.0)
+    (tmp_path / "password").write_text("secret")
+    (tmp_path / "refuses").unlink()
+    assert (tmp_path / "power").read_text() == "1"
+    fence.off(HOST, 20.0)
+    assert (tmp_path / "power").read_text() == "0\n"
+    # Off already, and a controller that refuses it then: it is off.
+    (tmp_path / "refuses").touch()
+    fence.off(HOST, 20.0)
 
 
 def test_plugins_are_found_by_name_and_say_what_they_lack() -> None:

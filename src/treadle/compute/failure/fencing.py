@@ -88,7 +88,9 @@ class Command:
 
 class Ipmi:
     """The host's management controller, through ipmitool. Of `fencing.options`: `address` (may have
-    {name} and the like in it) or `address.HOST` for one host, `user`, and `password_file`."""
+    {name} and the like in it) or `address.HOST` for one host, `user`, `password_file`, and, where
+    they are not ipmitool's own, `port` and `cipher` (the number of a suite: without one ipmitool
+    asks which there are, for 10 s where nothing is answered)."""
 
     def __init__(self, settings: Fencing) -> None:
         self._options: Mapping[str, str] = settings.options
@@ -98,8 +100,14 @@ class Ipmi:
 
     def off(self, target: Target, seconds: float) -> None:
         end = time.monotonic() + seconds
-        self._ask(target, seconds, "off")
+        refused: FenceFailed | None = None
+        try:
+            self._ask(target, seconds, "off")
+        except FenceFailed as error:
+            refused = error  # as some do of a machine that is off
         while "is off" not in self._ask(target, end - time.monotonic(), "status"):
+            if refused is not None:
+                raise refused
             if time.monotonic() + LOOK_S > end:
                 raise FenceFailed(f"{target.name} was told to be off and is not")
             time.sleep(LOOK_S)
@@ -108,9 +116,11 @@ class Ipmi:
         address = self._options.get(f"address.{target.name}", self._options.get("address", ""))
         if not address:
             raise FenceFailed(f"fencing.options say no address of {target.name}'s controller")
+        given = {"-p": self._options.get("port"), "-C": self._options.get("cipher")}
         return run([
             self._options.get("program", "ipmitool"), "-I", "lanplus", "-H", target.fill(address),
             "-U", self._options["user"], "-f", self._options["password_file"],
+            *(part for flag, value in given.items() if value for part in (flag, value)),
             "chassis", "power", what,
         ], seconds)
 
