@@ -457,6 +457,42 @@ def test_an_image_of_it_and_shelving(api: Api, image_id: str) -> None:
     gone(api, id)
 
 
+def logged(api: Api, id: str) -> list[str]:
+    """The names in its action log, the newest first."""
+    log = api.get(f"/servers/{id}/os-instance-actions", by="member")["instanceActions"]
+    return [one["action"] for one in log]
+
+
+def test_what_no_host_is_asked_for_is_in_the_log_too(api: Api, image_id: str) -> None:
+    id = ask(api, image_id)["id"]
+    become(api, id, "ACTIVE")
+    path = f"/servers/{id}/action"
+    host = next(one for one in api.cloud.fleet.hosts.values() if id in one.guests)
+    host.guests[id].agent = False
+    password = {"changePassword": {"adminPass": "new"}}
+    api.fails("POST", path, password, status=409, by="member", says="cannot be set")
+    name = named("renamed")
+    api.ok("PUT", f"/servers/{id}", {"server": {"name": name}}, by="member")
+    api.ok("PUT", f"/servers/{id}", {"server": {"name": name}}, by="member")
+    api.ok("POST", path, {"lock": {"locked_reason": "mine"}}, status=202, by="member", minor=73)
+    api.ok("POST", path, {"unlock": None}, status=202, by="member")
+    assert logged(api, id) == ["unlock", "lock", "rename", "changePassword", "create"]
+    shown = {}
+    for one in api.get(f"/servers/{id}/os-instance-actions")["instanceActions"]:
+        request = one["request_id"]
+        shown[one["action"]] = api.get(
+            f"/servers/{id}/os-instance-actions/{request}", minor=84
+        )["instanceAction"]
+    assert {name: [(step["event"], step["result"]) for step in one["events"]]
+            for name, one in shown.items() if name != "create"} == {
+        name: [(f"compute_{name}", "Error" if name == "changePassword" else "Success")]
+        for name in ("unlock", "lock", "rename", "changePassword")
+    }
+    assert "compute_start" in {step["event"] for step in shown["create"]["events"]}
+    api.ok("DELETE", f"/servers/{id}", status=204, by="member")
+    gone(api, id)
+
+
 def test_a_password_by_the_guests_agent(api: Api, image_id: str) -> None:
     id = ask(api, image_id)["id"]
     become(api, id, "ACTIVE")
@@ -466,5 +502,6 @@ def test_a_password_by_the_guests_agent(api: Api, image_id: str) -> None:
     api.ok("POST", path, {"os-stop": None}, status=202, by="member")
     become(api, id, "SHUTOFF")
     api.fails("POST", path, {"changePassword": {"adminPass": "x"}}, status=409, by="member")
+    assert logged(api, id) == ["stop", "changePassword", "create"]
     api.ok("DELETE", f"/servers/{id}", status=204, by="member")
     gone(api, id)

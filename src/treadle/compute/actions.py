@@ -346,7 +346,7 @@ def confirm_resize(
     instance = _asked(conn, id, "confirmResize", by)
     store.update(conn, id, **changes.confirmed())
     store.hold(conn, id)
-    _noted(conn, instance, "confirmResize", request_id, by)
+    noted(conn, instance, "confirmResize", request_id, by)
     if instance.kept is not None:
         queue.wake(conn, MOVE_KIND, [str(instance.kept)])
     return instance
@@ -392,7 +392,7 @@ def create_backup(
     instance = _asked(conn, id, "createBackup", by)
     if rotation == 0:
         backups.rotate(conn, instance.project_id, instance.uuid, kind, 0)
-        _noted(conn, instance, "createBackup", request_id, by)
+        noted(conn, instance, "createBackup", request_id, by)
         return None
     image = _begin_image(
         conn, instance, name, {**(properties or {}), **backups.properties(kind, rotation)}, by
@@ -474,7 +474,7 @@ def lock(
     if instance.locked_by == "admin" and not by.is_admin:
         return instance
     store.update(conn, id, locked_by=owner, locked_reason=reason)
-    _noted(conn, instance, "lock", request_id, by)
+    noted(conn, instance, "lock", request_id, by)
     return instance
 
 
@@ -486,20 +486,19 @@ def unlock(
     if instance.locked_by == "admin" and not by.is_admin:
         raise Locked(f"VM {id} is locked by an administrator, who alone can unlock it")
     store.update(conn, id, locked_by=None, locked_reason=None)
-    _noted(conn, instance, "unlock", request_id, by)
+    noted(conn, instance, "unlock", request_id, by)
     return instance
 
 
-def _noted(
-    conn: sa.Connection, instance: Instance, name: str, request_id: str, by: Caller
+def noted(
+    conn: sa.Connection, instance: Instance, name: str, request_id: str, by: Caller,
+    error: str | None = None,
 ) -> None:
-    """What is done with the row alone: an entry of the log that is closed at once."""
-    store.begin_action(
-        conn, instance.id, request_id, name, instance.revision, user_id=by.user_id,
+    """What no pass is needed for: an entry of the log that is closed from the beginning."""
+    store.note_action(
+        conn, instance.id, request_id, name, instance.revision, error, user_id=by.user_id,
         project_id=by.project_id,
     )
-    if task_state(instance) is None:
-        store.end_actions(conn, instance.id, instance.revision, "ok")
 
 
 def reset_state(

@@ -289,6 +289,18 @@ def begin_action(
     })
 
 
+def note_action(
+    conn: sa.Connection, id: int, request_id: str, name: str, revision: int, error: str | None, *,
+    user_id: str = "", project_id: str = "",
+) -> None:
+    """Add an entry of the action log of what is over already; `error`: what went wrong."""
+    conn.execute(sa.insert(action).values(
+        instance_id=id, request_id=request_id, name=name, revision=revision, started_at=now(),
+        finished_at=now(), outcome="ok" if error is None else "error", message=error,
+        user_id=user_id, project_id=project_id,
+    ))
+
+
 def end_actions(
     conn: sa.Connection, id: int, revision: int, outcome: str, message: str | None = None
 ) -> None:
@@ -324,7 +336,10 @@ def last_decision(conn: sa.Connection, id: int) -> dict[str, Any] | None:
 
 
 def actions(conn: sa.Connection, id: int) -> list[dict[str, Any]]:
-    """The action log of an instance, oldest first, each with its steps. Times since 1970."""
+    """The action log of an instance, oldest first, each with its steps. Times since 1970.
+
+    An entry of the revision before led no pass: all that was done for it was one step, itself.
+    """
     steps: dict[int, list[dict[str, Any]]] = {}
     for row in conn.execute(
         sa.select(action_step).where(action_step.c.instance_id == id).order_by(action_step.c.id)
@@ -333,17 +348,23 @@ def actions(conn: sa.Connection, id: int) -> list[dict[str, Any]]:
             "name": row.name, "host": row.host_id, "started_at": row.started_at,
             "finished_at": row.finished_at, "outcome": row.outcome, "message": row.message,
         })
-    return [
-        {
-            "request_id": row.request_id, "action": row.name, "started_at": row.started_at,
-            "finished_at": row.finished_at, "outcome": row.outcome, "message": row.message,
-            "user_id": row.user_id, "project_id": row.project_id,
-            "steps": steps.get(row.revision, []),
+    found: list[dict[str, Any]] = []
+    before = None
+    for row in conn.execute(
+        sa.select(action).where(action.c.instance_id == id).order_by(action.c.id)
+    ):
+        one = {
+            "started_at": row.started_at, "finished_at": row.finished_at, "outcome": row.outcome,
+            "message": row.message,
         }
-        for row in conn.execute(
-            sa.select(action).where(action.c.instance_id == id).order_by(action.c.id)
-        )
-    ]
+        itself = [{"name": row.name, "host": None, **one}] if row.finished_at else []
+        found.append({
+            "request_id": row.request_id, "action": row.name, **one,
+            "user_id": row.user_id, "project_id": row.project_id,
+            "steps": itself if row.revision == before else steps.get(row.revision, []),
+        })
+        before = row.revision
+    return found
 
 
 # -- flavors

@@ -34,7 +34,7 @@ from treadle.api.openstack.wire import Ask, Reply, Schema
 from treadle.compute import actions, consoles, injected, listing, quota, store
 from treadle.compute.actions import Rebuild
 from treadle.compute.listing import Row
-from treadle.errors import Conflict, InvalidInput
+from treadle.errors import Conflict, InvalidInput, TreadleError
 from treadle.image import actions as image_actions
 from treadle.image.store import Image
 from treadle.placement.ledger import DEFAULT_ZONE
@@ -227,9 +227,20 @@ async def change_password(ask: Ask, value: Any) -> Reply | None:
     place = await ask.read(look)
     if place is None:
         raise Conflict(f"Instance {ask.path['server_id']} is on no host")
-    await asyncio.to_thread(
-        consoles.set_password, ask.context.fleet, place, "root", value["adminPass"]
-    )
+
+    async def note(error: str | None) -> None:
+        await ask.write(lambda conn: actions.noted(
+            conn, find_row(conn, ask).instance, "changePassword", ask.request_id, asker(ask), error
+        ))
+
+    try:
+        await asyncio.to_thread(
+            consoles.set_password, ask.context.fleet, place, "root", value["adminPass"]
+        )
+    except TreadleError as error:
+        await note(str(error))
+        raise
+    await note(None)
     return None
 
 

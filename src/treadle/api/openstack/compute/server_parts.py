@@ -306,7 +306,7 @@ def _event(
     if ask.minor >= 62:
         shown["hostId"] = host_id(project, on)
         if admin:
-            shown["host"] = on.name if on is not None else None
+            shown["host"] = on.name if on is not None else ""
     if ask.minor >= 84:
         shown["details"] = step["message"] if failed and admin else None
     return shown

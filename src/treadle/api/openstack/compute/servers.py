@@ -375,6 +375,8 @@ async def update(ask: Ask) -> Reply:
             values["availability_zone"] = _pinned(conn, row, given["pinned_availability_zone"])
         if values:
             store.update(conn, row.instance.id, **values)
+        if values.get("name", row.instance.name) != row.instance.name:
+            actions.noted(conn, row.instance, "rename", ask.request_id, asker(ask))
 
     await ask.write(work)
     return Reply(await one(ask, "update"))
