@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
 from typing import Any
 
 import pytest
-from cloudkit import Cloud, until
+from cloudkit import PATIENCE_S, Cloud, until
 from computekit import Api, named, schema
 from tempest.lib.services.compute.migrations_client import MigrationsClient
 from test_compute_servers import become, gone
 
 from treadle.compute.moves import store as moves
 from treadle.db.schema import image
+from treadle.hypervisor.base import HostRefused
 from treadle.hypervisor.fake_host import FakeHost, Fault, FaultKind
 from treadle.placement import ledger
 
@@ -164,6 +168,61 @@ def test_a_host_on_which_the_guest_cannot_go_on_is_no_target(
     for host in (here, there):
         offers(host, before)
     in_balance(api.cloud)
+
+
+@contextmanager
+def on_its_way(api: Api, id: str, until_called: str, refused: bool = False) -> Iterator[int]:
+    """The number of a move that goes on until its source is called so; then it is `refused`."""
+    host = api.cloud.host(where(api, id))
+    begun, asked = Event(), Event()
+
+    def trap(when: str, verb: str, uuid: str) -> None:
+        if (when, uuid) != ("before", id):
+            return
+        if verb == "move":
+            begun.set()
+            assert asked.wait(PATIENCE_S)
+            if refused:
+                raise HostRefused("it was ended")
+        elif verb == until_called:
+            asked.set()
+
+    host.trap = trap
+    try:
+        migrate(api, id)
+        assert begun.wait(PATIENCE_S)
+        [under_way] = api.get(f"/servers/{id}/migrations", minor=23)["migrations"]
+        assert under_way["status"] == "running"
+        yield under_way["id"]
+    finally:
+        asked.set()
+        host.trap = None
+
+
+def test_one_that_is_aborted_stays_where_it_is(api: Api, server: str) -> None:
+    here = where(api, server)
+    with on_its_way(api, server, "abort_move", refused=True) as number:
+        path = f"/servers/{server}/migrations/{number}"
+        assert api.ok("DELETE", path, status=202, minor=24) is None
+        assert ended(api, server)["status"] == "cancelled"
+    become(api, server, "ACTIVE")
+    assert where(api, server) == one_copy(api.cloud, server) == here
+    in_balance(api.cloud)
+    api.fails("DELETE", path, status=409, minor=24, says="has ended")
+    api.fails("DELETE", f"/servers/{server}/migrations/999999", status=404, minor=24)
+
+
+def test_one_that_is_forced_to_complete_comes_to_its_end(api: Api, server: str) -> None:
+    here = where(api, server)
+    force = {"force_complete": None}
+    with on_its_way(api, server, "hurry_move") as number:
+        path = f"/servers/{server}/migrations/{number}/action"
+        api.ok("POST", path, force, status=202, minor=22)
+        assert ended(api, server)["status"] == "completed"
+    become(api, server, "ACTIVE")
+    assert where(api, server) == one_copy(api.cloud, server) != here
+    in_balance(api.cloud)
+    api.fails("POST", path, force, status=409, minor=22, says="has ended")
 
 
 def test_what_cannot_be_moved_is_refused(api: Api, server: str) -> None:

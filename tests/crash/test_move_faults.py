@@ -12,6 +12,7 @@ from zlib import crc32
 import pytest
 from sweep import Case, Scenario, act, each_ends_as_wanted, ends, look, moved_until, running, told
 from test_sweep import WHOLE
+from world import World
 
 from treadle.compute.model import State
 
@@ -23,6 +24,13 @@ FAULTS = frozenset({
 AT_COMMITS = frozenset({"crash", "stall", "overtaken"})
 R, P, D = State.RUNNING, State.PAUSED, State.DELETED
 
+
+def queued(world: World) -> None:
+    """One that runs, and whose move was asked for."""
+    running(world)
+    world.act(1, "migrate")
+
+
 SCENARIOS = [
     Scenario("move", running, act("migrate"), ends(R)),
     Scenario("move a paused one", told("pause"), act("migrate"), ends(P)),
@@ -30,11 +38,15 @@ SCENARIOS = [
     Scenario("a move taken up when made", moved_until("after move"), look, ends(R)),
     Scenario("delete one that is being moved", moved_until("before move"), act("delete"), ends(D)),
     Scenario("delete one that has been moved", moved_until("after move"), act("delete"), ends(D)),
+    Scenario("end a move that is queued", queued, act("abort"), ends(R)),
+    Scenario("end a move that was begun", moved_until("before move"), act("abort"), ends(R)),
+    Scenario("end a move that was made", moved_until("after move"), act("abort"), ends(R)),
 ]
 AT_LEAST = {
     "move": 250, "move a paused one": 250, "a move taken up when begun": 110,
     "a move taken up when made": 140, "delete one that is being moved": 140,
-    "delete one that has been moved": 160,
+    "delete one that has been moved": 160, "end a move that is queued": 20,
+    "end a move that was begun": 80, "end a move that was made": 80,
 }
 ONE_OF = 3
 

@@ -556,6 +556,12 @@ class World:
     def act(self, id: int, what: str) -> Instance | None:
         """Ask for one of the actions, by its name."""
         patient = {"request_id": "req", "deadline_s": self.act_s}
+
+        def abort(conn: sa.Connection) -> Instance:
+            one = actions.require(conn, id)
+            moving.abort(conn, one, moves.of_instance(conn, id)[0].id)
+            return one
+
         wishes: dict[str, Callable[[sa.Connection], Any]] = {
             "delete": lambda conn: actions.delete(conn, id, request_id="req"),
             "soft delete": lambda conn: actions.soft_delete(conn, id, **patient),
@@ -581,6 +587,7 @@ class World:
                 conn, id, failure.Wanted(), request_id="req"
             ),
             "migrate": lambda conn: moving.live_migrate(conn, id, None, **patient),
+            "abort": abort,
             "migrate cold": lambda conn: moving.migrate(
                 conn, id, None, request_id="req", patience=Patience(MOVE_S, self.act_s)
             ),

@@ -449,7 +449,8 @@ class Moves(Protocol):
         """End the move that is under way; none is success."""
 
     def hurry_move(self, uuid: str) -> None:
-        """Pause the guest, so that the move comes to its end."""
+        """Have the move come to its end: the guest goes on at the target now where `post_copy` lets
+        it, else it is paused until it is there. Errors: `HostRefused` where it is too early."""
 
 
 @runtime_checkable

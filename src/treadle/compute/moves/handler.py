@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
@@ -310,7 +311,7 @@ class MoveHandler:
         call(target, "take" if options.shared else "expect", spec)
         # Who took over meanwhile has found nothing there, and ended the move.
         queue.hold_lease(ticket)
-        with self._watched(scene.move.id, scene.loaded.instance.id, source, spec.uuid):
+        with self._watched(scene.move.id, scene.loaded.instance.id, source, spec.uuid, options):
             call(source, "move", spec.uuid, target, options)
 
     def _share(self, scene: Scene) -> bool:
@@ -323,10 +324,12 @@ class MoveHandler:
 
     @contextmanager
     def _watched(
-        self, move_id: int, instance_id: int, source: Hypervisor, uuid: str
+        self, move_id: int, instance_id: int, source: Hypervisor, uuid: str, options: MoveOptions
     ) -> Iterator[None]:
-        """Meanwhile, write down how far it is, and end or hurry it when somebody asks."""
+        """Meanwhile, write down how far it is, and end or hurry it when somebody asks; one that may
+        end at the target is hurried when half of its time is over."""
         over = threading.Event()
+        half = time.monotonic() + options.seconds / 2
 
         def watch() -> None:
             hurried = False
@@ -339,7 +342,9 @@ class MoveHandler:
                         return
                     if move.stop or wanted.goal in (Goal.DELETED, Goal.FAILED):
                         call(source, "abort_move", uuid)
-                    elif move.hurry and not hurried:
+                    elif not hurried and (
+                        move.hurry or (options.post_copy and time.monotonic() > half)
+                    ):
                         call(source, "hurry_move", uuid)
                         hurried = True
                     done = call(source, "move_progress", uuid)

@@ -338,11 +338,11 @@ class LibvirtDriver:
         )
 
     def hurry_move(self, uuid: str) -> None:
-        """libvirt lets the guest go on at the target by itself."""
+        """At the target now, where its move may end so; else it is paused until it is there."""
 
         def act(it: domains.Subject) -> None:
             if domains.power(it.attempt, it.domain) is Power.RUNNING:
-                it.attempt(it.domain.suspend)
+                moves.hurry(it.attempt, it.domain)
 
         self._change("hurry_move", uuid, act, absent_is_success=True)
 
