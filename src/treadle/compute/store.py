@@ -338,7 +338,7 @@ def last_decision(conn: sa.Connection, id: int) -> dict[str, Any] | None:
 def actions(conn: sa.Connection, id: int) -> list[dict[str, Any]]:
     """The action log of an instance, oldest first, each with its steps. Times since 1970.
 
-    An entry of the revision before led no pass: all that was done for it was one step, itself.
+    For what no pass had to do anything, the one step is itself.
     """
     steps: dict[int, list[dict[str, Any]]] = {}
     for row in conn.execute(
@@ -349,7 +349,6 @@ def actions(conn: sa.Connection, id: int) -> list[dict[str, Any]]:
             "finished_at": row.finished_at, "outcome": row.outcome, "message": row.message,
         })
     found: list[dict[str, Any]] = []
-    before = None
     for row in conn.execute(
         sa.select(action).where(action.c.instance_id == id).order_by(action.c.id)
     ):
@@ -361,9 +360,9 @@ def actions(conn: sa.Connection, id: int) -> list[dict[str, Any]]:
         found.append({
             "request_id": row.request_id, "action": row.name, **one,
             "user_id": row.user_id, "project_id": row.project_id,
-            "steps": itself if row.revision == before else steps.get(row.revision, []),
+            # What was noted later has its revision from the entry before.
+            "steps": steps.pop(row.revision, None) or itself,
         })
-        before = row.revision
     return found
 
 
