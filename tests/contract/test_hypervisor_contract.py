@@ -279,12 +279,16 @@ def test_a_definition_that_somebody_changed_is_seen_and_put_back(world: World) -
     assert driver.observe(uuid) == before
 
 
+def gone_in(found: Domain | None) -> Domain | None:
+    """The domain where its definition is gone."""
+    return found if found is not None and not found.defined else None
+
+
 def test_what_runs_undefined_is_seen_and_can_be_defined_again(world: World) -> None:
     driver, uuid = world.driver, world.new()
     driver.start(uuid)
     world.forget_domain(uuid)
-    found = driver.observe(uuid)
-    assert found is not None
+    found = wait_for(lambda: gone_in(driver.observe(uuid)), 5, "its event to come")
     assert (found.power, found.generation, found.defined) == (Power.RUNNING, 1, False)
     assert driver.observe_all() == [found]
     with pytest.raises(HostRefused, match="definition is gone"):

@@ -20,6 +20,7 @@ import libvirt
 
 from treadle.hypervisor.base import HostUnreachable, VerbTimeout
 from treadle.hypervisor.libvirt import errors, events
+from treadle.hypervisor.libvirt.memory import ALL, DEFINED, RUNNING, Memory
 from treadle.hypervisor.libvirt.ssh import with_ssh
 
 T = TypeVar("T")
@@ -102,10 +103,7 @@ class Link:
         self.known: dict[Hashable, Any] = {}
         self.domains: dict[str, Any] = {}
         """Handles by UUID. Each may be of a domain that is gone."""
-        self.changes: dict[str, tuple[int, tuple[str, ...]]] = {}
-        """By UUID, the generation of the stored definition, and what somebody else has changed in
-        it, as last read."""
-        self.events = 0
+        self.memory = Memory()
         self.undo: Callable[[], None] = lambda: None
 
     def alive(self) -> bool:
@@ -201,6 +199,13 @@ class Connection:
         self._opening: _Job[Link] | None = None
         self._late: list[_Job[Any]] = []
         self._beat: tuple[Link | None, _Job[int] | None] = None, None
+
+    def forget(self, uuid: str) -> None:
+        """What was read of the domain counts no more: it was changed over another connection."""
+        with self._lock:
+            link = self._link
+        if link is not None:
+            link.memory.forget(uuid)
 
     # -- verbs
 
@@ -347,7 +352,7 @@ class Connection:
             _keep_alive(conn)
             link = Link(conn, self.uri)
             if self._changed is not None:
-                link.undo = events.listen(
+                link.undo, link.memory.on = events.listen(
                     conn, self._telling(link), lambda: self._gone(link)
                 )
         except libvirt.libvirtError as error:
@@ -355,12 +360,14 @@ class Connection:
         return link
 
     def _telling(self, link: Link) -> events.Stopped:
-        """From the event thread: what was read of the definition counts no more."""
+        """From the event thread: what was read of the domain may count no more."""
 
         def tell(uuid: str, event: int, reason: int) -> None:
-            if event == libvirt.VIR_DOMAIN_EVENT_DEFINED:
-                link.events += 1
-                link.changes.pop(uuid, None)
+            if (event, reason) == events.IS_NEW:
+                link.memory.check(uuid, DEFINED, True)
+            elif (event, reason) not in events.CHANGES_NOTHING_READ:
+                left = event in events.LEAVES_THE_DEFINITION
+                link.memory.forget(uuid, RUNNING if left else ALL)
             if self._changed is not None:
                 self._changed(uuid, event, reason)
 

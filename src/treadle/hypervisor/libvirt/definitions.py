@@ -11,6 +11,7 @@ from treadle.hypervisor.libvirt import (
     capabilities,
     containers,
     domains,
+    memory,
     network,
     seed,
     sharing,
@@ -55,6 +56,24 @@ def _virt_type(link: Link, attempt: Attempt, setup: HostSetup) -> str:
     return types[0] if types else "qemu"
 
 
+def _store(link: Link, attempt: Attempt, text: str, spec: DomainSpec, *, new: bool) -> None:
+    """Have libvirt take it. Its event may come before this ends, or after the next look: that a
+    domain is new forgets nothing, so what is known of a new one is learnt before."""
+    keeps = False
+    if new:
+        link.memory.learn(spec.uuid, {
+            memory.DEFINED: True, memory.AUTOSTART: False, memory.STORED: (spec.generation, ()),
+        })
+    try:
+        link.domains[spec.uuid] = attempt(
+            link.conn.defineXMLFlags, text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE
+        )
+        keeps = new
+    finally:
+        if not keeps:
+            link.memory.forget(spec.uuid)
+
+
 def define(
     link: Link, attempt: Attempt, pool: Any, place: Place, spec: DomainSpec, copy_mib_s: float
 ) -> None:
@@ -82,7 +101,7 @@ def define(
     if contained:
         containers.make_root(attempt, pool, spec, copy_mib_s)
     else:
-        storage.make_disks(attempt, pool, place.pool_path, spec)
+        storage.make_disks(attempt, pool, place.pool_path, spec, first=domain is None)
     if not has_seed:
         make = containers.seed_image if contained else seed.iso
         name = (containers.seed_volume if contained else seed_volume)(uuid)
@@ -90,8 +109,7 @@ def define(
         has_seed = told
     mark = Mark(spec.generation, spec.mac.lower(), has_seed, values=spec.metadata)
     text = (containers.container_xml if contained else domain_xml)(spec, place, mark)
-    attempt(link.conn.defineXMLFlags, text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
-    link.changes.pop(uuid, None)  # its event may come after the next look
+    _store(link, attempt, text, spec, new=domain is None)
     unused = spec.generation > 1 and not in_use and not contained
     if unused and sharing.may_drop(link, attempt, pool, uuid):
         storage.drop_disks(attempt, pool, spec)

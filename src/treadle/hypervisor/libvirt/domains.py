@@ -9,7 +9,7 @@ from typing import Any
 import libvirt
 
 from treadle.hypervisor.base import NOT_BY_HOST, DomainSpec, HostRefused, Power
-from treadle.hypervisor.libvirt import errors, network, storage
+from treadle.hypervisor.libvirt import errors, memory, network, storage
 from treadle.hypervisor.libvirt.connection import Attempt, Link, as_value
 from treadle.hypervisor.libvirt.domain_xml import NAMESPACE, PREFIX, Mark, read_mark
 from treadle.hypervisor.libvirt.states import power_of
@@ -49,6 +49,11 @@ def lookup(link: Link, attempt: Attempt, uuid: str) -> Any:
         if found is not None:
             link.domains[uuid] = found
     return found
+
+
+def known_mark(link: Link, attempt: Attempt, domain: Any, uuid: str) -> Mark | None:
+    """As `mark_of`; asked for once, until something happens to the domain."""
+    return link.memory.get(uuid, memory.MARK, lambda: mark_of(attempt, domain))
 
 
 def ours(link: Link, attempt: Attempt, uuid: str) -> Any:
@@ -121,10 +126,11 @@ def forget(attempt: Attempt, domain: Any) -> None:
         attempt(domain.undefineFlags, least)
 
 
-def set_autostart(attempt: Attempt, domain: Any, on: bool) -> None:
+def set_autostart(it: Subject, on: bool) -> None:
     """Where the hypervisor starts nothing with its host, or the definition is gone, nothing."""
     try:
-        attempt(domain.setAutostart, int(on))
+        it.attempt(it.domain.setAutostart, int(on))
+        it.link.memory.put(it.domain.UUIDString(), memory.AUTOSTART, on)
     except libvirt.libvirtError as error:
         if errors.code_of(error) not in (
             libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_INVALID,
@@ -156,19 +162,18 @@ def create(it: Subject, pool: str, per_gib: float) -> None:
 def turn(it: Subject, goal: Power, origin: Power, act: Callable[[], Any]) -> None:
     """Bring it from `origin` to `goal` by `act`; there already is success. Errors: `HostRefused`
     where it is neither."""
-    attempt, domain = it.attempt, it.domain
-    found = power(attempt, domain)
-    if found is goal:
-        return
-    if found is not origin:
-        raise HostRefused(f"it is {found or Power.OFF}, not {origin}")
     try:
-        attempt(act)
+        it.attempt(act)
     except libvirt.libvirtError as error:
-        if errors.is_broken(error) or power(attempt, domain) is not goal:
+        if errors.is_broken(error):
             raise
+        found = power(it.attempt, it.domain)
+        if found is origin:
+            raise
+        if found is not goal:
+            raise HostRefused(f"it is {found or Power.OFF}, not {origin}") from error
     by_host = NOT_BY_HOST not in it.mark.values
-    set_autostart(attempt, domain, goal is Power.RUNNING and by_host)
+    set_autostart(it, goal is Power.RUNNING and by_host)
 
 
 def forward(it: Subject) -> None:

@@ -50,6 +50,7 @@ from treadle.hypervisor.libvirt import (
     errors,
     guest,
     looks,
+    memory,
     moves,
     network,
     probe,
@@ -283,11 +284,15 @@ class LibvirtDriver:
         """On connections of its own."""
         uuid = canonical_uuid(uuid)
         there = self._peer(target)
-        moves.move(
-            (self._spares, lambda link, attempt: ours(link, attempt, uuid)),
-            (there._spares, there.uri), options,
-            whole=not options.shared and not there._is_overlay(uuid),
-        )
+        try:
+            moves.move(
+                (self._spares, lambda link, attempt: ours(link, attempt, uuid)),
+                (there._spares, there.uri), options,
+                whole=not options.shared and not there._is_overlay(uuid),
+            )
+        finally:
+            self._main.forget(uuid)
+            there._main.forget(uuid)
 
     def send_disk(
         self, uuid: str, target: Hypervisor, seconds: float, tell: Callable[[int, int], None]
@@ -563,9 +568,9 @@ class LibvirtDriver:
         def act(it: domains.Subject) -> None:
             if not it.attempt(it.domain.isPersistent):
                 raise HostRefused("its definition is gone")
-            domains.set_autostart(it.attempt, it.domain, on)
+            domains.set_autostart(it, on)
 
-        self._change("autostart", uuid, act)
+        self._change("autostart", uuid, act, changes=())
 
     def start(self, uuid: str) -> None:
         """A paused one is left as it is."""
@@ -574,18 +579,19 @@ class LibvirtDriver:
             running = domains.power(it.attempt, it.domain) is not None
             if not running:
                 domains.create(it, self._setup.pool, self._options.deadlines.per_gib)
-                domains.set_autostart(it.attempt, it.domain, NOT_BY_HOST not in it.mark.values)
+                domains.set_autostart(it, NOT_BY_HOST not in it.mark.values)
             led = (running and it.mark.forward) or not it.mark.mac
             if it.link.session and it.link.kind == "QEMU" and not led:
                 domains.forward(it)
 
-        self._change("start", uuid, act)
+        self._change("start", uuid, act, changes=memory.RUNNING)
 
     def pause(self, uuid: str) -> None:
         """Errors: `HostRefused` where it does not run."""
         self._change(
             "pause", uuid,
             lambda it: domains.turn(it, Power.PAUSED, Power.RUNNING, it.domain.suspend),
+            changes=(),
         )
 
     def resume(self, uuid: str) -> None:
@@ -593,6 +599,7 @@ class LibvirtDriver:
         self._change(
             "resume", uuid,
             lambda it: domains.turn(it, Power.RUNNING, Power.PAUSED, it.domain.resume),
+            changes=(),
         )
 
     def suspend(self, uuid: str) -> None:
@@ -607,16 +614,16 @@ class LibvirtDriver:
             per_gib = self._options.deadlines.per_gib
             attempt.extend(domains.memory_seconds(attempt, domain, per_gib))
             attempt(domain.managedSave, libvirt.VIR_DOMAIN_SAVE_RUNNING)
-            domains.set_autostart(it.attempt, it.domain, False)
+            domains.set_autostart(it, False)
 
-        self._change("suspend", uuid, act)
+        self._change("suspend", uuid, act, changes=memory.RUNNING)
 
     def shut_down(self, uuid: str) -> None:
         """Of one that does not run, nothing is asked."""
 
         def act(it: domains.Subject) -> None:
             attempt, domain = it.attempt, it.domain
-            domains.set_autostart(it.attempt, it.domain, False)
+            domains.set_autostart(it, False)
             if state_of(attempt, domain)[0] not in SHUTS_DOWN_WHEN_ASKED:
                 return
             try:
@@ -630,7 +637,7 @@ class LibvirtDriver:
                 if state_of(attempt, domain)[0] in SHUTS_DOWN_WHEN_ASKED:
                     raise
 
-        self._change("shut_down", uuid, act)
+        self._change("shut_down", uuid, act, changes=memory.RUNNING)
 
     def power_off(self, uuid: str) -> None:
         """Absent is success."""
@@ -641,9 +648,11 @@ class LibvirtDriver:
             # One without a definition is gone with its process.
             if as_value(attempt, domain.hasManagedSaveImage, 0, missing=NO_DOMAIN):
                 attempt(domain.managedSaveRemove, 0)
-            domains.set_autostart(it.attempt, it.domain, False)
+            domains.set_autostart(it, False)
 
-        self._change("power_off", uuid, act, absent_is_success=True)
+        self._change(
+            "power_off", uuid, act, absent_is_success=True, changes=memory.RUNNING
+        )
 
     def undefine(self, uuid: str) -> None:
         """Absent is success; volumes that a domain left are removed too."""
@@ -656,6 +665,7 @@ class LibvirtDriver:
                     raise HostRefused("this domain is not Treadle's")
                 domains.destroy(attempt, domain)
                 as_value(attempt, domains.forget, attempt, domain, missing=NO_DOMAIN)
+            link.memory.forget(uuid)
             pool = storage.pool_of(link, attempt, self._setup.pool)
             sharing.give_up(link, attempt, pool, uuid)
 
@@ -678,6 +688,7 @@ class LibvirtDriver:
                     raise
                 # It is gone, perhaps for long: look again, once, at what is there now.
                 link.domains.clear()
+                link.memory.clear()
                 return body(link, attempt)
 
         return (lane or self._main).run(verb, seconds, whole)
@@ -689,7 +700,9 @@ class LibvirtDriver:
         body: Callable[[domains.Subject], T],
         absent_is_success: bool = False,
         more: float = 0.0,
+        changes: Sequence[str] = memory.ALL,
     ) -> T | None:
+        """`changes`: what is read anew after it, of what is kept of the domain."""
         uuid = canonical_uuid(uuid)
 
         def act(link: Link, attempt: Attempt) -> T | None:
@@ -698,10 +711,13 @@ class LibvirtDriver:
                 if absent_is_success:
                     return None
                 raise HostRefused("there is no such domain on the host")
-            mark = mark_of(attempt, domain)
+            mark = domains.known_mark(link, attempt, domain, uuid)
             if mark is None:
                 raise HostRefused("this domain is not Treadle's")
-            return body(domains.Subject(link, attempt, domain, mark))
+            try:
+                return body(domains.Subject(link, attempt, domain, mark))
+            finally:
+                link.memory.forget(uuid, changes)
 
         return self._run(verb, self._options.deadlines.change + more, act)
 

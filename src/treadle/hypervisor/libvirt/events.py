@@ -15,6 +15,19 @@ import libvirt
 Stopped = Callable[[str, int, int], None]
 """Called with a domain's UUID, the lifecycle event and its detail."""
 
+LEAVES_THE_DEFINITION = frozenset({
+    libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STOPPED,
+    libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_CRASHED,
+})
+"""After these another guest may run, or none; what is stored is as it was."""
+IS_NEW = libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_DEFINED_ADDED
+"""The event of a definition where none was. One by somebody else comes after that of its end."""
+CHANGES_NOTHING_READ = frozenset({
+    (libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_PAUSED),
+    (libvirt.VIR_DOMAIN_EVENT_RESUMED, libvirt.VIR_DOMAIN_EVENT_RESUMED_UNPAUSED),
+})
+"""Events, with their details, after which only the state is another one."""
+
 _started = threading.Lock()
 _thread: threading.Thread | None = None
 
@@ -43,10 +56,13 @@ def _quiet(_context: object, _error: object) -> None:
     """libvirt prints every error otherwise."""
 
 
-def listen(conn: Any, changed: Stopped, lost: Callable[[], None]) -> Callable[[], None]:
-    """Have `changed` and `lost` called, from the loop's thread. Returns what undoes it.
+def listen(
+    conn: Any, changed: Stopped, lost: Callable[[], None]
+) -> tuple[Callable[[], None], bool]:
+    """Have `changed` and `lost` called, from the loop's thread. Returns what undoes it, and
+    whether `changed` will be called at all: some drivers tell of nothing.
 
-    What comes back may block for as long as keepalive lets it: call it from a spare thread.
+    What undoes it may block for as long as keepalive lets it: call it from a spare thread.
     """
 
     def on_lifecycle(_conn: Any, domain: Any, event: int, reason: int, _opaque: object) -> None:
@@ -81,4 +97,4 @@ def listen(conn: Any, changed: Stopped, lost: Callable[[], None]) -> Callable[[]
         except libvirt.libvirtError:
             return
 
-    return undo
+    return undo, number is not None

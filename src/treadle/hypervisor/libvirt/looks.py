@@ -20,7 +20,8 @@ from treadle.hypervisor.libvirt import (
 )
 from treadle.hypervisor.libvirt.connection import Attempt, Link, as_value
 from treadle.hypervisor.libvirt.domain_xml import NAMESPACE, Mark, read_mark
-from treadle.hypervisor.libvirt.domains import NO_DOMAIN, lookup, mark_of, state_of
+from treadle.hypervisor.libvirt.domains import NO_DOMAIN, known_mark, lookup, state_of
+from treadle.hypervisor.libvirt.memory import ADDRESSES, AUTOSTART, DEFINED, STORED
 from treadle.hypervisor.libvirt.states import domain_of, power_of
 
 
@@ -31,7 +32,7 @@ def one(link: Link, attempt: Attempt, uuid: str, setup: HostSetup) -> Domain | N
         pool = storage.pool_of(link, attempt, setup.pool)
         left = sharing.is_left(link, attempt, pool, uuid)
         return Domain(uuid, Power.REMNANT) if left else None
-    mark = mark_of(attempt, domain)
+    mark = known_mark(link, attempt, domain, uuid)
     if mark is None:
         return None
     state, reason = state_of(attempt, domain)
@@ -39,17 +40,19 @@ def one(link: Link, attempt: Attempt, uuid: str, setup: HostSetup) -> Domain | N
     addresses: tuple[str, ...] = ()
     if power_of(state) is Power.RUNNING:
         addresses = _addresses(link, attempt, domain, mark, setup, None)
+    autostart = link.memory.get(uuid, AUTOSTART, lambda: _autostart(attempt, domain))
     found = domain_of(
-        uuid, state, reason, saved, mark, addresses, _autostart(attempt, domain),
+        uuid, state, reason, saved, mark, addresses, autostart,
         disk_grows=link.kind in enlargement.KINDS,
     )
-    if not attempt(domain.isPersistent):
+    if not link.memory.get(uuid, DEFINED, lambda: bool(attempt(domain.isPersistent))):
         return replace(found, defined=False)
     return _with_stored(found, _stored(link, attempt, domain))
 
 
 def every(link: Link, attempt: Attempt, setup: HostSetup) -> Sequence[Domain]:
     """All of ours, and remnants; by UUID."""
+    link.memory.clear()  # an event may have been missed
     pool = storage.pool_of(link, attempt, setup.pool)
     # Disks before domains: one that is defined meanwhile is no remnant.
     left, copied = sharing.remnants(link, attempt, pool)
@@ -60,12 +63,11 @@ def every(link: Link, attempt: Attempt, setup: HostSetup) -> Sequence[Domain]:
     leases = _leases(link, attempt, setup)
     flag = libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT
     undefined = {d.UUIDString() for d in attempt(link.conn.listAllDomains, flag)}
-    link.changes.clear()  # an event may have been missed
     found: dict[str, Domain] = {}
     for domain, state, reason in rows:
         uuid = domain.UUIDString()
         left.discard(uuid)
-        mark = as_value(attempt, mark_of, attempt, domain, missing=NO_DOMAIN)
+        mark = as_value(attempt, known_mark, link, attempt, domain, uuid, missing=NO_DOMAIN)
         if mark is None:
             continue
         addresses: tuple[str, ...] = ()
@@ -78,6 +80,8 @@ def every(link: Link, attempt: Attempt, setup: HostSetup) -> Sequence[Domain]:
         if uuid not in undefined:
             stored = as_value(attempt, _stored, link, attempt, domain, missing=NO_DOMAIN)
             found[uuid] = _with_stored(found[uuid], stored or (0, ()))
+        link.memory.check(uuid, DEFINED, uuid not in undefined)
+        link.memory.check(uuid, AUTOSTART, found[uuid].autostart)
     for uuid in left:
         found[uuid] = Domain(uuid, Power.REMNANT)
     return [
@@ -110,20 +114,15 @@ def _with_stored(found: Domain, stored: tuple[int, tuple[str, ...]]) -> Domain:
 
 
 def _stored(link: Link, attempt: Attempt, domain: Any) -> tuple[int, tuple[str, ...]]:
-    """The generation of the definition, and what somebody else has changed in it. Read again after
-    an event of it, and by each look at all."""
-    uuid = domain.UUIDString()
-    known = link.changes.get(uuid)
-    if known is not None:
-        return known
-    serial = link.events
-    text = attempt(domain.XMLDesc, libvirt.VIR_DOMAIN_XML_INACTIVE)
-    mark = ET.fromstring(text).find(f"metadata/{{{NAMESPACE}}}instance")
-    generation = 0 if mark is None else read_mark(ET.tostring(mark, encoding="unicode")).generation
-    found = generation, shape.changed(text, f"{{{NAMESPACE}}}instance")
-    if serial == link.events:
-        link.changes[uuid] = found
-    return found
+    """The generation of the definition, and what somebody else has changed in it."""
+
+    def read() -> tuple[int, tuple[str, ...]]:
+        text = attempt(domain.XMLDesc, libvirt.VIR_DOMAIN_XML_INACTIVE)
+        mark = ET.fromstring(text).find(f"metadata/{{{NAMESPACE}}}instance")
+        own = Mark(0) if mark is None else read_mark(ET.tostring(mark, encoding="unicode"))
+        return own.generation, shape.changed(text, f"{{{NAMESPACE}}}instance")
+
+    return link.memory.get(domain.UUIDString(), STORED, read)
 
 
 def _autostart(attempt: Attempt, domain: Any) -> bool | None:
@@ -157,6 +156,11 @@ def _addresses(
         return network.neighbours(attempt, domain)
     if link.kind not in capabilities.GUESTS or not mark.mac:
         return ()
-    if leases is None:
-        leases = network.leases(link, attempt, setup.network, mark.mac)
-    return tuple(leases.get(mark.mac, ()))
+    if leases is not None:
+        return tuple(leases.get(mark.mac, ()))
+
+    def read() -> tuple[str, ...] | None:
+        found = network.leases(link, attempt, setup.network, mark.mac)
+        return tuple(found.get(mark.mac, ())) or None
+
+    return link.memory.get(domain.UUIDString(), ADDRESSES, read) or ()

@@ -344,15 +344,24 @@ def _delete_quietly(volume: Any) -> None:
 # -- one instance's volumes
 
 
-def make_disks(attempt: Attempt, pool: Any, path: str, spec: DomainSpec) -> None:
+def make_disks(
+    attempt: Attempt, pool: Any, path: str, spec: DomainSpec, *, first: bool = False
+) -> None:
     """The uppermost volume of the root disk, unless it is there: it is the guest's data, and never
-    made again; and the one that it is rescued from.
+    made again; and the one that it is rescued from. `first`: no domain is there, so most likely no
+    disk is either.
 
     Errors: `HostRefused` where an image is not on the host or is larger than the disk, or what the
     uppermost lies over is gone.
     """
     top, *under = (domain_xml.disk_volume(spec.uuid, number) for number in spec.disks)
-    if find(attempt, pool, top) is None:
+    if first and not under:
+        try:
+            _over_image(attempt, pool, path, top, spec.disk_gib, spec.image)
+        except libvirt.libvirtError as error:
+            if not _is_there(attempt, pool, top, error):
+                raise
+    elif find(attempt, pool, top) is None:
         for name in under:
             if find(attempt, pool, name) is None:
                 raise HostRefused(f"a part of its disk is gone from the host: {name}")
@@ -412,8 +421,16 @@ def _overlay(
     try:
         return attempt(pool.createXML, text, 0)
     except libvirt.libvirtError as error:
-        refuse_if_full(attempt, pool, error)
+        if not _is_there(attempt, pool, name, error):
+            refuse_if_full(attempt, pool, error)
         raise
+
+
+def _is_there(attempt: Attempt, pool: Any, name: str, error: libvirt.libvirtError) -> bool:
+    """Whether it could not be made because it is there: the test driver has no code for that."""
+    if errors.code_of(error) == libvirt.VIR_ERR_STORAGE_VOL_EXIST:
+        return True
+    return not errors.is_broken(error) and find(attempt, pool, name) is not None
 
 
 def refuse_if_full(attempt: Attempt, pool: Any, error: libvirt.libvirtError) -> None:
@@ -458,15 +475,15 @@ def fresh_console(attempt: Attempt, pool: Any, uuid: str) -> None:
 
 
 def _anew(attempt: Attempt, pool: Any, name: str, size: int) -> Any:
-    """A raw volume of that name, in place of the one that is there."""
-    remove(attempt, pool, name)
+    """A raw volume of that name, in place of the one that is there. Mostly there is none."""
     try:
         return create_raw(attempt, pool, name, size)
     except libvirt.libvirtError as error:
-        # The file is there, and libvirtd does not know of it: another host has made it.
-        if errors.code_of(error) != libvirt.VIR_ERR_OPERATION_INVALID:
+        if errors.code_of(error) == libvirt.VIR_ERR_OPERATION_INVALID:
+            # The file is there, and libvirtd does not know of it: another host has made it.
+            refresh(attempt, pool)
+        elif not _is_there(attempt, pool, name, error):
             raise
-    refresh(attempt, pool)
     remove(attempt, pool, name)
     return create_raw(attempt, pool, name, size)
 
@@ -499,8 +516,6 @@ def is_disk(name: str) -> bool:
 
 def has_disk(attempt: Attempt, pool: Any, uuid: str) -> bool:
     """Whether a volume with the guest's data is there."""
-    if find(attempt, pool, domain_xml.disk_volume(uuid)) is not None:
-        return True
     return any(name.startswith(uuid) and is_disk(name) for name in names(attempt, pool))
 
 

@@ -1,0 +1,71 @@
+"""What a verb asks a host for. Each call waits for its answer: on the way through ssh 0.6 ms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.contract.conftest import World
+from tests.waiting import wait_for
+from treadle.hypervisor.libvirt import connection
+
+ASKS_NOBODY = ("newStream", "send")
+#: On whether the guest has its address, and the event of the definition has come.
+DEPENDS = ("DHCPLeases", "metadata")
+
+
+@pytest.fixture
+def calls(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """The names of libvirt's functions that something calls."""
+    if world.name == "fake":
+        pytest.skip("the simulated host is called once a verb")
+    made: list[str] = []
+    whole = connection.Attempt.__call__
+
+    def noted(self: connection.Attempt, function: Any, *arguments: Any) -> Any:
+        made.append(function.__name__)
+        return whole(self, function, *arguments)
+
+    monkeypatch.setattr(connection.Attempt, "__call__", noted)
+
+    def of(what: Callable[..., object], *arguments: object) -> list[str]:
+        made.clear()
+        what(*arguments)
+        return [name for name in made if name not in ASKS_NOBODY and name not in DEPENDS]
+
+    return of
+
+
+def test_what_is_known_is_not_asked_for_again(
+    world: World, calls: Callable[..., list[str]]
+) -> None:
+    driver, uuid = world.driver, world.new()
+    driver.start(uuid)
+    # The events of both come when they come.
+    wait_for(lambda: calls(driver.observe, uuid) == ["state"], 5, "it to be known")
+    assert calls(driver.pause, uuid) == ["suspend", "setAutostart"]
+    assert calls(driver.observe, uuid) == ["state"]
+    assert calls(driver.resume, uuid) == ["resume", "setAutostart"]
+    assert calls(driver.observe, uuid) == ["state"]
+    found = driver.observe(uuid)
+    assert found in driver.observe_all()
+
+
+def test_a_new_instance_takes_few_calls(world: World, calls: Callable[..., list[str]]) -> None:
+    driver = world.driver
+    driver.ensure_image(world.image, world.content)
+    driver.define(world.spec(str(uuid4())))  # what is learnt once
+    uuid = str(uuid4())
+    assert calls(driver.observe, uuid) == ["lookupByUUIDString", "listAllVolumes"]
+    seed = ["createXML", "upload", "finish"] if world.name == "lab-qemu" else ["createXML"]
+    assert calls(driver.define, world.spec(uuid)) == [
+        "lookupByUUIDString", "storageVolLookupByName", "createXML", *seed, "defineXMLFlags",
+    ]
+    assert calls(driver.observe, uuid) == ["state", "hasManagedSaveImage"]
+    log = ["createXML"] if world.name == "lab-qemu" else []
+    assert calls(driver.start, uuid) == [
+        "state", "hasManagedSaveImage", *log, "create", "setAutostart",
+    ]
