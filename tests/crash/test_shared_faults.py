@@ -54,6 +54,19 @@ def failed(world: World) -> None:
     """It asked for it, its host has lost its power, and that is known."""
     world.create(ha="evacuate")
     settle(world)
+    fails(world)
+
+
+def failed_resized(world: World) -> None:
+    """The same, of one whose new size can still be taken back."""
+    world.create(ha="evacuate")
+    settle(world)
+    wished("enlarge")(world)
+    fails(world)
+
+
+def fails(world: World) -> None:
+    """The guest has written to its disk, and its host loses its power."""
     guest = world.guest(1)
     guest.disks = dict.fromkeys(guest.disks, DATA)
     world.precious = DATA
@@ -71,9 +84,14 @@ SCENARIOS = [
     Scenario("confirm", written(wished("migrate cold")), act("confirm"), ends(R, guest_stops=(S,))),
     Scenario("revert", written(wished("resize away")), act("revert"), ends(R, **REFUSED)),
     Scenario("delete", written(wished("migrate cold")), act("delete"), ends(D)),
+    Scenario("evacuate a resized one", failed_resized, confirm, ends(R, **REFUSED),
+             sizes=(4, 4, 4), waits=True),
     Scenario("evacuate", failed, confirm, ends(R, **REFUSED), sizes=(4, 4, 4), waits=True),
 ]
-ONE_OF = {"live": 3, "cold": 6, "confirm": 4, "revert": 6, "delete": 4, "evacuate": 4}
+ONE_OF = {
+    "live": 3, "cold": 6, "confirm": 4, "revert": 6, "delete": 4, "evacuate": 4,
+    "evacuate a resized one": 4,
+}
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from treadle.compute import actions, lifecycle, store
 from treadle.compute.actions import OPERATOR, Caller
 from treadle.compute.kinds import EVACUATION_KIND, HOST_KIND, KIND
-from treadle.compute.model import Goal, Instance, Mode, Task, vm_state, word
+from treadle.compute.model import Goal, Instance, Mode, Task, is_settled, vm_state, word
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import Kind, Stage
 from treadle.compute.store import Step
@@ -48,19 +48,20 @@ class Outcome:
 
 def evacuate(
     conn: sa.Connection, id: int, wanted: Wanted, *, request_id: str, by: Caller = OPERATOR,
-    fence: Step | None = None,
+    fence: Step | None = None, strict: bool = True,
 ) -> int:
     """Have an instance, whose host is off for sure, built anew on another from its image: same id,
     name, keys and MAC address; what was on its disk is lost. Where other hosts share the storage of
     its host, it goes on there from its disk. Its number among the moves comes back.
 
-    `fence`: the step that made sure. Errors: `NotFound`, `Locked`, `InvalidState`, `Conflict` where
-    nobody says that its host is off, or its image is gone; `InvalidInput` for a host that is not
-    there or its own.
+    `fence`: the step that made sure. `strict`: exactly OpenStack's table; without it one that has,
+    or is being given, another size goes as well, and keeps that. Errors: `NotFound`, `Locked`,
+    `InvalidState`, `Conflict` where nobody says that its host is off, or its image is gone;
+    `InvalidInput` for a host that is not there or its own.
     """
     instance = actions.require(conn, id)
     actions.unlocked(instance, "evacuate", by)
-    _expect(conn, instance)
+    _expect(conn, instance, strict=strict)
     host_id = instance.host_id
     assert host_id is not None
     source = ledger.get_host(conn, host_id)
@@ -125,7 +126,9 @@ def evacuate_host(
             _waits(conn, instance)
             continue
         try:
-            going.append(evacuate(conn, instance.id, Wanted(), request_id=request_id, fence=fence))
+            going.append(evacuate(
+                conn, instance.id, Wanted(), request_id=request_id, fence=fence, strict=False
+            ))
         except TreadleError as error:
             staying.append((instance, str(error)))
     return Outcome(going, staying)
@@ -157,17 +160,28 @@ def require_off(conn: sa.Connection, host_id: int) -> Host:
     return host
 
 
-def _expect(conn: sa.Connection, instance: Instance) -> None:
+def _expect(conn: sa.Connection, instance: Instance, *, strict: bool) -> None:
     """Errors: `InvalidState` where it cannot be evacuated as it is."""
     message = f"VM {instance.id} is {word(instance)}: it cannot be told to evacuate now"
     if store.columns(conn, instance.id, ("moving",))["moving"] is not None:
         raise InvalidState(message, "evacuate", "task_state", instance.task or Task.MIGRATING)
     state = vm_state(instance)
-    fit = instance.mode in (Mode.NORMAL, Mode.ERROR) and instance.goal in (
+    fit = instance.mode in (Mode.NORMAL, Mode.ERROR) or (
+        not strict and instance.mode is Mode.RESIZED and _has_its_size(conn, instance)
+    )
+    fit = fit and instance.kept is None and instance.goal in (
         Goal.RUNNING, Goal.STOPPED, Goal.PAUSED
-    ) and instance.kept is None
-    if state not in EVACUABLE or instance.host_id is None or not fit:
+    )
+    allowed = EVACUABLE if strict else EVACUABLE | {"resized"}
+    if state not in allowed or instance.host_id is None or not fit:
         raise InvalidState(message, "evacuate", "vm_state", state)
+
+
+def _has_its_size(conn: sa.Connection, instance: Instance) -> bool:
+    """Whether the disk that it would go on with is of the size that it is to have: one that is
+    made anew is, whatever its old host had done."""
+    host_id = instance.host_id or 0
+    return is_settled(instance) or not storages.heirs(conn, host_id).known
 
 
 def _has_image(conn: sa.Connection, instance: Instance) -> None:
