@@ -17,6 +17,7 @@ import libvirt
 import pycdlib
 import pytest
 import yaml
+from tests.waiting import wait_for
 
 from treadle.errors import InvalidInput, TreadleError
 from treadle.hypervisor.base import (
@@ -310,6 +311,40 @@ def test_a_body_that_was_given_up_does_no_more(tmp_path: Path) -> None:
     assert ended.wait(5)
     assert done == []
     conn.close()
+
+
+def test_a_link_is_closed_only_when_nobody_uses_it_any_more(tmp_path: Path) -> None:
+    conn = connection(tmp_path)
+    links: list[Any] = []
+    inside, go, late = threading.Event(), threading.Event(), threading.Event()
+    told: list[str] = []
+
+    def asks(link: Any, attempt: Attempt) -> None:
+        links.append(link)
+        inside.set()
+        assert go.wait(10)
+        told.append(attempt(link.conn.getHostname))
+
+    def hangs(_link: Any, _attempt: Attempt) -> None:
+        late.wait(10)
+
+    user = threading.Thread(target=lambda: conn.run("facts", 20, asks))
+    user.start()
+    assert inside.wait(10)
+    with pytest.raises(VerbTimeout):
+        conn.run("observe", 0.2, hangs)
+    [link] = links
+    assert (link.over, link.users) == (True, 2)
+    assert link.conn._o is not None
+    conn.run("look", 10, lambda other, _attempt: links.append(other))
+    assert links[1] is not link, "others go on over a new one"
+    go.set()
+    user.join(10)
+    assert told == [link.conn.getHostname()]
+    late.set()
+    wait_for(lambda: link.conn._o is None, 10, "it to be closed")
+    conn.close()
+    wait_for(lambda: links[1].conn._o is None, 10, "the other one too")
 
 
 def test_a_body_may_ask_for_more_time(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -105,6 +106,10 @@ class Link:
         """Handles by UUID. Each may be of a domain that is gone."""
         self.memory = Memory()
         self.undo: Callable[[], None] = lambda: None
+        self.users = 0
+        """How many bodies use it now; it is not closed under any. Under its `Connection`'s lock,
+        as is `over`: that it is to be closed."""
+        self.over = False
 
     def alive(self) -> bool:
         """Whether it is not known to be broken. Asks nobody."""
@@ -219,13 +224,14 @@ class Connection:
             link = self._open(attempt)
             used.append(link)
             attempt.check()
-            try:
-                return body(link, attempt)
-            except libvirt.libvirtError as error:
-                if errors.is_broken(error) or not link.alive():
-                    self.drop(link)
-                    raise HostUnreachable(f"{verb}: {errors.detail(error)}") from error
-                raise errors.translate(error, verb) from error
+            with self._in_use(link):
+                try:
+                    return body(link, attempt)
+                except libvirt.libvirtError as error:
+                    if errors.is_broken(error) or not link.alive():
+                        self.drop(link)
+                        raise HostUnreachable(f"{verb}: {errors.detail(error)}") from error
+                    raise errors.translate(error, verb) from error
 
         job: _Job[P] = _Job(carry)
         self._refuse_if_stuck()
@@ -244,7 +250,12 @@ class Connection:
             return None
         if job is not None and asked is link and not job.done:
             return False  # it has not answered what it was asked before
-        job = _Job(lambda: int(link.conn.getLibVersion()))
+
+        def ask() -> int:
+            with self._in_use(link):
+                return int(link.conn.getLibVersion())
+
+        job = _Job(ask)
         with self._lock:
             self._beat = link, job
         self._threads.start(job)
@@ -254,6 +265,8 @@ class Connection:
             job.result()
         except libvirt.libvirtError as error:
             return not errors.is_broken(error)
+        except HostUnreachable:
+            return None
         return True
 
     def stuck(self) -> int:
@@ -271,11 +284,31 @@ class Connection:
             self.drop(link)
 
     def drop(self, link: Link) -> None:
-        """Forget a link, and free it without waiting for it."""
+        """Forget a link, and free it without waiting for it, once nobody uses it: libvirt would
+        free what a call that is under way works with."""
         with self._lock:
             if self._link is link:
                 self._link = None
-        self._threads.start(_Job(lambda: _dispose(link)))
+            idle = not link.over and not link.users
+            link.over = True
+        if idle:
+            self._threads.start(_Job(lambda: _dispose(link)))
+
+    @contextmanager
+    def _in_use(self, link: Link) -> Iterator[None]:
+        """Errors: `HostUnreachable` where it was dropped meanwhile."""
+        with self._lock:
+            if link.over:
+                raise HostUnreachable("the connection was given up meanwhile")
+            link.users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                link.users -= 1
+                last = link.over and not link.users
+            if last:
+                self._threads.start(_Job(lambda: _dispose(link)))
 
     def _give_up(self, attempt: Attempt, job: _Job[P], used: list[Link]) -> P:
         attempt.given_up = True
@@ -377,10 +410,8 @@ class Connection:
         """libvirt says that the connection broke: from the event thread, so only hand over."""
         with self._lock:
             current = self._link is link
-            if current:
-                self._link = None
         if current:
-            self._threads.start(_Job(lambda: _dispose(link)))
+            self.drop(link)
             if self._lost is not None:
                 self._lost()
 
