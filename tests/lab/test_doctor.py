@@ -61,6 +61,7 @@ def test_a_good_host_passes_and_is_left_as_it_was(
     assert code == 0, checks
     assert set(checks) >= {"libvirt", "host", "images", "guest (qemu)", "clock", "names", "tidy"}
     assert checks["host"]["detail"].startswith(f"{host.name}: ")
+    assert "tcp_retries2=8" in checks["lost peers"]["mend"]
     assert made_there(lab, host) == before
 
 
@@ -77,6 +78,7 @@ def test_a_name_that_does_not_resolve_is_told(lab: Lab, host: LabHost, tmp_path:
     lab.exec(host.name, "cp", "/etc/hosts", "/tmp/hosts.kept")
     try:
         lab.exec(host.name, "sh", "-c", "echo 127.0.0.1 localhost > /etc/hosts")
+        lab.exec(host.name, "sh", "-c", "echo 8 > /proc/sys/net/ipv4/tcp_retries2")
         code, checks = doctor(lab, host, tmp_path)
     finally:
         lab.exec(host.name, "sh", "-c", "cat /tmp/hosts.kept > /etc/hosts")
@@ -84,3 +86,6 @@ def test_a_name_that_does_not_resolve_is_told(lab: Lab, host: LabHost, tmp_path:
     assert not checks["names"]["ok"]
     assert "/etc/hosts" in checks["names"]["mend"]
     assert checks["images"]["ok"]
+    assert (checks["lost peers"]["detail"].split()[-2:], checks["lost peers"]["mend"]) == (
+        ["102", "s"], ""
+    )

@@ -34,7 +34,12 @@ STORAGE = (
     r"grep -Eqs '^[[:space:]]*lock_manager[[:space:]]*=' /etc/libvirt/qemu.conf; echo $?"
 )
 # As libvirt looks it up: any family, which /etc/hosts answers; "hosts" would ask DNS for IPv6.
-LOOK = 'date +%s.%N; getent ahosts "$(hostname)" >/dev/null; echo $?; date +%s.%N'
+LOOK = (
+    'date +%s.%N; getent ahosts "$(hostname)" >/dev/null; echo $?; date +%s.%N; '
+    "cat /proc/sys/net/ipv4/tcp_retries2"
+)
+RETRIES = 8
+"""Of what is sent and not answered, before the kernel gives a connection up: about 100 s."""
 
 
 @dataclass
@@ -253,6 +258,19 @@ def _remote(report: Report, uri: str, config: Path) -> None:
     report.add("names", named, "its own name " + (
         "resolves" if named else "takes long to resolve" if slow else "does not resolve"),
                "" if named else "add its name to /etc/hosts there: libvirt calls take 10 s else")
+    if len(said) > 3:
+        _retries(report, int(said[3]))
+
+
+def _retries(report: Report, tries: int) -> None:
+    """How long an emulator may hang that sends its guest to a host that is gone: nothing is broken
+    by that. The kernel's waits (RFC 6298) begin at 0.2 s and double, up to 120 s."""
+    seconds = sum(min(0.2 * 2**n, 120.0) for n in range(tries + 1))
+    report.add(
+        "lost peers", True, f"a connection to one is given up after about {seconds:.0f} s",
+        "" if tries <= RETRIES else "a guest whose move is cut off may stand still so long: "
+        f"sysctl net.ipv4.tcp_retries2={RETRIES}",
+    )
 
 
 def _storage(report: Report, uri: str, config: Path, settings: Settings) -> None:
