@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from tests.labs import a_lab
+from tests.labs import FOREIGN, a_lab
 from tests.waiting import wait_for
 from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry
 from treadle.cli.serve import Inventory, Treadle, assemble, server_config
@@ -23,12 +23,6 @@ from treadle.config import Settings, load
 from treadle.image.sources import parse_source
 from treadle.lab.fabric import Lab, LabHost
 from treadle.lab.guest import build_guest
-
-FOREIGN = "5d0c5f6e-0000-4000-8000-00000000000{number}"
-FOREIGN_XML = """
-<domain type='qemu'><name>not-ours</name><uuid>{uuid}</uuid><memory unit='MiB'>16</memory>
-<vcpu>1</vcpu><os><type arch='x86_64'>hvm</type></os><devices/></domain>
-"""
 
 
 @dataclass
@@ -91,6 +85,70 @@ class Cloud:
             self.get(f"/vm/destroy?vmid={vmid}")
 
 
+class Face:
+    """The compute API as an administrator uses it."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self.cloud = cloud
+        password = (cloud.treadle.folder / "admin-password").read_text().strip()
+        domain = {"id": "default"}
+        answer = cloud.client.post("/identity/v3/auth/tokens", json={"auth": {
+            "identity": {"methods": ["password"], "password": {
+                "user": {"name": "admin", "domain": domain, "password": password},
+            }},
+            "scope": {"project": {"name": "admin", "domain": domain}},
+        }})
+        self.headers = {"X-Auth-Token": answer.headers["x-subject-token"]}
+
+    def get(self, path: str) -> Any:
+        return self.ask("GET", path).json()
+
+    def ask(self, method: str, path: str, body: Any = None, minor: int = 93) -> Any:
+        """Any call, as it was answered."""
+        return self.cloud.client.request(
+            method, f"/compute/v2.1{path}", json=body,
+            headers={**self.headers, "OpenStack-API-Version": f"compute 2.{minor}"},
+        )
+
+    def image(self, name: str) -> str:
+        """The id of the image of that name."""
+        listed = self.ask("GET", "/images", minor=1).json()["images"]
+        return str(next(one["id"] for one in listed if one["name"] == name))
+
+    def act(self, id: str, action: str, value: Any = None) -> Any:
+        """What is answered to one that must be taken."""
+        answer = self.ask("POST", f"/servers/{id}/action", {action: value})
+        assert answer.status_code in (200, 202, 204), answer.text
+        return answer.json() if answer.content else None
+
+    def refused(self, id: str, action: str, value: Any = None) -> str:
+        """What is said to one that its state does not allow."""
+        answer = self.ask("POST", f"/servers/{id}/action", {action: value})
+        assert answer.status_code == 409, answer.text
+        return str(answer.json()["conflictingRequest"]["message"])
+
+    def log(self, id: str) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Its actions, the oldest first, each with its events and their results."""
+        path = f"/servers/{id}/os-instance-actions"
+        listed = [self.get(f"{path}/{one['request_id']}")["instanceAction"]
+                  for one in reversed(self.get(path)["instanceActions"]) if one["request_id"]]
+        return [
+            (one["action"], [(step["event"], step["result"]) for step in reversed(one["events"])])
+            for one in listed
+        ]
+
+    def becomes(self, id: str, status: str) -> Any:
+        def look() -> Any:
+            found = self.get(f"/servers/{id}")["server"]
+            over = found["status"] == status and found["OS-EXT-STS:task_state"] is None
+            return found if over else None
+
+        try:
+            return wait_for(look, 120, f"{id} to be {status}")
+        except AssertionError as error:
+            raise AssertionError(self.get("/os-migrations"), self.get(f"/servers/{id}")) from error
+
+
 @pytest.fixture(scope="session")
 def guest_image() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "treadle"
@@ -98,43 +156,10 @@ def guest_image() -> Path:
     return build_guest(cache, lambda _line: None)
 
 
-@dataclass(frozen=True)
-class Foreign:
-    """What a host says of the domain on it that is not ours. `runs`: its number and its state,
-    which both change with a stop."""
-
-    definition: str
-    runs: tuple[str, str]
-
-
-def foreign(lab: Lab, host: LabHost) -> Foreign:
-    """How the foreign domain of the host is now."""
-    def virsh(word: str, *more: str) -> str:
-        done = lab.exec(host.name, "virsh", "-q", word, *more, "not-ours")
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    return Foreign(
-        virsh("dumpxml", "--inactive"), (virsh("domid"), virsh("domstate", "--reason"))
-    )
-
-
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with a_lab("cld", 3, tmp_path_factory.mktemp("lab")) as one:
-        hosts = one.status()
-        for number, host in enumerate(hosts):
-            xml = FOREIGN_XML.format(uuid=FOREIGN.format(number=number))
-            one.exec(host.name, "virsh", "-q", "define", "/dev/stdin", stdin=xml)
-            one.exec(host.name, "virsh", "-q", "start", "not-ours")
-        before = {host.name: (host.pid, foreign(one, host)) for host in hosts}
         yield one
-        for host in one.status():
-            pid, was = before[host.name]
-            now_is = foreign(one, host)
-            assert now_is.definition == was.definition, "a foreign domain was changed"
-            if host.pid == pid:  # it never lost its power
-                assert now_is.runs == was.runs, "a foreign domain was stopped or started"
 
 
 @contextmanager

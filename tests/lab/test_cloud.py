@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import email
 import io
 import json
 import re
@@ -14,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.lab.conftest import Cloud, all_up
+from tests.lab.conftest import Cloud, Face, all_up
 from tests.waiting import wait_for
 from treadle.compute import actions, store
 from treadle.compute.model import MOST_KEYS
@@ -81,7 +84,6 @@ def lives(cloud: Cloud, vmid: int) -> None:
     assert cloud.query(vmid)["state"] == "stopped"
     assert cloud.get(f"/vm/pause?vmid={vmid}")["status"] == 0
     assert cloud.get(f"/vm/start?vmid={vmid}") == {"status": 1}
-    cloud.guest_is_up(vmid)
     log = cloud.admin(f"/instances/{vmid}")["actions"]
     assert [one["action"] for one in log] == [
         "create", "pause", "resume", "suspend", "resume", "reboot", "stop", "start",
@@ -270,13 +272,31 @@ def guest_agent(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_a_real_guest_agent_freezes_sets_a_password_and_uses_a_processor(
     cloud: Cloud, guest_agent: bytes
 ) -> None:
+    """Of a server that was given a file when it was made, by OpenStack's API."""
+    face = Face(cloud)
     for id, vcpus in ((41, 1), (42, 2)):
         flavor = store.Flavor(id, vcpus, 128, 1, extra_specs={MOST_KEYS[0]: "2"})
         cloud.treadle.database.write(lambda conn: store.put_flavor(conn, flavor))  # noqa: B023
-    vmid = cloud.get("/vm/create?name=agent&instance_type=41")["vmid"]
+    key = cloud.treadle.settings.guest.ssh_keys[0]
+    said = face.ask("POST", "/os-keypairs", {"keypair": {"name": "lab", "public_key": key}}, 1)
+    assert said.status_code == 200, said.text
+    content = base64.b64encode(b"of old\n").decode()
+    said = face.ask("POST", "/servers", {"server": {
+        "name": "agent", "flavorRef": "41", "imageRef": face.image("guest"), "key_name": "lab",
+        "personality": [{"path": "/etc/told", "contents": content}],
+    }}, 1)
+    assert said.status_code == 202, said.text
+    uuid = said.json()["server"]["id"]
+    face.becomes(uuid, "ACTIVE")
+    vmid = max(cloud.get("/vm/list")["vmids"])
     cloud.guest_is_up(vmid)
     wait_for(lambda: "ip" in cloud.query(vmid), 20, "its address")
-    uuid = cloud.admin(f"/instances/{vmid}")["uuid"]
+    seed = email.message_from_string(ssh(cloud, vmid, "cat /seed/user-data"))
+    told = [yaml.safe_load(part.get_payload(decode=True)) for part in seed.get_payload()]
+    [file] = told[1]["write_files"]
+    assert (file["path"], file["encoding"], file["content"]) == ("/etc/told", "b64", content)
+    password = {"adminPass": "it is secret"}
+    assert "cannot be set" in face.refused(uuid, "changePassword", password)
     pmid = cloud.query(vmid)["pmid"]
     driver = cloud.treadle.fleet.driver(pmid, cloud.admin(f"/hosts/{pmid}")["uri"])
     assert isinstance(driver, Agent)
@@ -300,8 +320,17 @@ grep -q "^${told%%:*}:" /etc/passwd && echo "$told" > /run/told
 
     wait_for(answers, 60, "the agent to answer")
     driver.thaw(uuid)
-    driver.set_password(uuid, "root", "it is secret")
+    face.act(uuid, "changePassword", password)
     assert ssh(cloud, vmid, "cat /run/told") == "root:it is secret\n"
+    face.act(uuid, "createImage", {"name": "held"})
+    face.becomes(uuid, "ACTIVE")
+    *_, refused, set_so, imaged = cloud.admin(f"/instances/{vmid}")["actions"]
+    assert [(one["action"], one["outcome"]) for one in (refused, set_so, imaged)] == [
+        ("changePassword", "error"), ("changePassword", "ok"), ("createImage", "ok"),
+    ]
+    assert re.fullmatch(
+        r"with \d+ file systems of the guest held", imaged["steps"][-1]["message"]
+    )
     with pytest.raises(AgentFailed):
         driver.set_password(uuid, "nobody-there", "it is secret")
     # A guest that does not put a new processor to use by itself is told to by its agent.

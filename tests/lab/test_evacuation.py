@@ -93,6 +93,18 @@ def test_guests_of_a_host_that_dies_run_elsewhere(
     host = cloud.host(1)
     verdict(cloud, 1, Verdict.ANSWERS)
 
+    # What is done to a guest by hand is told by an event: the next look is far away.
+    uuid = the(cloud, waits).uuid
+
+    def state() -> str:
+        return cloud.lab.exec(host.name, "virsh", "-q", "domstate", uuid).stdout.strip()
+
+    began = time.monotonic()
+    cloud.lab.exec(host.name, "virsh", "-q", "suspend", uuid)
+    wait_for(lambda: state() == "running", DEFAULT_RESYNC_S / 3, "it to go on")
+    with capsys.disabled():
+        sys.stdout.write(f"\npaused by hand to running again: {time.monotonic() - began:.2f} s\n")
+
     # libvirtd is restarted: the host is there, and nothing happens to it.
     cloud.lab.restart_libvirtd(host.name)
     wait_for(lambda: cloud.query(asks[0])["state"] == "running", 30, "it to be looked at")

@@ -5,29 +5,32 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pytest
 import sqlalchemy as sa
 
-from tests.lab.conftest import Cloud, all_up
+from tests.lab.conftest import Cloud, Face, all_up, running_cloud
 from tests.waiting import wait_for
 from treadle.cli.files import ImageEntry
 from treadle.cli.serve import Inventory
 from treadle.compute import actions, creating, interfaces, store
-from treadle.compute.actions import Rebuild
 from treadle.compute.creating import Wish
+from treadle.compute.kinds import KIND
 from treadle.compute.model import MOST_KEYS, Instance, task_state, vm_state
 from treadle.compute.moves import actions as moving
+from treadle.controller import queue
 from treadle.image import store as images
 from treadle.image.sources import parse_source
-from treadle.image.store import Image, ImageStatus
-from treadle.lab.fabric import can_run
+from treadle.image.store import ImageStatus
+from treadle.lab.fabric import Lab, LabHost, can_run
 
 pytestmark = [
     pytest.mark.lab, pytest.mark.skipif(can_run() is not None, reason=str(can_run())),
 ]
+POOL = "/var/lib/libvirt/treadle"
 SECTOR = 2_000_000
 SECTORS = 1 << 21
 """Of a GiB."""
@@ -76,6 +79,16 @@ while :; do
 done
 """
 PATIENT: Any = {"request_id": "req-lab", "deadline_s": 30.0}
+
+
+@pytest.fixture(scope="module")
+def cloud(
+    lab: Lab, guest_image: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cloud]:
+    """As others are, but what is deleted or shelved is kept for a while."""
+    settings = {"instances.reclaim_s": 3600, "instances.shelve_offload_s": 3600}
+    with running_cloud(lab, guest_image, tmp_path_factory.mktemp("state"), settings) as one:
+        yield one
 
 
 @pytest.fixture(scope="module")
@@ -155,45 +168,128 @@ def memory_mib(cloud: Cloud, vmid: int) -> int:
     return int(next(line for line in told.splitlines() if "Max memory" in line).split()[2]) // 1024
 
 
-def test_rescued_rebuilt_and_of_another_size(cloud: Cloud, other_image: int) -> None:
+def host_of(cloud: Cloud, vmid: int) -> LabHost:
+    return cloud.host(the(cloud, vmid).host_id or 0)
+
+
+def virsh(cloud: Cloud, vmid: int, word: str, *more: str) -> str:
+    """What its host's virsh says of it."""
+    uuid = the(cloud, vmid).uuid
+    return cloud.lab.exec(
+        host_of(cloud, vmid).name, "virsh", "-q", word, uuid, *more
+    ).stdout.strip()
+
+
+def cut_off(cloud: Cloud, face: Face, vmid: int) -> None:
+    """Stop it, without a word to its guest, which may be booting."""
+    assert cloud.get(f"/vm/stop?vmid={vmid}&hard=1") == {"status": 1}
+    face.becomes(the(cloud, vmid).uuid, "SHUTOFF")
+
+
+def test_a_guest_is_told_every_action_by_the_compute_api(cloud: Cloud, other_image: int) -> None:
+    face = Face(cloud)
     vmid = makes(cloud, "changing")
+    uuid = the(cloud, vmid).uuid
     assert "ON-vda=." in says(cloud, vmid)
     address = wait_for(lambda: the(cloud, vmid).address, 30, "its address")
+    image = face.image("other")
 
-    ask(cloud, lambda conn: actions.rescue(conn, vmid, other_image, **PATIENT))
+    for action, status, state, wrong in (
+        ("pause", "PAUSED", "paused", "unpause"), ("unpause", "ACTIVE", "running", "pause"),
+        ("suspend", "SUSPENDED", "shut off", "resume"), ("resume", "ACTIVE", "running", "suspend"),
+    ):
+        was = vm_state(the(cloud, vmid))
+        assert f"while it is in vm_state {was}" in face.refused(uuid, wrong)
+        face.act(uuid, action)
+        face.becomes(uuid, status)
+        assert virsh(cloud, vmid, "domstate") == state
+    assert face.get(f"/servers/{uuid}/diagnostics")["state"] == "running"
+    assert "TOLD" in face.act(uuid, "os-getConsoleOutput", {"length": 20})["output"]
+    face.act(uuid, "lock", {"locked_reason": "mine"})
+    assert face.get(f"/servers/{uuid}")["server"]["locked_reason"] == "mine"
+    face.act(uuid, "unlock")
+    assert face.ask("PUT", f"/servers/{uuid}", {"server": {"name": "named"}}).status_code == 200
+
+    face.act(uuid, "resize", {"flavorRef": "2"})
+    face.becomes(uuid, "VERIFY_RESIZE")
+    assert "ON-vda=1." in says(cloud, vmid)
+    assert memory_mib(cloud, vmid) == 256
+    assert "while it is in vm_state resized" in face.refused(uuid, "rescue")
+    face.act(uuid, "revertResize")
+    face.becomes(uuid, "ACTIVE")
+    assert "ON-vda=1." in says(cloud, vmid), "as it was before it grew"
+    assert memory_mib(cloud, vmid) == 128
+
+    face.act(uuid, "rescue", {"rescue_image_ref": image})
     assert vm_state(the(cloud, vmid)) == "active", "until it is rescued"
     assert task_state(the(cloud, vmid)) == "rescuing"
-    reaches(cloud, vmid, "rescued")
+    face.becomes(uuid, "RESCUE")
     said = says(cloud, vmid)
     assert "ON-vda=." in said
-    assert "ON-vdc=1." in said
-    ask(cloud, lambda conn: actions.unrescue(conn, vmid, **PATIENT))
-    reaches(cloud, vmid, "active")
-    assert "ON-vda=1." in says(cloud, vmid), "the rescue wrote on a disk of its own"
+    assert "ON-vdc=2." in said
+    face.act(uuid, "unrescue")
+    face.becomes(uuid, "ACTIVE")
+    cut_off(cloud, face, vmid)
+    [own] = [f"{POOL}/{name}" for name in cloud.volumes(host_of(cloud, vmid))
+             if name.startswith(uuid) and name.endswith(".qcow2")]
+    read = f"qemu-img dd if={own} bs=512 skip={SECTOR} count={SECTOR + 1} of=/run/sector -O raw"
+    told = cloud.lab.exec(host_of(cloud, vmid).name, "sh", "-c", f"{read} && cat /run/sector")
+    assert told.stdout[:1] in ("2", "3"), "the rescue wrote on a disk of its own"
 
-    ask(cloud, lambda conn: actions.resize(conn, vmid, 2, **PATIENT))
-    reaches(cloud, vmid, "resized")
-    assert "ON-vda=2." in says(cloud, vmid)
-    assert memory_mib(cloud, vmid) == 256
-    ask(cloud, lambda conn: actions.revert_resize(conn, vmid, **PATIENT))
-    reaches(cloud, vmid, "active")
-    assert "ON-vda=2." in says(cloud, vmid), "as it was before it grew"
-    assert memory_mib(cloud, vmid) == 128
-    ask(cloud, lambda conn: actions.resize(conn, vmid, 2, **PATIENT))
-    reaches(cloud, vmid, "resized")
-    ask(cloud, lambda conn: actions.confirm_resize(conn, vmid, request_id="req-lab"))
-    assert vm_state(the(cloud, vmid)) == "active"
+    # What is off is changed without a boot.
+    face.act(uuid, "resize", {"flavorRef": "2"})
+    face.becomes(uuid, "VERIFY_RESIZE")
 
-    ask(cloud, lambda conn: actions.rebuild(
-        conn, vmid, Rebuild(other_image, name="renewed"), **PATIENT
-    ))
-    one = reaches(cloud, vmid, "active")
+    def time_is_up(conn: sa.Connection) -> None:
+        store.update(conn, vmid, ends_at=1.0)
+        queue.wake(conn, KIND, [uuid])
+
+    ask(cloud, time_is_up)
+    face.becomes(uuid, "SHUTOFF")
+    assert (memory_mib(cloud, vmid), len(the(cloud, vmid).disks)) == (256, 2)
+    face.act(uuid, "rebuild", {"imageRef": image, "name": "renewed"})
+    face.becomes(uuid, "SHUTOFF")
+    face.act(uuid, "os-start")
+    face.becomes(uuid, "ACTIVE")
     assert "ON-vda=." in says(cloud, vmid)
+    one = the(cloud, vmid)
     assert (one.name, one.image_id) == ("renewed", other_image)
     assert wait_for(lambda: the(cloud, vmid).address, 30, "its address") == address
-    host = cloud.host(one.host_id or 0)
-    disks = {name for name in cloud.volumes(host) if name.endswith(".qcow2")}
+    disks = {name for name in cloud.volumes(host_of(cloud, vmid)) if name.endswith(".qcow2")}
     assert disks == {f"{one.uuid}.{one.disks[0]}.qcow2"}, "the old disks are gone"
+
+    running = virsh(cloud, vmid, "domid")
+    face.act(uuid, "os-resetState", {"state": "error"})
+    face.becomes(uuid, "ERROR")
+    face.act(uuid, "os-resetState", {"state": "active"})
+    face.becomes(uuid, "ACTIVE")
+    assert virsh(cloud, vmid, "domid") == running
+    face.act(uuid, "reboot", {"type": "HARD"})
+    face.becomes(uuid, "ACTIVE")
+    assert virsh(cloud, vmid, "domid") != running
+    face.act(uuid, "pause")
+    face.becomes(uuid, "PAUSED")
+    assert face.ask("DELETE", f"/servers/{uuid}").status_code == 204
+    face.becomes(uuid, "SOFT_DELETED")
+    assert virsh(cloud, vmid, "domstate") == "shut off"
+    assert "while it is in vm_state soft-delete" in face.refused(uuid, "os-start")
+    face.act(uuid, "restore")
+    face.becomes(uuid, "ACTIVE")
+    assert virsh(cloud, vmid, "domstate") == "running"
+    face.act(uuid, "forceDelete")
+    wait_for(lambda: the(cloud, vmid).deleted_at, 60, "it to be deleted")
+    log = face.log(uuid)
+    assert [name for name, _ in log] == [
+        "create", "pause", "unpause", "suspend", "resume", "lock", "unlock", "rename", "resize",
+        "revertResize", "rescue", "unrescue", "stop", "resize", "rebuild", "start", "resetState",
+        "resetState", "reboot", "pause", "delete", "restore", "delete",
+    ]
+    for name, events in log:
+        assert events, name
+        assert {result for _, result in events} == {"Success"}, (name, events)
+    by_time = [one["action"] for one in cloud.admin(f"/instances/{vmid}")["actions"]
+               if not one["request_id"]]
+    assert by_time == ["confirmResize"]
 
 
 class Told(NamedTuple):
@@ -352,82 +448,116 @@ def test_its_card_is_taken_and_given_while_it_runs(cloud: Cloud) -> None:
 
 
 def test_an_image_of_it_boots_and_the_shelf_keeps_it(cloud: Cloud) -> None:
+    face = Face(cloud)
     vmid = makes(cloud, "kept")
+    uuid = the(cloud, vmid).uuid
     says(cloud, vmid)
-    made: Image = ask(cloud, lambda conn: actions.create_image(
-        conn, vmid, "of-kept", request_id="req-lab"
-    ))
+    made = face.act(uuid, "createImage", {"name": "of-kept"})["image_id"]
     assert task_state(the(cloud, vmid)) == "image_snapshot"
-    reaches(cloud, vmid, "active")
-    image = cloud.treadle.database.read(lambda conn: images.get(conn, made.id))
+    face.becomes(uuid, "ACTIVE")
+    image = cloud.treadle.database.read(lambda conn: images.by_uuid(conn, made))
     assert image is not None
     assert image.state is ImageStatus.ACTIVE, image.error
     steps = cloud.admin(f"/instances/{vmid}")["actions"][-1]["steps"]
     assert "power cut" in steps[-1]["message"], "the guest has no agent, and that is said"
     twin = makes(cloud, "twin", image.id)
     assert "ON-vda=1." in says(cloud, twin)
+    cloud.get(f"/vm/destroy?vmid={twin}")
 
-    ask(cloud, lambda conn: actions.shelve(conn, vmid, **PATIENT))
-    one = reaches(cloud, vmid, "shelved_offloaded", 120)
-    assert one.host_id is None
-    for host in cloud.lab.status():
-        assert not {name for name in cloud.volumes(host) if one.uuid in name}
-    ask(cloud, lambda conn: actions.unshelve(conn, vmid, host_id=3, **PATIENT))
-    one = reaches(cloud, vmid, "active", 120)
-    assert one.host_id == 3
-    assert "ON-vda=1." in says(cloud, vmid)
+    def shelve(*, running: bool) -> None:
+        if not running:
+            cut_off(cloud, face, vmid)
+        face.act(uuid, "shelve")
+        face.becomes(uuid, "SHELVED")
+        assert "while it is in vm_state shelved" in face.refused(uuid, "os-start")
 
-    ask(cloud, lambda conn: actions.soft_delete(conn, vmid, **PATIENT))
-    wait_for(lambda: the(cloud, vmid).deleted_at, 60, "it to be reclaimed, since nothing is kept")
+    def offload() -> None:
+        face.act(uuid, "shelveOffload")
+        face.becomes(uuid, "SHELVED_OFFLOADED")
+        assert the(cloud, vmid).host_id is None
+        for host in cloud.lab.status():
+            assert not {name for name in cloud.volumes(host) if uuid in name}
 
+    def unshelve(**where: str) -> int:
+        face.act(uuid, "unshelve", where or None)
+        face.becomes(uuid, "ACTIVE")
+        return the(cloud, vmid).host_id or 0
 
-def test_what_is_done_behind_our_back_is_undone(cloud: Cloud) -> None:
-    vmid = makes(cloud, "watched")
-    uuid = the(cloud, vmid).uuid
-    host = cloud.host(the(cloud, vmid).host_id or 0)
-
-    def virsh(*words: str) -> str:
-        return cloud.lab.exec(host.name, "virsh", "-q", *words).stdout.strip()
-
-    def state() -> str:
-        return virsh("domstate", uuid)
-
-    virsh("suspend", uuid)
-    wait_for(lambda: state() == "running", 10, "it to go on")
-    virsh("autostart", "--disable", uuid)
-    wait_for(lambda: "enable" in virsh("dominfo", uuid).split("Autostart:")[1][:20], 15,
-             "it to start with its host again")
-    virsh("undefine", uuid)
-    wait_for(lambda: "yes" in virsh("dominfo", uuid).split("Persistent:")[1][:20], 15,
-             "it to be defined again")
-    assert state() == "running"
-    right = virsh("dumpxml", "--inactive", uuid)
-    virsh("setmaxmem", uuid, "262144", "--config")
-    virsh("attach-disk", uuid, "/dev/null", "vdz", "--config")
-    assert "vdz" in virsh("dumpxml", "--inactive", uuid)
-    wait_for(lambda: virsh("dumpxml", "--inactive", uuid) == right, 15,
-             "its definition to be put back")
-    assert state() == "running"
-    virsh("destroy", uuid)
-    virsh("undefine", uuid)
-    wait_for(lambda: uuid in virsh("list", "--uuid"), 30, "it to be made anew")
-    assert cloud.get(f"/vm/stop?vmid={vmid}") == {"status": 1}
-    virsh("start", uuid)
-    wait_for(lambda: state() == "shut off", 40, "it to be stopped again")
+    first = the(cloud, vmid).host_id
+    shelve(running=True)
+    assert unshelve() == first
+    shelve(running=False)
+    offload()
+    names = {pmid: cloud.host(pmid).address for pmid in (1, 2, 3)}
+    body = {"aggregate": {"name": "east", "availability_zone": "east"}}
+    zone = face.ask("POST", "/os-aggregates", body).json()["aggregate"]["id"]
+    other = 3 if first != 3 else 2
+    said = face.ask("POST", f"/os-aggregates/{zone}/action", {"add_host": {"host": names[other]}})
+    assert said.status_code == 200, said.text
+    assert unshelve(availability_zone="east") == other
+    shelve(running=False)
+    offload()
+    last = next(pmid for pmid in names if pmid not in (first, other))
+    face.ask("POST", f"/os-aggregates/{zone}/action", {"remove_host": {"host": names[other]}})
+    assert face.ask("DELETE", f"/os-aggregates/{zone}").status_code == 200
+    assert unshelve(host=names[last], availability_zone=None) == last  # type: ignore[arg-type]
+    assert re.search(r"ON-vda=[1-9]\.", says(cloud, vmid))
+    assert {result for _, events in face.log(uuid) for _, result in events} == {"Success"}
 
 
-def test_a_guest_that_does_not_listen_is_stopped_all_the_same(cloud: Cloud) -> None:
+def test_what_is_done_behind_our_back_is_undone_and_a_deaf_guest_is_stopped(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
     [made] = ask(cloud, lambda conn: creating.create(
-        conn, Wish("deaf", 1, None, user_data="""#!/bin/sh
+        conn, Wish("watched", 1, None, user_data="""#!/bin/sh
 kill $(cat /run/acpid.pid)
 echo DEAF > /dev/ttyS0
 """), request_id="req-lab", build_deadline_s=120.0,
     ))
-    wait_for(lambda: b"DEAF" in cloud.console(made.id), 120, "it to listen no more")
+    vmid = made.id
+    wait_for(lambda: b"DEAF" in cloud.console(vmid), 120, "it to listen no more")
+
+    def told(*words: str) -> str:
+        return virsh(cloud, vmid, *words)
+
+    def state() -> str:
+        return told("domstate")
+
+    told("suspend")
+    wait_for(lambda: state() == "running", 10, "it to go on")
+    told("autostart", "--disable")
+    wait_for(lambda: "enable" in told("dominfo").split("Autostart:")[1][:20], 15,
+             "it to start with its host again")
+    told("undefine")
+    wait_for(lambda: "yes" in told("dominfo").split("Persistent:")[1][:20], 15,
+             "it to be defined again")
+    assert state() == "running"
+    right = told("dumpxml", "--inactive")
+    told("setmaxmem", "262144", "--config")
+    told("attach-disk", "/dev/null", "vdz", "--config")
+    assert "vdz" in told("dumpxml", "--inactive")
+    wait_for(lambda: told("dumpxml", "--inactive") == right, 15, "its definition to be put back")
+    assert state() == "running"
+
     ask(cloud, lambda conn: actions.act(
-        conn, made.id, "stop", request_id="req-lab", deadline_s=3.0
+        conn, vmid, "stop", request_id="req-lab", deadline_s=3.0
     ))
-    reaches(cloud, made.id, "stopped")
-    steps = [one["name"] for one in cloud.admin(f"/instances/{made.id}")["actions"][-1]["steps"]]
+    reaches(cloud, vmid, "stopped")
+    steps = [one["name"] for one in cloud.admin(f"/instances/{vmid}")["actions"][-1]["steps"]]
     assert steps[0] == "shut_down"
     assert steps[-1] == "power_off"
+    told("start")
+    wait_for(lambda: state() == "shut off", 40, "it to be stopped again")
+
+    assert cloud.get(f"/vm/start?vmid={vmid}") == {"status": 1}
+    told("destroy")
+    told("undefine")
+    wait_for(lambda: state() == "running", 30, "it to be made anew")
+    wait_for(lambda: cloud.query(vmid)["state"] == "running", 30, "that to be known")
+    # By the other policy it is wanted so from then on.
+    handler: Any = cloud.treadle.controller._handlers[KIND]
+    monkeypatch.setattr(handler, "_timing", replace(handler._timing, adopt_drift=True))
+    told("suspend")
+    one = reaches(cloud, vmid, "paused")
+    assert state() == "paused"
+    assert one.fault == "it was paused on its host, not by Treadle"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from tests.lab.conftest import Cloud, all_up, served
+from tests.lab.conftest import Cloud, Face, all_up, served
 from tests.waiting import wait_for
 from treadle.cli.main import main as command_line
 from treadle.compute import creating
@@ -19,6 +21,7 @@ from treadle.compute.moves import actions as moving
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import ENDED, Stage
 from treadle.hypervisor.base import MoveOptions, Moves
+from treadle.hypervisor.libvirt import moves as libvirt_moves
 
 pytestmark = pytest.mark.lab
 
@@ -46,24 +49,82 @@ def migrate(cloud: Cloud, vmid: int, target: int | None = None) -> Any:
     return ended(cloud, begin(cloud, vmid, target))
 
 
-def test_a_running_guest_goes_to_another_host_and_back(cloud: Cloud) -> None:
+@contextmanager
+def with_options(cloud: Cloud, pmid: int, **options: Any) -> Iterator[Moves]:
+    """Moves away from that host are made so; its driver."""
+    driver = cloud.treadle.fleet.driver(pmid, cloud.admin(f"/hosts/{pmid}")["uri"])
+    assert isinstance(driver, Moves)
+    real = driver.move
+
+    def other(uuid: str, there: Any, told: MoveOptions) -> None:
+        real(uuid, there, replace(told, **options))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "move", other)
+        yield driver
+
+
+def on_its_way(face: Face, uuid: str) -> int:
+    """The number of its move, of which some memory was sent."""
+    def look() -> int:
+        under_way = face.get(f"/servers/{uuid}/migrations")["migrations"]
+        sent = under_way and under_way[0]["memory_processed_bytes"] > 0
+        return int(under_way[0]["id"]) if sent else 0
+
+    try:
+        return int(wait_for(look, 90, "memory to be sent"))
+    except AssertionError as error:
+        raise AssertionError(face.get(f"/os-migrations?instance_uuid={uuid}")) from error
+
+
+def test_a_running_guest_goes_to_another_host_and_back(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There, paused by force for the last of its memory; back, gone on before that had come."""
+    face = Face(cloud)
     vmid = cloud.create("mover")
     cloud.guest_is_up(vmid)
     uuid = cloud.admin(f"/instances/{vmid}")["uuid"]
     first = cloud.query(vmid)["pmid"]
-    move = migrate(cloud, vmid)
+    told: list[str] = []
+    hurry = libvirt_moves.hurry
+
+    def noted(attempt: Any, domain: Any) -> None:
+        def note(function: Any, *arguments: Any) -> Any:
+            told.append(function.__name__)
+            return attempt(function, *arguments)
+
+        hurry(note, domain)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(libvirt_moves, "hurry", noted)
+
+    def forced(target: int | None) -> Any:
+        begin(cloud, vmid, target)
+        number = on_its_way(face, uuid)
+        path = f"/servers/{uuid}/migrations/{number}/action"
+        answer = face.ask("POST", path, {"force_complete": None})
+        assert answer.status_code == 202, answer.text
+        return ended(cloud, number)
+
+    with with_options(cloud, first, bandwidth_mib_s=8):
+        move = forced(None)
     assert move.stage is Stage.DONE, move.error
+    assert told == ["migrateStartPostCopy", "suspend"]
     second = cloud.query(vmid)["pmid"]
     assert second == move.target_id != first
     wait_for(lambda: cloud.query(vmid)["state"] == "running", 30, "it to be settled")
-    assert uuid in cloud.domains(cloud.host(second))
-    assert uuid not in cloud.domains(cloud.host(first))
+    assert copies(cloud, uuid) == {cloud.host(second).name: "running"}
     assert not [name for name in cloud.volumes(cloud.host(first)) if name.startswith(uuid)]
-    back = migrate(cloud, vmid, first)
+    del told[:]
+    with with_options(cloud, second, bandwidth_mib_s=8, post_copy=True):
+        back = forced(first)
     assert back.stage is Stage.DONE, back.error
+    assert told == ["migrateStartPostCopy"]
     assert cloud.query(vmid)["pmid"] == first
+    assert copies(cloud, uuid) == {cloud.host(first).name: "running"}
     assert not [name for name in cloud.volumes(cloud.host(second)) if name.startswith(uuid)]
     # The guest that was started first is the one that still runs: it was never booted anew.
+    wait_for(lambda: cloud.query(vmid)["state"] == "running", 30, "it to be settled")
     assert cloud.get(f"/vm/pause?vmid={vmid}") == {"status": 1}
     assert cloud.get(f"/vm/resume?vmid={vmid}") == {"status": 1}
     assert b"TREADLE-GUEST-UP" not in cloud.console(vmid)
@@ -95,11 +156,10 @@ def copies(cloud: Cloud, uuid: str) -> dict[str, str]:
     return found
 
 
-def test_whatever_fails_in_the_middle_of_a_move_one_copy_runs(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The cable of the target, its power, its disk, and last the source's power."""
-    lab = cloud.lab
+def test_whatever_fails_in_the_middle_of_a_move_one_copy_runs(cloud: Cloud) -> None:
+    """Somebody ends it; the cable of the target, its power, its disk, and last the source's
+    power."""
+    lab, face = cloud.lab, Face(cloud)
     [made] = cloud.treadle.database.write(lambda conn: creating.create(
         conn, Wish("survivor", 1, None, user_data=TICKS), request_id="r", build_deadline_s=120.0,
     ))
@@ -110,28 +170,14 @@ def test_whatever_fails_in_the_middle_of_a_move_one_copy_runs(
     source = cloud.host(first)
     second = next(pmid for pmid in cloud.get("/pm/list")["pmids"] if pmid != first)
     target = cloud.host(second)
-    driver = cloud.treadle.fleet.driver(first, cloud.admin(f"/hosts/{first}")["uri"])
-    assert isinstance(driver, Moves)
-    real = driver.move
 
-    def slowly(uuid: str, there: Any, options: MoveOptions) -> None:
-        real(uuid, there, replace(options, bandwidth_mib_s=1))
+    def midway() -> int:
+        begin(cloud, vmid, second)
+        return on_its_way(face, uuid)
 
-    monkeypatch.setattr(driver, "move", slowly)
-
-    def on_its_way() -> int:
-        number = begin(cloud, vmid, second)
-
-        def sent() -> bool:
-            done = driver.move_progress(uuid)
-            return done is not None and done.memory_processed > 0
-
-        wait_for(sent, 90, "memory to be sent")
-        return number
-
-    def stayed(number: int) -> None:
+    def stayed(number: int, stage: Stage = Stage.FAILED) -> None:
         move = ended(cloud, number)
-        assert move.stage is Stage.FAILED
+        assert move.stage is stage
         assert move.error
         assert copies(cloud, uuid) == {source.name: "running"}
         assert boot_of(cloud, vmid) == boot
@@ -140,41 +186,46 @@ def test_whatever_fails_in_the_middle_of_a_move_one_copy_runs(
     def is_down() -> bool:
         return bool(cloud.get(f"/pm/query?pmid={second}")["state"] == "down")
 
-    number = on_its_way()
-    lab.cut(target.name)
-    wait_for(is_down, 90, "the target to be out of reach")
-    lab.join(target.name)
-    stayed(number)
+    with with_options(cloud, first, bandwidth_mib_s=1):
+        number = midway()
+        answer = face.ask("DELETE", f"/servers/{uuid}/migrations/{number}")
+        assert answer.status_code == 202, answer.text
+        stayed(number, Stage.CANCELLED)
 
-    all_up(cloud)
-    number = on_its_way()
-    lab.kill_host(target.name)
-    wait_for(is_down, 90, "the target to be down")
-    lab.boot_host(target.name)
-    stayed(number)
+        number = midway()
+        lab.cut(target.name)
+        wait_for(is_down, 90, "the target to be out of reach")
+        lab.join(target.name)
+        stayed(number)
 
-    all_up(cloud)
-    pool = "/var/lib/libvirt/treadle"
-    lab.exec(target.name, "mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", pool)
-    lab.exec(target.name, "sh", "-c", f"dd if=/dev/zero of={pool}/filler bs=64k || true")
-    try:
-        lab.exec(target.name, "virsh", "-q", "pool-refresh", "treadle")
-        stayed_off = migrate(cloud, vmid, second)
-        assert stayed_off.stage is Stage.FAILED
-        assert copies(cloud, uuid) == {source.name: "running"}
-    finally:
-        lab.exec(target.name, "umount", pool)
-        lab.exec(target.name, "virsh", "-q", "pool-refresh", "treadle")
-    wait_for(
-        lambda: cloud.admin(f"/hosts/{second}")["disk_mib"]["limit"] > 1024, 30,
-        "its disk to be seen again",
-    )
+        all_up(cloud)
+        number = midway()
+        lab.kill_host(target.name)
+        wait_for(is_down, 90, "the target to be down")
+        lab.boot_host(target.name)
+        stayed(number)
 
-    number = on_its_way()
-    lab.kill_host(source.name)
-    lab.boot_host(source.name)
-    move = ended(cloud, number)
-    monkeypatch.undo()
+        all_up(cloud)
+        pool = "/var/lib/libvirt/treadle"
+        lab.exec(target.name, "mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", pool)
+        lab.exec(target.name, "sh", "-c", f"dd if=/dev/zero of={pool}/filler bs=64k || true")
+        try:
+            lab.exec(target.name, "virsh", "-q", "pool-refresh", "treadle")
+            stayed_off = migrate(cloud, vmid, second)
+            assert stayed_off.stage is Stage.FAILED
+            assert copies(cloud, uuid) == {source.name: "running"}
+        finally:
+            lab.exec(target.name, "umount", pool)
+            lab.exec(target.name, "virsh", "-q", "pool-refresh", "treadle")
+        wait_for(
+            lambda: cloud.admin(f"/hosts/{second}")["disk_mib"]["limit"] > 1024, 30,
+            "its disk to be seen again",
+        )
+
+        number = midway()
+        lab.kill_host(source.name)
+        lab.boot_host(source.name)
+        move = ended(cloud, number)
     all_up(cloud)
     wait_for(lambda: cloud.query(vmid)["state"] == "running", 90, "it to run again")
     where = cloud.host(cloud.query(vmid)["pmid"]).name
@@ -255,56 +306,19 @@ echo TOLD
 """A guest that counts on its disk how often it was booted."""
 
 
-class Face:
-    """The compute API as an administrator uses it."""
+def boots_of(cloud: Cloud, vmid: int) -> int:
+    """How often it was booted before, as the guest found it on its disk."""
+    wait_for(lambda: b"TOLD" in cloud.console(vmid), 90, f"guest {vmid} to tell")
+    told = cloud.console(vmid).decode(errors="replace")
+    return int(told.split("BOOTS-BEFORE=")[1].split(".")[0])
 
-    def __init__(self, cloud: Cloud) -> None:
-        self.cloud = cloud
-        password = (cloud.treadle.folder / "admin-password").read_text().strip()
-        domain = {"id": "default"}
-        answer = cloud.client.post("/identity/v3/auth/tokens", json={"auth": {
-            "identity": {"methods": ["password"], "password": {
-                "user": {"name": "admin", "domain": domain, "password": password},
-            }},
-            "scope": {"project": {"name": "admin", "domain": domain}},
-        }})
-        self.headers = {
-            "X-Auth-Token": answer.headers["x-subject-token"],
-            "OpenStack-API-Version": "compute 2.80",
-        }
 
-    def get(self, path: str) -> Any:
-        return self.cloud.client.get(f"/compute/v2.1{path}", headers=self.headers).json()
-
-    def act(self, id: str, **body: Any) -> None:
-        answer = self.cloud.client.post(
-            f"/compute/v2.1/servers/{id}/action", headers=self.headers, json=body
-        )
-        assert answer.status_code in (202, 204), answer.text
-
-    def becomes(self, id: str, status: str) -> Any:
-        def look() -> Any:
-            found = self.get(f"/servers/{id}")["server"]
-            over = found["status"] == status and found["OS-EXT-STS:task_state"] is None
-            return found if over else None
-
-        try:
-            return wait_for(look, 120, f"{id} to be {status}")
-        except AssertionError as error:
-            raise AssertionError(self.get("/os-migrations"), self.get(f"/servers/{id}")) from error
-
-    def boots(self, vmid: int) -> int:
-        """How often it was booted before, as the guest found it on its disk."""
-        wait_for(lambda: b"TOLD" in self.cloud.console(vmid), 90, f"guest {vmid} to tell")
-        told = self.cloud.console(vmid).decode(errors="replace")
-        return int(told.split("BOOTS-BEFORE=")[1].split(".")[0])
-
-    def kept_on(self, id: str) -> set[str]:
-        """The hosts that have a disk of it."""
-        return {
-            host.name for host in self.cloud.lab.status()
-            if any(name.startswith(id) for name in self.cloud.volumes(host))
-        }
+def kept_on(cloud: Cloud, id: str) -> set[str]:
+    """The hosts that have a disk of it."""
+    return {
+        host.name for host in cloud.lab.status()
+        if any(name.startswith(id) for name in cloud.volumes(host))
+    }
 
 
 def test_a_guest_is_moved_while_off_taken_back_and_moved_for_good(cloud: Cloud) -> None:
@@ -314,22 +328,22 @@ def test_a_guest_is_moved_while_off_taken_back_and_moved_for_good(cloud: Cloud) 
     ))[0]
     cloud.treadle.signals.work_is_due()
     face.becomes(made.uuid, "ACTIVE")
-    assert face.boots(made.id) == 0
+    assert boots_of(cloud, made.id) == 0
     first = cloud.query(made.id)["pmid"]
-    face.act(made.uuid, migrate=None)
+    face.act(made.uuid, "migrate")
     face.becomes(made.uuid, "VERIFY_RESIZE")
     second = cloud.query(made.id)["pmid"]
     assert second != first
-    assert face.boots(made.id) == 1, "its disk has come with it"
-    assert len(face.kept_on(made.uuid)) == 2
+    assert boots_of(cloud, made.id) == 1, "its disk has come with it"
+    assert len(kept_on(cloud, made.uuid)) == 2
     move = face.get(f"/os-migrations?instance_uuid={made.uuid}")["migrations"][0]
     assert (move["status"], move["migration_type"]) == ("finished", "migration")
-    face.act(made.uuid, revertResize=None)
+    face.act(made.uuid, "revertResize")
     face.becomes(made.uuid, "ACTIVE")
     assert cloud.query(made.id)["pmid"] == first
-    assert face.boots(made.id) == 1, "as it was when it left"
-    assert face.kept_on(made.uuid) == {cloud.host(first).name}
-    face.act(made.uuid, **{"os-stop": None})
+    assert boots_of(cloud, made.id) == 1, "as it was when it left"
+    assert kept_on(cloud, made.uuid) == {cloud.host(first).name}
+    face.act(made.uuid, "os-stop")
     face.becomes(made.uuid, "SHUTOFF")
     # For good it goes with another size: its disk lies under a larger one there.
     cloud.treadle.database.write(lambda conn: moving.resize(
@@ -337,13 +351,13 @@ def test_a_guest_is_moved_while_off_taken_back_and_moved_for_good(cloud: Cloud) 
     ))
     cloud.treadle.signals.work_is_due()
     face.becomes(made.uuid, "VERIFY_RESIZE")
-    face.act(made.uuid, confirmResize=None)
+    face.act(made.uuid, "confirmResize")
     third = cloud.query(made.id)["pmid"]
     assert third != first
-    wait_for(lambda: face.kept_on(made.uuid) == {cloud.host(third).name}, 30, "one copy")
-    face.act(made.uuid, **{"os-start": None})
+    wait_for(lambda: kept_on(cloud, made.uuid) == {cloud.host(third).name}, 30, "one copy")
+    face.act(made.uuid, "os-start")
     face.becomes(made.uuid, "ACTIVE")
-    assert face.boots(made.id) == 2
+    assert boots_of(cloud, made.id) == 2
     told = cloud.lab.exec(cloud.host(third).name, "virsh", "dominfo", made.uuid).stdout
     assert int(re.findall(r"Max memory: *(\d+) KiB", told)[0]) == 256 << 10
     assert sum(made.uuid in name for name in cloud.volumes(cloud.host(third))
