@@ -263,6 +263,12 @@ def test_a_plan_of_moves_is_made_and_carried_out(start: Start, tmp_path: Path) -
     assert said.stdout == f"1/1 {move['instance']} to host {move['target']} done\n"
     assert cloud.native("GET", f"/instances/{move['instance']}").json()["host"] == move["target"]
     assert sorted(used[2] for used in cloud.used()) == [0, 2]
+    # Why it is where it is now, and what it may ask for anew: not what the move asked for.
+    decision = cloud.native("GET", f"/instances/{move['instance']}/decision").json()
+    assert decision["winner"] == move["target"]
+    assert decision["request"]["only_hosts"] == [move["target"]]
+    recorded = cloud.native("GET", "/record").json()["instances"]
+    assert all("only_hosts" not in one["request"] for one in recorded)
     again = command(cloud, "rebalance", "--apply", str(path))
     assert again.exit_code == 1
     assert "make a new plan" in again.stdout

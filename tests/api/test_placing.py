@@ -12,8 +12,13 @@ from cloudkit import ROOMY, Cloud, Start, until
 
 from treadle.compute import creating, store
 from treadle.compute.model import Instance, State
+from treadle.config import Settings
 from treadle.db.schema import aggregate, aggregate_host, server_group
 from treadle.placement.ledger import CHANGED, note
+from treadle.scheduler.engine import Scheduler
+from treadle.scheduler.simulate import Outcome, replay
+from treadle.scheduler.simulate_cloud import before, cloud_now
+from treadle.scheduler.simulate_trace import Trace
 
 HOSTS = tuple(f"fake://h{n}{ROOMY}" for n in (1, 2, 3, 4))
 
@@ -57,6 +62,14 @@ def put_into(cloud: Cloud, host: int, zone: str | None, said: str) -> None:
     cloud.treadle.database.write(write)
 
 
+def drained(cloud: Cloud, name: str) -> Outcome:
+    """What would come of the cloud's instances without one host."""
+    now, moved = cloud_now(cloud.native("GET", "/record").json(), "here").drained([name])
+    scheduler = Scheduler("best-fit", Settings().scheduler.filters, {})
+    return replay(before(Trace("", (), 0.0, 3600.0), moved), now.hosts, scheduler,
+                  running=now.running)
+
+
 def test_members_asked_for_at_once_come_to_different_hosts(start: Start) -> None:
     cloud = start(*HOSTS)
     found = ends(cloud, ask(cloud, 6, group=group(cloud, "anti-affinity")))
@@ -65,6 +78,7 @@ def test_members_asked_for_at_once_come_to_different_hosts(start: Start) -> None
     failed = [one.fault or "" for one in found if one.state is State.ERROR]
     assert len(failed) == 2
     assert all("4 hosts have members of the group" in fault for fault in failed)
+    assert (drained(cloud, "h2").placed, drained(cloud, "h2").refused) == (0, 1)
 
 
 def test_members_asked_for_at_once_come_to_one_host(start: Start) -> None:
@@ -84,6 +98,8 @@ def test_zone_aggregate_and_hints_are_kept(start: Start) -> None:
     on = Counter(one.host_id for one in [plain, *some])
     assert set(on) <= {2, 3}
     assert on[3] <= 1
+    found = drained(cloud, "h2")
+    assert (found.vms, found.placed) == (on[2], 1 - on[3])
     [pinned] = ends(cloud, ask(cloud, 1, hints={"host": "h4"}))
     assert pinned.host_id == 4
     [apart] = ends(cloud, ask(cloud, 1, hints={"different_host": pinned.uuid}))

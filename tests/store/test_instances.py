@@ -319,6 +319,18 @@ def test_the_newest_decision_is_the_one_that_is_told(database: Database) -> None
     assert database.read(lambda conn: store.last_decision(conn, id)) == {"number": 2}
 
 
+def test_the_decision_that_chose_its_host_is_told_before_one_that_came_to_nothing(
+    database: Database
+) -> None:
+    id, here = add(database), database.write(new_host)
+    database.write(lambda conn: store.update(conn, id, host_id=here))
+    for number, host in enumerate((here, None, here, here + 1)):
+        database.write(
+            lambda conn, n=number, h=host: store.record_decision(conn, id, h, {"number": n})
+        )
+    assert database.read(lambda conn: store.last_decision(conn, id)) == {"number": 2}
+
+
 # -- flavors
 
 

@@ -89,7 +89,9 @@ def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
         ("no.csv", None, "cannot be read"), ("a.txt", b"", ".csv"), ("b.csv", b"a,b\n", "vm_id"),
         ("c.csv.gz", b"no gzip", "cannot be read"), ("d.csv", b"\xff\xfe", "damaged"),
         ("e.csv", HEAD.encode(), "no VM"), ("f.jsonl", b"{}\n", "first line"),
-        ("g.jsonl", b"nothing\n", "JSON"),
+        ("g.jsonl", b"nothing\n", "JSON"), ("h.jsonl", b"", "nothing in it"),
+        ("i.csv", b"vm_id,arrival_s,vcpus,mem_mib\n" + b"x" * 200_000 + b",0,1,1\n", "damaged"),
+        ("j.csv.gz", gzip.compress(HEAD.encode(), mtime=0)[:12] + b"\xff" * 40, "damaged"),
     ):
         path = tmp_path / name
         if body is not None:
@@ -112,7 +114,8 @@ RECORD = {
     "at": 1000.0,
     "hosts": [{
         "id": 4, "name": "four", "state": "up", "arch": "x86_64", "capabilities": ["kvm"],
-        "vcpus_limit": 8, "memory_limit_mib": 4096, "disk_limit_mib": 100,
+        "vcpus_limit": 8, "memory_limit_mib": 4096, "disk_limit_mib": 100, "zone": "north",
+        "rack": "r1", "properties": [["rack", "r1"], ["disk", "ssd"]],
     }],
     "instances": [
         {"id": "b", "at": 900.0, "until": None, "vcpus": 1, "memory_mib": 64, "disk_mib": 1,
@@ -120,7 +123,8 @@ RECORD = {
         {"id": "a", "at": 500.0, "until": 700.0, "vcpus": 2, "memory_mib": 128, "disk_mib": 2,
          "batch": "q", "tenant": None, "host": 4, "request": {
              "instance_id": "a", "vcpus": 2, "memory_mib": 128, "disk_mib": 2,
-             "capabilities": ["kvm"], "arch": "x86_64"}},
+             "capabilities": ["kvm"], "arch": "x86_64", "zone": "north",
+             "extra_specs": [["disk", "ssd"]]}},
     ],
 }
 
@@ -133,19 +137,57 @@ def test_a_record_of_a_cloud_is_written_and_read(tmp_path: Path) -> None:
     assert trace.arrivals[0].request(5).capabilities == {"kvm"}
     assert trace.end == 1000
     assert trace == trace_of_record(RECORD, str(path))
-    out = replay(trace, trace.hosts, Scheduler("first-fit", ("state", "capabilities"), {}))
-    assert out.placed == 2
+    filters = ("state", "capabilities", "zone", "aggregate_specs")
+    assert replay(trace, trace.hosts, Scheduler("first-fit", filters, {})).placed == 2
+    bare = [replace(trace.hosts[0], properties=())]
+    assert replay(trace, bare, Scheduler("first-fit", filters, {})).placed == 1
 
 
 def test_a_bad_record_is_told_with_line_and_field() -> None:
     for broken, field in (
-        ({"vcpus": "many"}, "x:3 vcpus"), ({"at": True}, "x:3 at"),
-        ({"request": {"instance_id": "a"}}, "x:3 request"),
+        ({"vcpus": "many"}, "x:3 vcpus"), ({"at": True}, "x:3 at"), ({"vcpus": 0}, "x:3 vcpus"),
+        ({"at": math.nan}, "x:3 at"), ({"batch": ["a"]}, "x:3 batch"), ({"at": None}, "x:3 at"),
+        ({"request": {"instance_id": "a"}}, "x:3 request.vcpus"),
+        ({"request": RECORD["instances"][1]["request"] | {  # type: ignore[index]
+            "vcpus": "2"}}, "x:3 request.vcpus"),
+        ({"request": RECORD["instances"][1]["request"] | {  # type: ignore[index]
+            "seed": -1}}, "x:3 request.seed"),
     ):
         one = {**RECORD["instances"][0], **broken}  # type: ignore[index]
         with pytest.raises(InvalidInput) as caught:
             trace_of_record(RECORD | {"instances": [one]}, "x")
         assert caught.value.field == field
+    broken_host = RECORD["hosts"][0] | {"capabilities": 7}  # type: ignore[index]
+    with pytest.raises(InvalidInput, match="x:2 capabilities is 7"):
+        trace_of_record(RECORD | {"hosts": [broken_host]}, "x")
+
+
+def test_members_of_a_group_are_counted_where_they_are_in_the_replay() -> None:
+    """Their record names hosts of another day."""
+    wish = PlacementRequest(
+        "i", 1, 64, 0, group="anti-affinity", group_hosts=((7, 1),), max_per_host=1
+    )
+    trace = trace_of(*[(float(n), 50.0, 1, 64) for n in range(3)], (60.0, math.inf, 1, 64))
+    members = [replace(one, wish=wish, group="g") for one in trace.arrivals]
+    there = replace(members[0], name="there", at=0.0, until=math.inf, host=3)
+    scheduler = Scheduler("first-fit", ("state", "capacity", "anti_affinity"), {})
+    out = replay(replace(trace, arrivals=members), parse_hosts("3x8c14g"), scheduler,
+                 running=[there])
+    assert (out.placed, out.refused) == (3, 1)
+    assert out.most_hosts == 3
+
+
+def test_what_was_resized_is_asked_for_as_it_is_now() -> None:
+    wish = PlacementRequest("i", 1, 64, 0, zone="a")
+    asked = replace(trace_of((0, 1, 4, 256)).arrivals[0], wish=wish).request(3)
+    assert (asked.vcpus, asked.memory_mib, asked.zone, asked.seed) == (4, 256, "a", 3)
+
+
+def test_a_trace_of_nothing_has_a_bound_and_an_outcome() -> None:
+    trace = Trace("nothing", (), 0.0, 3600.0)
+    assert fluid_bound(trace, parse_hosts("2x4c8g")).host_hours == 0
+    out = replay(trace, parse_hosts("2x4c8g"), Scheduler("best-fit", FILTERS, {}))
+    assert (out.vms, out.host_hours, out.stranded_memory) == (0, 0.0, 0.0)
 
 
 # -- counting

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from treadle.compute import placing, store
 from treadle.db.clock import now
-from treadle.db.schema import decision, instance
+from treadle.db.schema import decision, instance, server_group
 from treadle.errors import InvalidInput, NotFound
 from treadle.image import store as images
 from treadle.placement.views import snapshot
@@ -132,22 +132,26 @@ def _name(table: HostTable, host: int) -> str:
 def recorded(conn: sa.Connection, since: float) -> dict[str, Any]:
     """The hosts, and every instance that lived after `since` (seconds since 1970).
 
-    As `simulate_trace.record_lines` describes it. An instance's request is that of its last
-    decision.
+    As `simulate_trace.record_lines` describes it. An instance's request is that of its first
+    decision: later ones name the hosts that it had to leave, or was sent to.
     """
-    last = (
-        sa.select(decision.c.instance_id, sa.func.max(decision.c.id).label("id"))
-        .group_by(decision.c.instance_id).subquery()
-    )
+    first, last = decision.alias("first"), decision.alias("last")
+    of = sa.select(
+        decision.c.instance_id, sa.func.min(decision.c.id).label("first"),
+        sa.func.max(sa.case((decision.c.host_id.is_not(None), decision.c.id))).label("last"),
+    ).group_by(decision.c.instance_id).subquery()
     rows = conn.execute(
         sa.select(
             instance.c.uuid, instance.c.created_at, instance.c.deleted_at, instance.c.vcpus,
             instance.c.memory_mib, instance.c.disk_gib, instance.c.batch, instance.c.project_id,
-            instance.c.host_id, decision.c.record, decision.c.host_id.label("placed_on"),
+            instance.c.host_id, first.c.record, last.c.host_id.label("placed_on"),
+            server_group.c.uuid.label("group"),
         )
         .select_from(
-            instance.outerjoin(last, last.c.instance_id == instance.c.id)
-            .outerjoin(decision, decision.c.id == last.c.id)
+            instance.outerjoin(of, of.c.instance_id == instance.c.id)
+            .outerjoin(first, first.c.id == of.c.first)
+            .outerjoin(last, last.c.id == of.c.last)
+            .outerjoin(server_group, server_group.c.id == instance.c.group_id)
         )
         .where(sa.or_(instance.c.deleted_at.is_(None), instance.c.deleted_at > since))
         .order_by(instance.c.created_at, instance.c.id)
@@ -159,7 +163,7 @@ def recorded(conn: sa.Connection, since: float) -> dict[str, Any]:
             {
                 "id": row.uuid, "at": row.created_at, "until": row.deleted_at, "vcpus": row.vcpus,
                 "memory_mib": row.memory_mib, "disk_mib": row.disk_gib * 1024, "batch": row.batch,
-                "tenant": row.project_id or None,
+                "tenant": row.project_id or None, "group": row.group,
                 "host": row.host_id if row.host_id is not None else row.placed_on,
                 "request": None if row.record is None else json.loads(row.record)["request"],
             }
@@ -175,6 +179,7 @@ def host_of(view: HostView) -> dict[str, Any]:
         "capabilities": sorted(view.capabilities), "images": sorted(view.images),
         "vcpus_limit": view.vcpus_limit, "memory_limit_mib": view.memory_limit_mib,
         "disk_limit_mib": view.disk_limit_mib, "disk_used_mib": view.disk_used_mib,
+        "zone": view.zone, "rack": view.rack, "properties": view.properties,
     }
 
 

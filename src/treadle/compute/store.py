@@ -326,10 +326,14 @@ def record_decision(
 
 
 def last_decision(conn: sa.Connection, id: int) -> dict[str, Any] | None:
-    """The newest placement record of the instance."""
+    """The newest placement record of the instance that chose the host it is on; else the newest.
+
+    A move that failed has left the record of a host where the instance never came.
+    """
+    here = sa.case((decision.c.host_id == table.c.host_id, 1), else_=0)
     body = conn.execute(
-        sa.select(decision.c.record).where(decision.c.instance_id == id)
-        .order_by(decision.c.id.desc()).limit(1)
+        sa.select(decision.c.record).join(table, table.c.id == decision.c.instance_id)
+        .where(decision.c.instance_id == id).order_by(here.desc(), decision.c.id.desc()).limit(1)
     ).scalar()
     found: dict[str, Any] | None = None if body is None else json.loads(body)
     return found

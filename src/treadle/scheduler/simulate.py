@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +22,7 @@ from treadle.scheduler.columns import FloatArray, HostColumns
 from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.model import HostView, PlacementRequest
 from treadle.scheduler.plugin import PluginError
-from treadle.scheduler.simulate_trace import Arrival, Trace
+from treadle.scheduler.simulate_trace import Arrival, Sizes, Trace
 from treadle.scheduler.table import HostTable
 
 HOUR = 3600.0
@@ -150,7 +151,9 @@ class _Replay:
         self.now = trace.begin
         self.sums = [0.0, 0.0, 0.0]
         self.per_batch: dict[str, list[float]] = {}
-        self.mib_per_core = _mean_ratio(trace)
+        # How many members each server group has on each host.
+        self.members: dict[str, Counter[int]] = defaultdict(Counter)
+        self.mib_per_core = _mean_ratio(trace) or self.memory / self.cores
         self.sample_s = max((trace.end - trace.begin) / SAMPLES, 1e-9)
         self.next_sample = trace.begin
 
@@ -185,6 +188,8 @@ class _Replay:
         )
         self.used_cores += sign * one.vcpus
         self.used_memory += sign * one.memory_mib
+        if one.group is not None:
+            self.members[one.group][host] += sign
         before = self.on_host[host]
         self.on_host[host] = before + sign
         if before == 0:
@@ -192,6 +197,14 @@ class _Replay:
             self.out.most_hosts = max(self.out.most_hosts, self.busy)
         elif before + sign == 0:
             self.busy -= 1
+
+    def request(self, one: Arrival, seed: int, sizes: Sizes) -> PlacementRequest:
+        """What the scheduler is asked, with where the members of its group are by now."""
+        request = one.request(seed, sizes)
+        if one.group is None:
+            return request
+        there = +self.members[one.group]
+        return replace(request, group_hosts=tuple(sorted(there.items())))
 
     def place(self, one: Arrival, order: int, host: int) -> None:
         """Claim under the ledger's guard; the VM leaves when its time is over."""
@@ -315,7 +328,7 @@ def replay(
     sizes = trace.sizes() if scheduler.wants_flavors else ()
     for order, one in enumerate(trace.arrivals):
         run.move_to(one.at)
-        request = one.request((mixed + order) & 0xFFFFFFFFFFFF, sizes)
+        request = run.request(one, (mixed + order) & 0xFFFFFFFFFFFF, sizes)
         start = clock()
         host = pick(table, request)
         took[order] = clock() - start
@@ -333,8 +346,9 @@ def replay(
 
 
 def _mean_ratio(trace: Trace) -> float:
+    """MiB that a core comes with in the mean request; 0 where none asks for any."""
     cores = sum(one.vcpus for one in trace.arrivals)
-    return max(1e-9, sum(one.memory_mib for one in trace.arrivals) / max(1, cores))
+    return sum(one.memory_mib for one in trace.arrivals) / max(1, cores)
 
 
 def stranded(hosts: HostColumns, mib_per_core: float) -> tuple[float, float]:
@@ -397,13 +411,15 @@ def fluid_bound(trace: Trace, hosts: Sequence[HostView]) -> Bound:
     asked_cores = asked_memory = 0
     lost = used = 0.0
     now = trace.begin
-    for at, vcpus, mib, kind in [*events, (trace.end, 0, 0, 0)]:
+    for at, vcpus, mib, kind in [*events, (trace.end, 0, 0, -1)]:
         past = min(at, trace.end) - now
         if past > 0:
             excess = max(0.0, float(asked_cores - cores[-1]))
             lost += past * max(excess, _fewest_cores(asked_memory - memory[-1], by_ratio, ratios))
             used += past * max(_hosts_for(asked_cores, cores), _hosts_for(asked_memory, memory))
             now += past
+        if kind < 0:
+            break
         asked_cores += vcpus
         asked_memory += mib
         by_ratio[kind] += mib

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -72,15 +73,12 @@ def cloud_now(record: dict[str, Any], source: str) -> CloudNow:
         if one["until"] is None and one["host"] is not None
     ]
     trace = trace_of_record(record | {"instances": living}, source)
-    running = tuple(
-        # A tried host may be tried again, and its own host is none that it must not go to.
-        replace(one, wish=one.wish and replace(one.wish, tried_hosts=frozenset()))
-        for one in trace.arrivals
-    )
+    running = tuple(trace.arrivals)
+    taken: Counter[int | None] = Counter()
+    for one in running:
+        taken[one.host] += one.disk_mib
     hosts = tuple(
-        replace(host, disk_used_mib=max(0, host.disk_used_mib - sum(
-            one.disk_mib for one in running if one.host == host.id
-        )))
+        replace(host, disk_used_mib=max(0, host.disk_used_mib - taken[host.id]))
         for host in trace.hosts
     )
     return CloudNow(hosts, running)

@@ -11,16 +11,18 @@ import gzip
 import json
 import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from treadle.errors import InvalidInput
-from treadle.scheduler.model import HostView, PlacementRequest
+from treadle.scheduler.model import HostView, Pairs, PlacementRequest
 
 FORMAT = "treadle-record"
 VERSION = 1
@@ -38,7 +40,8 @@ class Arrival:
     """One VM: when it is asked for, when it leaves (infinity: not within the trace), what it needs.
 
     `wish` is the whole request where the source has one; else the amounts are all there is. `host`
-    is where it was placed when it was recorded.
+    is where it was placed when it was recorded. `group` names its server group where that is known:
+    then the replay says which hosts have members, and not the wish.
     """
 
     name: str
@@ -51,12 +54,14 @@ class Arrival:
     tenant: str | None = None
     wish: PlacementRequest | None = None
     host: int | None = None
+    group: str | None = None
 
     def request(self, seed: int, flavors: Sizes = ()) -> PlacementRequest:
         """What the scheduler is asked. `flavors` are the sizes on offer."""
         if self.wish is not None:
             return replace(
-                self.wish, seed=seed, batch=self.batch, tenant=self.tenant, asked_at=self.at,
+                self.wish, vcpus=self.vcpus, memory_mib=self.memory_mib, disk_mib=self.disk_mib,
+                seed=seed, batch=self.batch, tenant=self.tenant, asked_at=self.at,
                 flavors=self.wish.flavors or flavors,
             )
         return PlacementRequest(
@@ -176,7 +181,7 @@ def read_trace(path: Path) -> Trace:
     except OSError as error:
         problem = error.strerror or str(error)
         raise InvalidInput("trace", str(path), f"it cannot be read: {problem}") from error
-    except (EOFError, UnicodeDecodeError) as error:
+    except (EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
         raise InvalidInput("trace", str(path), f"it is damaged: {error}") from error
 
 
@@ -264,11 +269,73 @@ def _trace(source: str, arrivals: list[Arrival], *, batched: bool) -> Trace:
 # -- a record of a cloud
 
 
+Number = Annotated[float, msgspec.Meta(ge=0, lt=2**50)]
+Whole = Annotated[int, msgspec.Meta(ge=0, lt=2**50)]
+
+
+class _Host(msgspec.Struct):
+    """A line of the kind "host"."""
+
+    id: Whole
+    vcpus_limit: Whole
+    memory_limit_mib: Whole
+    disk_limit_mib: Whole
+    name: str = ""
+    state: str = "up"
+    arch: str | None = None
+    capabilities: frozenset[str] = frozenset()
+    images: frozenset[str] = frozenset()
+    disk_used_mib: Whole = 0
+    zone: str | None = None
+    rack: str | None = None
+    properties: Pairs = ()
+
+    def view(self) -> HostView:
+        return HostView(
+            self.id, self.name or str(self.id), self.state, self.arch, self.capabilities,
+            self.vcpus_limit, 0, self.memory_limit_mib, 0, self.disk_limit_mib, self.disk_used_mib,
+            images=self.images, zone=self.zone, rack=self.rack,
+            properties=tuple(sorted(self.properties)),
+        )
+
+
+class _Instance(msgspec.Struct):
+    """A line of the kind "instance"."""
+
+    at: Number
+    vcpus: Annotated[int, msgspec.Meta(ge=1, lt=2**50)]
+    memory_mib: Whole
+    disk_mib: Whole
+    id: str = ""
+    until: Number | None = None
+    batch: str | None = None
+    tenant: str | None = None
+    group: str | None = None
+    host: int | None = None
+    request: PlacementRequest | None = None
+
+    def arrival(self) -> Arrival:
+        until = math.inf if self.until is None else max(self.at, self.until)
+        return Arrival(
+            self.id, self.at, until, self.vcpus, self.memory_mib, self.disk_mib, self.batch,
+            self.tenant, self.request, self.host, self.group,
+        )
+
+
+class _Head(msgspec.Struct):
+    """What the first line says besides its kind and version."""
+
+    at: Number
+
+
+_L = TypeVar("_L", bound=msgspec.Struct)
+
+
 def _read_record(path: Path, file: Iterable[str]) -> Trace:
     """Read what `record_lines` wrote. Errors: `InvalidInput` with file, line and field."""
     hosts: list[HostView] = []
     arrivals: list[Arrival] = []
-    end = -math.inf
+    end: float | None = None
     for line, text in enumerate(file, 1):
         here = f"{path}:{line}"
         try:
@@ -280,71 +347,43 @@ def _read_record(path: Path, file: Iterable[str]) -> Trace:
             if kind != FORMAT or data.get("version") != VERSION:
                 mend = f'the first line has to be {{"kind": "{FORMAT}", "version": {VERSION}, …}}'
                 raise InvalidInput(here, text[:60], mend)
-            end = _value(here, data, "at", float)
+            end = _line(here, data, _Head).at
         elif kind == "host":
-            hosts.append(_host(here, data))
+            hosts.append(_line(here, data, _Host).view())
         elif kind == "instance":
-            arrivals.append(_instance(here, data))
+            arrivals.append(_line(here, data, _Instance).arrival())
         else:
             raise InvalidInput(f"{here} kind", kind, 'it has to be "host" or "instance"')
+    if end is None:
+        raise InvalidInput("trace", str(path), "there is nothing in it")
     arrivals.sort(key=lambda one: one.at)
     begin = arrivals[0].at if arrivals else end
     last = arrivals[-1].at if arrivals else end
     return Trace(str(path), arrivals, begin, max(end, last), tuple(hosts), batched=True)
 
 
-def _value(here: str, data: dict[str, Any], name: str, kind: type[float] | type[int]) -> Any:
-    value: Any = data.get(name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or (kind is int and not isinstance(value, int)) or not 0 <= value < 2**50:
-        what = "a whole number" if kind is int else "a number"
-        raise InvalidInput(f"{here} {name}", value, f"{what} from 0 on is needed")
-    return value
-
-
-def _host(here: str, data: dict[str, Any]) -> HostView:
-    amounts = {name: _value(here, data, name, int) for name in (
-        "id", "vcpus_limit", "memory_limit_mib", "disk_limit_mib",
-    )}
-    return HostView(
-        id=amounts["id"], name=str(data.get("name", amounts["id"])),
-        state=str(data.get("state", "up")), arch=data.get("arch"),
-        capabilities=frozenset(map(str, data.get("capabilities") or ())),
-        vcpus_limit=amounts["vcpus_limit"], vcpus_used=0,
-        memory_limit_mib=amounts["memory_limit_mib"], memory_used_mib=0,
-        disk_limit_mib=amounts["disk_limit_mib"],
-        disk_used_mib=_value(here, data, "disk_used_mib", int) if "disk_used_mib" in data else 0,
-        images=frozenset(map(str, data.get("images") or ())),
-    )
-
-
-def _instance(here: str, data: dict[str, Any]) -> Arrival:
-    at = _value(here, data, "at", float)
-    until = math.inf
-    if data.get("until") is not None:
-        until = max(at, _value(here, data, "until", float))
-    wish = None
-    if data.get("request") is not None:
-        try:
-            wish = PlacementRequest.from_dict(data["request"])
-        except (TypeError, ValueError, KeyError, InvalidInput) as error:
-            raise InvalidInput(f"{here} request", data["request"], str(error)) from error
-    host = data.get("host")
-    return Arrival(
-        str(data.get("id", "")), at, until, _value(here, data, "vcpus", int),
-        _value(here, data, "memory_mib", int), _value(here, data, "disk_mib", int),
-        data.get("batch"), data.get("tenant"), wish, host if isinstance(host, int) else None,
-    )
+def _line(here: str, data: dict[str, Any], kind: type[_L]) -> _L:
+    """The line as `kind`. Errors: `InvalidInput` that names the field."""
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at `$.")
+        missing = re.search(r"missing required field `(\w+)`", problem)
+        field = ".".join(filter(None, (place.rstrip("`"), missing and missing[1])))
+        value = data.get(re.split(r"[.\[]", field)[0])
+        raise InvalidInput(f"{here} {field}", value, problem) from error
+    except InvalidInput as error:
+        raise InvalidInput(f"{here} request.{error.field}", error.value, error.mend) from error
 
 
 def record_lines(record: dict[str, Any]) -> Iterator[str]:
     """Write a cloud's answer of `GET /treadle/v1/record` as the lines of a `.jsonl` file.
 
     The first line is `{"kind": "treadle-record", "version": 1, "at": now}`; then a line for each
-    host (kind "host": id, name, state, arch, capabilities, images, the three limits and the disk in
-    use), then one for each
-    instance (kind "instance": id, at, until or null, vcpus, memory_mib, disk_mib, batch, tenant,
-    host, and the request of its decision). Times are seconds since 1970.
+    host (kind "host": id, name, state, arch, capabilities, images, the three limits, the disk in
+    use, zone, rack, and properties as pairs), then one for each instance (kind "instance": id, at,
+    until or null, vcpus, memory_mib, disk_mib, batch, tenant, group, host, and the request that
+    it was first placed by). Times are seconds since 1970.
     """
     yield json.dumps({"kind": FORMAT, "version": VERSION, "at": record["at"]}) + "\n"
     for kind, rows in (("host", record["hosts"]), ("instance", record["instances"])):

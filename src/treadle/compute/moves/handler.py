@@ -224,6 +224,7 @@ class MoveHandler:
                 conn, move.id, stage=Stage.READY, target_id=host_id, held=True,
                 vcpus=room.vcpus, memory_mib=room.memory_mib, disk_mib=room.disk_mib,
             )
+            store.record_decision(conn, instance.id, host_id, offer.record.to_dict())
             return following
 
         try:
