@@ -348,7 +348,9 @@ def completion(shell: str) -> None:
     click.echo(made(main, {}, "treadle", "_TREADLE_COMPLETE").source())
 
 
-@main.command(context_settings={"ignore_unknown_options": True}, hidden=True)
+@main.command(
+    context_settings={"ignore_unknown_options": True}, hidden=True, add_help_option=False
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(arguments: Sequence[str]) -> None:
     """What bin/demo runs."""

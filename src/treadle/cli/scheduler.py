@@ -90,4 +90,5 @@ def scheduler_check(name: str, as_json: bool) -> None:
     if any(finding.problem for finding in findings):
         raise SystemExit(1)
     if not as_json:
-        click.echo(f"{len(some)} plug-ins keep all rules", err=True)
+        many = "1 plug-in keeps" if len(some) == 1 else f"{len(some)} plug-ins keep"
+        click.echo(f"{many} all rules", err=True)
