@@ -21,10 +21,16 @@ from hypothesis import strategies as st
 from tests.unit.scheduler_reference import PASSES, SCORES, WEIGHS, ordered
 
 from treadle.scheduler.cache import BLOCKED_FROM
-from treadle.scheduler.columns import BoolArray, FloatArray, HostColumns
+from treadle.scheduler.columns import SMALL, BoolArray, FloatArray, HostColumns
 from treadle.scheduler.engine import Scheduler
-from treadle.scheduler.model import HostView, PlacementRequest
-from treadle.scheduler.plugin import ExplainsCauses, Ranking
+from treadle.scheduler.model import HostRow, HostView, PlacementRequest
+from treadle.scheduler.plugin import (
+    ExplainsCauses,
+    FiltersRows,
+    Ranking,
+    ScoresHosts,
+    ScoresRows,
+)
 from treadle.scheduler.registry import Registry
 from treadle.scheduler.table import HostTable
 
@@ -75,8 +81,10 @@ def a_host(chance: Random, number: int) -> HostView:
 
 
 def some_hosts(chance: Random) -> list[HostView]:
-    ids = {chance.choice((chance.randint(0, 12), chance.randint(0, 2**40))) for _ in range(9)}
-    return [a_host(chance, number) for number in list(ids)[:chance.choice((0, 2, 4, 6, 8))]]
+    """Mostly a few; now and then so many that the cloud is not small."""
+    count = chance.choice((0, 2, 4, 6, 8, 2, 4, 6, 8, 2 * SMALL))
+    ids = {chance.choice((chance.randint(0, 12), chance.randint(0, 2**40))) for _ in range(count)}
+    return [a_host(chance, number) for number in ids]
 
 
 def a_request(chance: Random, hosts: Sequence[HostView]) -> PlacementRequest:
@@ -146,6 +154,8 @@ TRY = settings(deadline=None, max_examples=50)
 
 
 REGISTRY = Registry()
+NOT_BY_ROWS = {"weighted", "lifetime-aware"}
+"""Policies that are asked about all hosts each time."""
 
 
 def by_id(hosts: Sequence[HostView]) -> list[HostView]:
@@ -174,6 +184,11 @@ def test_filter_is_its_reference_and_gives_a_reason(name: str, chance: Random) -
     assert passes.tolist() == [PASSES[name](host, request) for host in by_id(hosts)]
     for row in np.flatnonzero(~passes):
         assert one.reason(columns.view(int(row)), request)
+    alone = [one.passes(HostColumns.from_views([host], 1), request) for host in by_id(hosts)]
+    assert [bool(mask[0]) for mask in alone] == passes.tolist()
+    if isinstance(one, FiltersRows):
+        test = one.row_test(request)
+        assert [test(HostRow(host)) for host in by_id(hosts)] == passes.tolist()
     refused = columns.take(np.flatnonzero(~passes))
     if len(refused) and isinstance(one, ExplainsCauses):
         assert sum(cause.hosts for cause in one.causes(refused, request)) == len(refused)
@@ -184,9 +199,29 @@ def test_filter_is_its_reference_and_gives_a_reason(name: str, chance: Random) -
 @given(seeds)
 def test_weigher_is_its_reference(name: str, chance: Random) -> None:
     hosts, request = a_case(chance)
-    score = REGISTRY.weigher(name).score(HostColumns.from_views(hosts, 1), request)
+    one = REGISTRY.weigher(name)
+    score = one.score(HostColumns.from_views(hosts, 1), request)
     assert score.dtype == np.float64
     assert score.tolist() == [WEIGHS[name](host, request, hosts) for host in by_id(hosts)]
+    if one.row_local:
+        alone = [one.score(HostColumns.from_views([host], 1), request) for host in by_id(hosts)]
+        assert [float(column[0]) for column in alone] == score.tolist()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@settings(TRY, max_examples=25)
+@given(seeds)
+def test_a_score_row_by_row_is_that_of_all_at_once(name: str, chance: Random) -> None:
+    hosts, request = a_case(chance)
+    one, columns = REGISTRY.policy(name), HostColumns.from_views(hosts, 1)
+    if isinstance(one, ScoresHosts) and isinstance(one, ScoresRows):
+        request = dataclasses.replace(request, scarce=columns.scarce, small=columns.small)
+        score = one.row_score(request)
+        assert [score(HostRow(host)) for host in by_id(hosts)] == one.score(
+            columns, request
+        ).tolist()
+    else:
+        assert name in NOT_BY_ROWS
 
 
 @pytest.mark.parametrize("policy", POLICIES)
