@@ -33,6 +33,8 @@ from treadle.hypervisor.fake_host import FakeHost
 from treadle.hypervisor.libvirt import Deadlines, LibvirtDriver, LibvirtOptions
 
 UP = b"TREADLE-GUEST-UP"
+#: cli; hlt; jmp to the hlt; what tells the BIOS that this sector boots.
+RESTS = bytes([0xFA, 0xF4, 0xEB, 0xFD]).ljust(510, b"\0") + b"\x55\xaa"
 QUICK = Deadlines(connect=3.0, look=3.0, change=6.0)
 
 
@@ -50,7 +52,8 @@ class World:
     leftovers: Callable[[str], list[str]]
     remove_domain: Callable[[str], None]
     forget_domain: Callable[[str], None]
-    runs_guests: bool = False
+    guest: tuple[ImageSpec, Path] | None = None
+    """A small Linux, where the world can boot one. `image` boots to a processor that rests."""
     without_agent: Callable[[str], None] = lambda _uuid: None
     """Take the agent out of a guest; the small image has none."""
     change_domain: Callable[[str], None] = lambda _uuid: None
@@ -71,11 +74,19 @@ class World:
         }
         return DomainSpec(**{**values, **changes})
 
-    def new(self, generation: int = 1, **changes: Any) -> str:
-        """Define an instance; its UUID."""
+    @property
+    def runs_guests(self) -> bool:
+        """Whether what is started there is a machine."""
+        return self.guest is not None
+
+    def new(self, generation: int = 1, *, system: bool = False, **changes: Any) -> str:
+        """Define an instance; its UUID. `system`: of the small Linux, where there is one."""
         uuid = str(uuid4())
-        self.driver.ensure_image(self.image, self.content)
-        self.driver.define(self.spec(uuid, generation, **changes))
+        image, content = self.image, self.content
+        if system and self.guest is not None:
+            image, content = self.guest
+        self.driver.ensure_image(image, content)
+        self.driver.define(self.spec(uuid, generation, **{"image": image, **changes}))
         return uuid
 
     def power(self, uuid: str) -> Power | None:
@@ -85,9 +96,9 @@ class World:
 
 
 def small_image(folder: Path) -> tuple[ImageSpec, Path]:
-    """Bytes that nothing boots from."""
+    """A disk that boots to a processor that rests."""
     content = folder / "image.raw"
-    data = os.urandom(3 << 20)
+    data = RESTS + os.urandom((3 << 20) - len(RESTS))
     content.write_bytes(data)
     return ImageSpec(hashlib.sha256(data).hexdigest(), "raw", len(data), len(data)), content
 
@@ -316,8 +327,15 @@ def guest_image() -> tuple[ImageSpec, Path]:
 
 
 @pytest.fixture(scope="session")
+def idle_image(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageSpec, Path]:
+    """What runs and does nothing."""
+    return small_image(tmp_path_factory.mktemp("idle"))
+
+
+@pytest.fixture(scope="session")
 def _lab_world(
     lab_host: Any,
+    idle_image: tuple[ImageSpec, Path],
     guest_image: tuple[ImageSpec, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[World]:
@@ -331,10 +349,10 @@ def _lab_world(
     behind = Behind(with_ssh(host.uri, options.state_dir, options.identity_file))
     yield World(
         "lab-qemu", lambda: LibvirtDriver(host.uri, options),
-        HostSetup(subnet="10.77.3.0/24", virt_type="qemu"), *guest_image,
+        HostSetup(subnet="10.77.3.0/24", virt_type="qemu"), *idle_image,
         behind.add_foreign, behind.foreign_is_as_it_was, behind.leftovers, behind.remove_domain,
         behind.forget_domain,
-        runs_guests=True, change_domain=behind.change_domain, behind=behind,
+        guest=guest_image, change_domain=behind.change_domain, behind=behind,
         second=lambda: LibvirtDriver(lab.status()[1].uri, options),
     )
     behind.close()

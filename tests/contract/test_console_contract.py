@@ -42,7 +42,7 @@ def consoles(world: World, kind: ConsoleKind) -> Consoles:
 
 def running(world: World) -> str:
     """A guest that is up as far as it goes."""
-    uuid = world.new()
+    uuid = world.new(system=True)
     world.driver.start(uuid)
     if world.runs_guests:
         driver = world.driver

@@ -392,7 +392,7 @@ def test_changes_are_told(world: World) -> None:
 def test_a_guest_lives_through_it_all(world: World) -> None:
     """Boot, read the console, save and restore, and ask it to stop: on a real host, once."""
     driver = world.driver
-    uuid = world.new()
+    uuid = world.new(system=True)
     driver.start(uuid)
     if isinstance(driver, Console) and "console" in driver.facts().capabilities:
         console = driver

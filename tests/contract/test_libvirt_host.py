@@ -310,7 +310,7 @@ def test_a_filtered_guest_gets_an_address_and_cannot_be_another(
 
 @pytest.mark.lab
 def test_a_restarted_libvirtd_keeps_guests_and_is_found_again(
-    lab_host: Any, guest_image: tuple[ImageSpec, Path], tmp_path: Path
+    lab_host: Any, idle_image: tuple[ImageSpec, Path], tmp_path: Path
 ) -> None:
     lab, host = lab_host
     options = LibvirtOptions(
@@ -320,9 +320,9 @@ def test_a_restarted_libvirtd_keeps_guests_and_is_found_again(
     lost = threading.Event()
     driver.watch(lambda kind, _uuid: lost.set() if kind is EventKind.HOST_LOST else None)
     driver.prepare(HostSetup(subnet="10.77.3.0/24", virt_type="qemu"))
-    driver.ensure_image(*guest_image)
+    driver.ensure_image(*idle_image)
     uuid = str(uuid4())
-    driver.define(spec(uuid, guest_image[0]))
+    driver.define(spec(uuid, idle_image[0]))
     driver.start(uuid)
     lab.restart_libvirtd(host.name)
     assert lost.wait(10)
@@ -340,7 +340,7 @@ def test_a_restarted_libvirtd_keeps_guests_and_is_found_again(
 
 @pytest.mark.lab
 def test_a_host_that_reboots_starts_what_shall_run_by_itself(
-    lab_host: Any, guest_image: tuple[ImageSpec, Path], tmp_path: Path
+    lab_host: Any, idle_image: tuple[ImageSpec, Path], tmp_path: Path
 ) -> None:
     """Nobody but libvirt is there to do it: the driver is gone by then."""
     lab, host = lab_host
@@ -349,10 +349,10 @@ def test_a_host_that_reboots_starts_what_shall_run_by_itself(
     )
     driver = LibvirtDriver(host.uri, options)
     driver.prepare(HostSetup(subnet="10.77.3.0/24", virt_type="qemu"))
-    driver.ensure_image(*guest_image)
+    driver.ensure_image(*idle_image)
     runs, stopped, paused = (str(uuid4()) for _ in range(3))
     for uuid, mac in ((runs, "01"), (stopped, "02"), (paused, "03")):
-        one = spec(uuid, guest_image[0])
+        one = spec(uuid, idle_image[0])
         driver.define(replace(one, mac=f"52:54:00:00:0f:{mac}"))
         driver.start(uuid)
     driver.power_off(stopped)
