@@ -369,3 +369,37 @@ def test_it_comes_back_from_a_host_that_is_off(api: Api, server: str) -> None:
         until(lambda: cloud.hosts_up() == 2, "the host")
     assert one_copy(cloud, server) == here, "what it left there is swept"
     in_balance(cloud)
+
+
+def test_one_whose_image_was_deleted_lives_on_and_goes_where_it_never_was(
+    api: Api, server: str
+) -> None:
+    made = api.ok("POST", f"/servers/{server}/action", {"createImage": {"name": named("of")}},
+                  status=202, by="member", minor=45)["image_id"]
+    become(api, server, "ACTIVE")
+    body = {"server": {"name": named("heir"), "imageRef": made, "flavorRef": "1"}}
+    heir = api.ok("POST", "/servers", body, status=202, by="member")["server"]["id"]
+    become(api, heir, "ACTIVE")
+    here = where(api, heir)
+    api.ok("DELETE", f"/images/{made}", status=204, by="member")
+    api.fails("GET", f"/images/{made}", status=404, by="member")
+    act(api, heir, {"reboot": {"type": "HARD"}}, by="member")
+    become(api, heir, "ACTIVE")
+    for wish in ({"rebuild": {"imageRef": made}}, {"rescue": {"rescue_image_ref": made}}):
+        api.fails("POST", f"/servers/{heir}/action", wish, status=400, by="member")
+    api.fails("POST", f"/servers/{heir}/action", {"rescue": None}, status=409, by="member",
+              says="has been deleted")
+    migrate(api, heir, other(here))
+    become(api, heir, "VERIFY_RESIZE")
+    assert where(api, heir) == other(here)
+    act(api, heir, {"confirmResize": None}, 204)
+    become(api, heir, "ACTIVE")
+    ended(api, heir, "confirmed")
+    assert one_copy(api.cloud, heir) == other(here)
+    act(api, heir, {"os-migrateLive": {"host": here, "block_migration": "auto"}}, minor=30)
+    ended(api, heir, "completed")
+    become(api, heir, "ACTIVE")
+    assert one_copy(api.cloud, heir) == where(api, heir) == here
+    api.ok("DELETE", f"/servers/{heir}", status=204, by="member")
+    gone(api, heir)
+    in_balance(api.cloud)
