@@ -157,8 +157,8 @@ def copies(cloud: Cloud, uuid: str) -> dict[str, str]:
 
 
 def test_whatever_fails_in_the_middle_of_a_move_one_copy_runs(cloud: Cloud) -> None:
-    """Somebody ends it; the cable of the target, its power, its disk, and last the source's
-    power."""
+    """Somebody ends it; the way between the two hosts, the cable of the target, its power, its
+    disk, and last the source's power."""
     lab, face = cloud.lab, Face(cloud)
     [made] = cloud.treadle.database.write(lambda conn: creating.create(
         conn, Wish("survivor", 1, None, user_data=TICKS), request_id="r", build_deadline_s=120.0,
@@ -192,6 +192,19 @@ def test_whatever_fails_in_the_middle_of_a_move_one_copy_runs(cloud: Cloud) -> N
         assert answer.status_code == 202, answer.text
         stayed(number, Stage.CANCELLED)
 
+        # The controller reaches both, and they do not reach one another: the source's emulator
+        # may stand still until its kernel gives up what it sends.
+        way = f"blackhole {source.address}/32"
+        lab.exec(source.name, "sh", "-c", "echo 5 > /proc/sys/net/ipv4/tcp_retries2")
+        number = midway()
+        said = lab.exec(target.name, "sh", "-c", f"ip route add {way}")
+        assert said.returncode == 0, said.stderr
+        try:
+            stayed(number)
+        finally:
+            lab.exec(target.name, "sh", "-c", f"ip route del {way}")
+
+        all_up(cloud)
         number = midway()
         lab.cut(target.name)
         wait_for(is_down, 90, "the target to be out of reach")
