@@ -18,7 +18,7 @@ from uuid import uuid4
 import libvirt
 import pytest
 
-from tests.labs import a_lab
+from tests.labs import a_lab, idle_disk
 from tests.waiting import wait_for
 from treadle.hypervisor.base import (
     DomainSpec,
@@ -33,8 +33,6 @@ from treadle.hypervisor.fake_host import FakeHost
 from treadle.hypervisor.libvirt import Deadlines, LibvirtDriver, LibvirtOptions
 
 UP = b"TREADLE-GUEST-UP"
-#: cli; hlt; jmp to the hlt; what tells the BIOS that this sector boots.
-RESTS = bytes([0xFA, 0xF4, 0xEB, 0xFD]).ljust(510, b"\0") + b"\x55\xaa"
 QUICK = Deadlines(connect=3.0, look=3.0, change=6.0)
 
 
@@ -97,9 +95,8 @@ class World:
 
 def small_image(folder: Path) -> tuple[ImageSpec, Path]:
     """A disk that boots to a processor that rests."""
-    content = folder / "image.raw"
-    data = RESTS + os.urandom((3 << 20) - len(RESTS))
-    content.write_bytes(data)
+    content = idle_disk(folder)
+    data = content.read_bytes()
     return ImageSpec(hashlib.sha256(data).hexdigest(), "raw", len(data), len(data)), content
 
 

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from tests.labs import FOREIGN, a_lab
+from tests.labs import FOREIGN, a_lab, idle_disk
 from tests.waiting import wait_for
 from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry
 from treadle.cli.serve import Inventory, Treadle, assemble, server_config
@@ -23,6 +23,9 @@ from treadle.config import Settings, load
 from treadle.image.sources import parse_source
 from treadle.lab.fabric import Lab, LabHost
 from treadle.lab.guest import build_guest
+
+IDLE = "&image_id=2"
+"""For one of which nothing but its domain matters."""
 
 
 @dataclass
@@ -208,7 +211,8 @@ def running_cloud(
     treadle.controller.start()
     treadle.register(Inventory(
         [HostEntry(n, one.uri, one.address) for n, one in enumerate(lab.status(), 1)],
-        [ImageEntry(1, parse_source(str(guest_image)), "guest")],
+        [ImageEntry(1, parse_source(str(guest_image)), "guest"),
+         ImageEntry(2, parse_source(str(idle_disk(folder))), "idle")],
         [FlavorEntry(1, 1, 128, 1), FlavorEntry(2, 1, 256, 2)],
     ))
     client = TestClient(treadle.app, client=("127.0.0.1", 9), base_url="http://127.0.0.1")
@@ -216,7 +220,8 @@ def running_cloud(
     try:
         all_up(one)
         wait_for(
-            lambda: one.admin("/images")["images"][0]["state"] == "active", 30, "the image"
+            lambda: all(it["state"] == "active" for it in one.admin("/images")["images"]), 30,
+            "the images",
         )
         yield one
         one.destroy_all()

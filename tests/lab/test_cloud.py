@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.lab.conftest import Cloud, Face, all_up
+from tests.lab.conftest import IDLE, Cloud, Face, all_up
 from tests.waiting import wait_for
 from treadle.compute import actions, store
 from treadle.compute.model import MOST_KEYS
@@ -100,7 +100,7 @@ def shuts_itself_down(cloud: Cloud, vmid: int) -> None:
 
 
 def test_a_guest_that_is_killed_is_started_again(cloud: Cloud) -> None:
-    vmid = cloud.create("unlucky")
+    vmid = cloud.create("unlucky", IDLE)
     host = cloud.host(cloud.query(vmid)["pmid"])
     uuid = cloud.admin(f"/instances/{vmid}")["uuid"]
     cloud.lab.exec(host.name, "virsh", "-q", "destroy", uuid)
@@ -114,7 +114,7 @@ def test_a_guest_that_is_killed_is_started_again(cloud: Cloud) -> None:
 
 
 def test_libvirtd_restarted_under_running_vms(cloud: Cloud) -> None:
-    vmid = cloud.create("steady")
+    vmid = cloud.create("steady", IDLE)
     host = cloud.host(cloud.query(vmid)["pmid"])
     pids = cloud.lab.exec(host.name, "pgrep", "qemu-system").stdout
     cloud.lab.restart_libvirtd(host.name)
@@ -125,7 +125,7 @@ def test_libvirtd_restarted_under_running_vms(cloud: Cloud) -> None:
 
 
 def test_a_host_that_loses_power_gets_its_vms_back(cloud: Cloud) -> None:
-    vmid = cloud.create("phoenix")
+    vmid = cloud.create("phoenix", IDLE)
     pmid = cloud.query(vmid)["pmid"]
     host = cloud.host(pmid)
     cloud.lab.kill_host(host.name)
@@ -168,7 +168,7 @@ def test_a_host_that_dies_before_the_start_is_left_for_another(
 ) -> None:
     killed = _kill_at(cloud, monkeypatch, "define", after=False)
     try:
-        vmid = cloud.create("mover")
+        vmid = cloud.create("mover", IDLE)
         assert killed
         assert cloud.host(cloud.query(vmid)["pmid"]).name != killed[0]
         assert cloud.query(vmid)["state"] == "running"
@@ -184,7 +184,7 @@ def test_a_host_that_dies_in_the_start_fails_the_call_and_keeps_nothing(
     killed = _kill_at(cloud, monkeypatch, "start", after=True)
     monkeypatch.setattr("treadle.api.classic.DELETE_WAIT_S", 1.0)
     try:
-        answer = cloud.get("/vm/create?name=doomed&instance_type=1")
+        answer = cloud.get(f"/vm/create?name=doomed&instance_type=1{IDLE}")
         assert answer["vmid"] == 0
         assert "stopped answering" in answer["error"]
     finally:
@@ -204,7 +204,7 @@ def test_a_full_disk_sends_the_vm_to_another_host(cloud: Cloud) -> None:
         cloud.lab.exec(host.name, "sh", "-c", f"dd if=/dev/zero of={POOL}/filler bs=64k || true")
         cloud.lab.exec(host.name, "virsh", "-q", "pool-refresh", "treadle")
     try:
-        vmid = cloud.create("squeezed")
+        vmid = cloud.create("squeezed", IDLE)
         assert cloud.host(cloud.query(vmid)["pmid"]).name == hosts[2].name
         cloud.get(f"/vm/destroy?vmid={vmid}")
     finally:
@@ -240,7 +240,7 @@ def test_an_image_comes_from_another_machine_over_ssh(cloud: Cloud, guest_image:
 
 def test_ten_creates_at_once_upload_the_image_once_a_host(cloud: Cloud) -> None:
     with ThreadPoolExecutor(6) as pool:
-        vmids = list(pool.map(lambda n: cloud.create(f"many-{n}"), range(6)))
+        vmids = list(pool.map(lambda n: cloud.create(f"many-{n}", IDLE), range(6)))
     assert len(set(vmids)) == 6
     for host in cloud.admin("/hosts")["hosts"]:
         listed = cloud.lab.exec(cloud.host(host["id"]).name, "ls", POOL).stdout.split()

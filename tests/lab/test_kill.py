@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import urllib3
 
+from tests.labs import idle_disk
 from tests.waiting import wait_for
 from treadle.lab.fabric import Lab, can_run
 
@@ -76,8 +77,8 @@ class Script:
         ).data)
 
 
-def test_nothing_is_lost_leaked_or_doubled(lab: Lab, guest_image: Path, tmp_path: Path) -> None:
-    script = Script(lab, guest_image, tmp_path)
+def test_nothing_is_lost_leaked_or_doubled(lab: Lab, tmp_path: Path) -> None:
+    script = Script(lab, idle_disk(tmp_path), tmp_path)
     script.start()
     try:
         wait_for(
