@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from tests.store.test_ledger import SMALL, add_host, add_instances, assert_balanced, together
 
 from treadle.compute import placing, store
+from treadle.compute.moves import store as moves
+from treadle.compute.moves.plan import Kind, Stage
 from treadle.db.engine import Database
 from treadle.db.schema import allocation, instance, server_group
 from treadle.placement import groups, ledger
@@ -89,6 +91,61 @@ def test_an_instance_does_not_count_against_itself(database: Database) -> None:
     place(database, [host], group, one)
     assert database.write(lambda conn: groups.rule(conn, group, one)(host))
     assert not database.write(lambda conn: groups.rule(conn, group, one + 1)(host))
+
+
+@pytest.mark.parametrize(("policy", "stage", "free"), [
+    ("anti-affinity", Stage.READY, [3]), ("anti-affinity", Stage.MOVING, [3]),
+    ("anti-affinity", Stage.FINISHED, [3]), ("affinity", Stage.MOVING, []),
+    ("affinity", Stage.DONE, [1]), ("anti-affinity", Stage.DONE, [2, 3]),
+])
+def test_a_member_that_is_being_moved_is_on_both_hosts(
+    database: Database, policy: str, stage: Stage, free: list[int]
+) -> None:
+    hosts = [add_host(database, f"fake://h{n}") for n in (1, 2, 3)]
+    group = add_group(database, policy)
+    goer, other = add_instances(database, 2, group_id=group)
+    landed = stage is Stage.FINISHED
+    place(database, [hosts[1] if landed else hosts[0]], group, goer)
+    database.write(lambda conn: moves.insert(
+        conn, instance_id=goer, kind=Kind.COLD if landed else Kind.LIVE, stage=stage,
+        source_id=hosts[0], target_id=hosts[1], deadline=1e12, revision=2, user_id="",
+        project_id="", held=stage is not Stage.DONE,
+    ))
+
+    def may(conn: sa.Connection) -> list[int]:
+        allowed = groups.rule(conn, group, other)
+        return [n for n, host in enumerate(hosts, 1) if allowed(host)]
+
+    assert database.write(may) == free
+
+
+def test_a_move_and_a_create_at_once_keep_the_rule(database: Database) -> None:
+    """Both like the same host best."""
+    hosts = [add_host(database, f"fake://h{n}") for n in (1, 2, 3)]
+    group = add_group(database, "anti-affinity")
+    some = add_instances(database, 4, group_id=group)
+    goer = some[0]
+    place(database, [hosts[0]], group, goer)
+
+    def move() -> None:
+        def hold(conn: sa.Connection) -> None:
+            allowed = groups.rule(conn, group, goer)
+            for host in hosts[1:]:
+                if allowed(host) and ledger.hold(conn, host, SMALL):
+                    moves.insert(
+                        conn, instance_id=goer, kind=Kind.LIVE, stage=Stage.READY,
+                        source_id=hosts[0], target_id=host, deadline=1e12, revision=2,
+                        user_id="", project_id="", held=True,
+                    )
+                    return
+
+        database.write(hold)
+
+    together([move, *(lambda one=one: place(database, hosts, group, one) for one in some[1:])])
+    taken = on_hosts(database)
+    for held in database.read(moves.held):
+        taken[held.holder or 0] += 1
+    assert sorted(taken.items()) == [(host, 1) for host in hosts]
 
 
 def asked(database: Database, id: int) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.db.prepared import Prepared
-from treadle.db.schema import allocation, instance, server_group
+from treadle.db.schema import allocation, instance, migration, server_group
 
 AFFINITY = "affinity"
 ANTI_AFFINITY = "anti-affinity"
@@ -57,11 +57,17 @@ def rule(conn: sa.Connection, group_id: int | None, but: int) -> Callable[[int],
     if group is None or not group.hard:
         return lambda _host_id: True
     there = members(conn, group_id, but)
+    if group.policy == AFFINITY and (
+        _UNDER_WAY(conn, {"g": group_id, "i": but}).one_or_none() is not None
+    ):
+        # It will be on one of two hosts, and which is not known before it is over.
+        return lambda _host_id: False
     return lambda host_id: group.allows(there, host_id)
 
 
 def members(conn: sa.Connection, group_id: int, but: int) -> dict[int, int]:
-    """How many members hold room on each host, by its id; `but` this instance."""
+    """How many members hold room on each host, by its id; `but` this instance. One that is being
+    moved, or can still go back, does on both."""
     rows = _MEMBERS(conn, {"g": group_id, "i": but})
     return {row.host_id: row.members for row in rows}
 
@@ -76,9 +82,23 @@ _GET = Prepared(
     )
 )
 _LOCK = Prepared(_GET.statement.with_for_update())
+_OTHERS = sa.and_(instance.c.group_id == sa.bindparam("g"), instance.c.id != sa.bindparam("i"))
+_LANDED = sa.or_(migration.c.stage == "finished", migration.c.stage == "reverting")
+"""The stages in which a move holds room of its source, for what is kept there; else its target's.
+"""
+_HELD = sa.union_all(
+    sa.select(allocation.c.host_id)
+    .join(instance, instance.c.id == allocation.c.instance_id).where(_OTHERS),
+    sa.select(
+        sa.case((_LANDED, migration.c.source_id), else_=migration.c.target_id).label("host_id")
+    )
+    .join(instance, instance.c.id == migration.c.instance_id).where(_OTHERS, migration.c.held),
+).subquery()
 _MEMBERS = Prepared(
-    sa.select(allocation.c.host_id, sa.func.count().label("members"))
-    .join(instance, instance.c.id == allocation.c.instance_id)
-    .where(instance.c.group_id == sa.bindparam("g"), instance.c.id != sa.bindparam("i"))
-    .group_by(allocation.c.host_id).order_by(allocation.c.host_id)
+    sa.select(_HELD.c.host_id, sa.func.count().label("members"))
+    .group_by(_HELD.c.host_id).order_by(_HELD.c.host_id)
+)
+_UNDER_WAY = Prepared(
+    sa.select(migration.c.id).join(instance, instance.c.id == migration.c.instance_id)
+    .where(_OTHERS, migration.c.held, sa.not_(_LANDED)).limit(1)
 )
