@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -59,6 +60,14 @@ def test_a_new_package_is_checked_tested_and_run_live(
     tested = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"], target, package)
     assert tested.returncode == 0, tested.stdout
     assert "4 passed" in tested.stdout
+    settings = tmp_path / "treadle.toml"
+    settings.write_text('[scheduler]\nfilters = ["state", "rack_power_filter", "capacity"]\n')
+    replayed = run([
+        "-m", "treadle.cli.main", "simulate", "--generate", "50", "--hosts", "2x16c32g", "--json",
+        "--policy", "weighted:rack_power_weigher=1", "--config", str(settings),
+    ], target, tmp_path)
+    assert replayed.returncode == 0, replayed.stderr
+    assert json.loads(replayed.stdout)["policies"][0]["runs"][0]["placed"] > 0
 
     monkeypatch.syspath_prepend(target)
     cloud = start(settings={

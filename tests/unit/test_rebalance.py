@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -51,6 +52,20 @@ def test_a_host_is_emptied_whole_or_not_at_all() -> None:
     now = cloud("2x4c8g", vm("a", 1), vm("b", 1), vm("c", 2, 2))
     assert len(make_plan(now, "consolidate", FILTERS, most=1).moves) <= 1
     assert len(make_plan(now, "consolidate", FILTERS, most=2).moves) in (1, 2)
+
+
+def test_the_solver_empties_a_host_where_one_after_the_other_does_not_fit() -> None:
+    held = [replace(vm("x", 2, 3, 4), wish=None), replace(vm("y", 3, 4, 3), wish=None)]
+    now = cloud(
+        "1x40c40g,2x8c8g", *held,
+        vm("a", 1, 2, 1), vm("b", 1, 2, 1), vm("c", 1, 2, 3), vm("d", 1, 3, 2),
+    )
+    assert make_plan(now, "consolidate", FILTERS).moves == ()
+    plan = make_plan(now, "consolidate", FILTERS, solve=True)
+    assert plan.empty == (0, 1)
+    assert Counter(move.target for move in plan.moves) == {2: 2, 3: 2}
+    with pytest.raises(InvalidInput, match="consolidation"):
+        make_plan(now, "spread", FILTERS, solve=True)
 
 
 def test_spreading_lowers_the_highest_load() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -154,3 +155,21 @@ def test_a_plug_in_that_does_not_load_is_named() -> None:
         registry.policy("half")
     assert "broken" in registry.names("filter")
     assert "state" in registry.names("filter")
+
+
+@pytest.mark.parametrize(("heading", "group", "cells"), [
+    ("Filters", "filters", 3), ("Weighers", "weighers", 4), ("Policies", "policies", 4),
+])
+def test_every_plug_in_has_its_line_in_the_documentation(
+    heading: str, group: str, cells: int
+) -> None:
+    """With formula, source, when it wins and when it loses; filters have no source."""
+    text = (PROJECT.parent / "docs/scheduler.md").read_text()
+    told: dict[str, int] = {}
+    for line in text.split(f"## {heading}\n")[1].split("\n## ")[0].splitlines():
+        if line.startswith("| `"):
+            first, *rest = re.split(r"(?<!\\)\|", line.strip("| "))
+            filled = sum(1 for cell in rest if cell.strip())
+            told.update(dict.fromkeys(re.findall(r"`([^`]+)`", first), filled))
+    names = entry_points_of(PROJECT)[f"treadle.{group}"]
+    assert {name: told.get(name) for name in names} == dict.fromkeys(names, cells)

@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 
 @click.command(epilog=examples(
     "treadle rebalance --plan", "treadle rebalance --plan --goal spread --most 10",
-    "treadle rebalance --plan --save moves.json", "treadle rebalance --apply moves.json",
+    "treadle rebalance --plan --solve", "treadle rebalance --plan --save moves.json",
+    "treadle rebalance --apply moves.json",
 ))
 @click.option("--plan", "planned", is_flag=True, help="Work out the moves and show them.")
 @click.option("--goal", type=click.Choice(["consolidate", "spread"]), default="consolidate",
               show_default=True, help="Make hosts empty, or alike.")
 @click.option("--most", type=click.IntRange(1, 10_000), default=50, show_default=True,
               help="How many moves at most.")
+@click.option("--solve", is_flag=True, help="Consolidate: solve for all that is on a host at once "
+              "(needs the extra solver); else best fit, one after the other.")
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False),
               help="Keep the plan in this file.")
 @click.option("--apply", "applied", type=click.Path(path_type=Path, dir_okay=False, exists=True),
@@ -39,8 +42,8 @@ if TYPE_CHECKING:
               help="How long one may take.")
 @asks_controller
 def rebalance(
-    planned: bool, goal: Literal["consolidate", "spread"], most: int, save: Path | None,
-    applied: Path | None, at_once: int, seconds: float, as_json: bool, url: str,
+    planned: bool, goal: Literal["consolidate", "spread"], most: int, solve: bool,
+    save: Path | None, applied: Path | None, at_once: int, seconds: float, as_json: bool, url: str,
     token: str | None, config: Path | None,
 ) -> None:
     """Move instances so that hosts become empty, or alike.
@@ -52,7 +55,7 @@ def rebalance(
         raise click.UsageError("name --plan, or --apply FILE: one of the two")
     asked = client(url, token, config)
     if applied is None:
-        plan = guarded(lambda: _plan(asked, url, goal, most, config))
+        plan = guarded(lambda: _plan(asked, url, goal, most, config, solve=solve))
         if save is not None:
             _write(save, plan)
         _show(plan, as_json)
@@ -61,7 +64,8 @@ def rebalance(
 
 
 def _plan(
-    asked: Client, url: str, goal: Literal["consolidate", "spread"], most: int, config: Path | None
+    asked: Client, url: str, goal: Literal["consolidate", "spread"], most: int, config: Path | None,
+    *, solve: bool,
 ) -> Rebalancing:
     import os
 
@@ -70,7 +74,8 @@ def _plan(
     from treadle.scheduler.simulate_cloud import cloud_now
 
     cloud = cloud_now(asked.call("GET", "/record"), url)
-    return make_plan(cloud, goal, load(config, os.environ).scheduler.filters, most)
+    filters = load(config, os.environ).scheduler.filters
+    return make_plan(cloud, goal, filters, most, solve=solve)
 
 
 def _write(path: Path, plan: Rebalancing) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from treadle.errors import InvalidInput, TreadleError
 from treadle.scheduler.engine import Scheduler
-from treadle.scheduler.model import HostRow
+from treadle.scheduler.model import HostRow, PlacementRequest
 from treadle.scheduler.simulate_cloud import CloudNow
 from treadle.scheduler.simulate_trace import Arrival
 from treadle.scheduler.table import HostTable
@@ -110,14 +110,24 @@ class _Board:
     def up(self) -> Iterator[int]:
         return (host for host in self.on if self.row(host).static.state == "up")
 
-    def target(self, one: Arrival, allowed: frozenset[int]) -> int | None:
-        """Where the scheduler would put it, of the hosts that are allowed."""
+    def request(self, one: Arrival, allowed: frozenset[int]) -> PlacementRequest:
+        """What the scheduler is asked, where only some hosts are allowed."""
         only = allowed if one.wish is None or one.wish.only_hosts is None else (
             allowed & one.wish.only_hosts
         )
-        if not only:
-            return None
-        return self.scheduler.pick(self.table, replace(one.request(0), only_hosts=only))
+        return replace(one.request(0), only_hosts=only)
+
+    def target(self, one: Arrival, allowed: frozenset[int]) -> int | None:
+        """Where the scheduler would put it, of the hosts that are allowed."""
+        return self.scheduler.pick(self.table, self.request(one, allowed))
+
+    def targets(
+        self, some: Sequence[Arrival], allowed: frozenset[int]
+    ) -> Sequence[int | None]:
+        """Where the scheduler would put all of them."""
+        return self.scheduler.place(
+            self.table.columns(), [self.request(one, allowed) for one in some]
+        )
 
     def move(self, one: Arrival, source: int, target: int) -> None:
         self.table.use(source, -one.vcpus, -one.memory_mib, -one.disk_mib, -1)
@@ -134,18 +144,22 @@ class _Board:
 
 
 def make_plan(
-    cloud: CloudNow, goal: Goal, filters: Sequence[str], most: int = 100
+    cloud: CloudNow, goal: Goal, filters: Sequence[str], most: int = 100, *, solve: bool = False
 ) -> Rebalancing:
     """At most `most` moves towards the goal, each allowed by the filters at its turn.
 
-    consolidate: the host with the least on it is emptied onto others that are in use, by best fit,
-    all or nothing, and so on with the next. spread: from the most loaded host, the instance goes
+    consolidate: the host with the least on it is emptied onto others that are in use, by best fit
+    (`solve`: by the policy `solver`, for all that is on it at once), all or nothing, and so on with
+    the next. spread: from the most loaded host, the instance goes
     to where the scheduler's worst fit puts it that lowers the sum of squared loads most.
     Instances in groups, or with devices of a host, are left where they are.
     """
     if most < 1:
         raise InvalidInput("most", most, "a whole number from 1 on is needed")
-    policy = "best-fit" if goal == "consolidate" else "worst-fit"
+    if solve and goal == "spread":
+        raise InvalidInput("solve", solve, "only consolidation is solved for")
+    packing = "solver" if solve else "best-fit"
+    policy = packing if goal == "consolidate" else "worst-fit"
     wanted = list(dict.fromkeys(("state", "capacity", *filters, "pinned")))
     board = _Board(cloud, Scheduler(policy, wanted, {}))
     empty, load = board.figures()
@@ -173,16 +187,15 @@ def _consolidate(board: _Board, most: int) -> list[Move]:
             continue
         if any(one.name in board.fixed for one in leaving):
             continue
-        made: list[tuple[Arrival, int]] = []
-        for one in leaving:
-            target = board.target(one, others)
-            if target is None:
-                for moved, there in reversed(made):
-                    board.move(moved, there, source)
-                made = []
-                break
+        targets = board.targets(leaving, others)
+        made = [
+            (one, target) for one, target in zip(leaving, targets, strict=True)
+            if target is not None
+        ]
+        if len(made) < len(leaving):
+            continue
+        for one, target in made:
             board.move(one, source, target)
-            made.append((one, target))
         moves += [
             Move(one.name, source, target, 1 / len(made), one.memory_mib + one.disk_mib)
             for one, target in made
