@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sweep import Case, Do, Scenario, dead_at, each_ends_as_wanted, ends, look, sweep
-from world import Brain, Clock, Outlet, World, world_time
+from brain import Brain, Outlet
+from memory import Clock
+from scenarios import Do, Scenario, dead_at, ends, look
+from sweep import Case, each_ends_as_wanted, sweep
+from world import World, world_time
 
 from treadle.compute.model import State
 

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sweep import running, settle
-from world import Brain, Clock, World, world_time
+from brain import Brain
+from memory import Clock
+from scenarios import running, settle
+from world import World, world_time
 
 from treadle.compute import changes
 from treadle.compute.model import Mode, State

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from world import BUILD_S, LEASE_S, Brain, World, world_time
+from brain import BUILD_S, LEASE_S, Brain
+from world import World, world_time
 
 from treadle.compute import creating
 from treadle.compute.creating import Wish

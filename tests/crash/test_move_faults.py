@@ -10,7 +10,8 @@ from pathlib import Path
 from zlib import crc32
 
 import pytest
-from sweep import Case, Scenario, act, each_ends_as_wanted, ends, look, moved_until, running, told
+from scenarios import Scenario, act, ends, look, moved_until, running, told
+from sweep import Case, each_ends_as_wanted
 from test_sweep import WHOLE
 from world import World
 

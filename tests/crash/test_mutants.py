@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sweep import SCENARIOS, Case, Wrong, sweep
-from world import Clock, World, world_time
+from memory import Clock
+from scenarios import SCENARIOS
+from sweep import Case, Wrong, sweep
+from world import World, world_time
 
 from treadle.compute import changes, lifecycle, reconciler
 from treadle.compute.lifecycle import Action, Call, Context, Lost, Release

@@ -7,9 +7,12 @@ from pathlib import Path
 from zlib import crc32
 
 import pytest
-from sweep import Case, Do, Scenario, act, ends, running, settle, sweep
+from brain import Brain
+from memory import Clock
+from scenarios import Do, Scenario, act, ends, running, settle
+from sweep import Case, sweep
 from test_evacuation_faults import confirm
-from world import Brain, Clock, World, world_time
+from world import World, world_time
 
 from treadle.compute import changes
 from treadle.compute.model import State

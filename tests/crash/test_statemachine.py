@@ -9,10 +9,12 @@ import os
 import tempfile
 from pathlib import Path
 
+from brain import Brain
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from world import Brain, Clock, World, world_time
+from memory import Clock
+from world import World, world_time
 
 from treadle.compute.actions import ACTIONS
 from treadle.errors import CallerError

@@ -10,8 +10,11 @@ import os
 from pathlib import Path
 
 import pytest
-from sweep import KINDS, SCENARIOS, Case, Scenario, Sweep, each_ends_as_wanted
-from world import Clock, World, world_time
+from faults import KINDS
+from memory import Clock
+from scenarios import SCENARIOS, Scenario
+from sweep import Case, Sweep, each_ends_as_wanted
+from world import World, world_time
 
 AT_LEAST = {
     "create": 450, "create two or none": 800,

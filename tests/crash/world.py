@@ -8,60 +8,38 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from pysqlite3 import dbapi2
+from brain import BUILD_S, LEASE_S, Brain, uri_of
+from invariants import FOREIGN, invariants
+from memory import START, Clock, MemoryDatabase
 
 from treadle.compute import actions, creating, interfaces, lifecycle, store
 from treadle.compute.actions import Rebuild
-from treadle.compute.changes import held
 from treadle.compute.creating import Wish
 from treadle.compute.failure import actions as failure
 from treadle.compute.failure import fencing
-from treadle.compute.failure.evacuation import EvacuationHandler
-from treadle.compute.failure.fencing import FenceHandler, Target
-from treadle.compute.fleet import Fleet
-from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
+from treadle.compute.hosts import HostPolicy
 from treadle.compute.kinds import (
-    EVACUATION_KIND,
     HOST_KIND,
-    IMAGE_KIND,
     KIND,
-    MOVE_KIND,
     SNAPSHOT_KIND,
 )
-from treadle.compute.model import HA_KEY, MOST_KEYS, SETTLED, Instance, Mode, State, is_settled
+from treadle.compute.model import HA_KEY, MOST_KEYS, SETTLED, Instance
 from treadle.compute.moves import actions as moving
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.actions import Patience
-from treadle.compute.moves.cold_handler import EveryMove
-from treadle.compute.moves.handler import MovePolicy
-from treadle.compute.moves.plan import ENDED, Move, Stage
-from treadle.compute.reconciler import InstanceHandler, Timing
-from treadle.compute.snapshots import SnapshotHandler
+from treadle.compute.reconciler import Timing
 from treadle.controller import queue
-from treadle.controller.queue import FAR_S, Ticket
-from treadle.controller.signals import Signals
-from treadle.controller.worker import Controller
-from treadle.db.engine import Database, Work, _marked
 from treadle.db.schema import (
-    action,
-    allocation,
-    host,
-    host_image,
     image,
     instance,
-    metadata,
-    orphan,
-    work,
 )
 from treadle.errors import CallerError, CannotPlace
 from treadle.hypervisor.base import HostSetup, Power
@@ -73,19 +51,14 @@ from treadle.image.contents import Contents, Digests
 from treadle.image.fetch import FetchLimits
 from treadle.image.store import Content
 from treadle.placement import fences, ledger
-from treadle.placement.board import Board
-from treadle.placement.ledger import HostStatus, ImageState
+from treadle.placement.ledger import HostStatus
 from treadle.scheduler.engine import Scheduler
 
-LEASE_S = 30.0
-BUILD_S = 300.0
 ACT_S = 200.0
 """The deadline of what users ask for: longer than any one fault, unless a scenario shortens it."""
 MOVE_S = 110.0
 """The deadline of a cold move: it ends before `SOON_S`."""
 RECLAIM_S = CONFIRM_S = OFFLOAD_S = 50_000.0
-START = 1_000_000.0
-FOREIGN = "ffffffff-0000-4000-8000-000000000001"
 FILTERS = ("state", "capacity", "capabilities", "excluded")
 CHANGING = frozenset({
     "define", "autostart", "begin_copy", "fetch_copy", "drop_copy", "start", "pause", "resume",
@@ -93,19 +66,10 @@ CHANGING = frozenset({
     "expect", "move", "send_disk", "fence", "grow",
     "plug",
 })
-MOST_PASSES = 300
 SOON_S = 130.0
 """From the last fault to the wanted state, at most: leases and polls, never the hourly look."""
 CONTENT = b"a guest's disk" * 100
 OTHER = b"another disk" * 100
-
-
-class Crash(BaseException):
-    """The process dies here: no handler may catch it."""
-
-
-class Runaway(AssertionError):
-    """Passes go on and on while no time passes."""
 
 
 class Kept(Contents):
@@ -122,162 +86,6 @@ class Kept(Contents):
         )
 
 
-class Clock:
-    """The only time there is; both the database's and the process's monotonic one."""
-
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> float:
-        return self.now
-
-
-ENGINE = sa.create_engine(
-    "sqlite://", module=dbapi2, poolclass=sa.NullPool,
-    connect_args={
-        # A sweep runs some two hundred statements; a statement that is made anew costs most of it.
-        "isolation_level": None, "check_same_thread": False, "cached_statements": 512,
-    },
-)
-"""Each connection is a database of its own; what SQLAlchemy has compiled serves all."""
-
-
-@cache
-def _empty() -> sa.Connection:
-    """A database with every table and no row, to copy."""
-    conn = ENGINE.connect()
-    metadata.create_all(conn)
-    conn.commit()
-    return conn
-
-
-class MemoryDatabase(Database):
-    """SQLite in memory, on one connection and in the caller's thread.
-
-    One transaction is open for ever; what the code takes for transactions are savepoints in it.
-    """
-
-    dialect = "sqlite"
-
-    def __init__(self, clock: Clock) -> None:
-        self.engine = ENGINE
-        self.seam: Callable[[str], None] = lambda _name: None
-        self.unsafe = False
-        self._conn = self.engine.connect()
-        raw: Any = self._conn.connection.driver_connection
-        raw.create_function("treadle_now", 0, clock)
-        self.run: Callable[[str], Any] = raw.cursor().execute
-        empty: Any = _empty().connection.driver_connection
-        empty.backup(raw)
-        self.run("PRAGMA foreign_keys=ON")
-        self._conn.begin()
-        self.run("BEGIN")
-
-    def write(self, work: Work[Any], *, durable: bool = True) -> Any:
-        self.seam("before write")
-        value = self.apply(work, durable=durable)
-        self.seam("after write")
-        return value
-
-    def read(self, work: Work[Any]) -> Any:
-        self.seam("before read")
-        with _marked():
-            value = work(self._conn)
-        self.seam("after read")
-        return value
-
-    def submit(self, work: Work[Any], *, durable: bool = True) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(self.apply(work, durable=durable))
-        return done
-
-    def apply(self, work: Work[Any], *, durable: bool = True) -> Any:
-        """A transaction without seams. What is not durable lies above a savepoint of its own."""
-        if durable and self.unsafe:
-            self.run("RELEASE unsafe")
-            self.unsafe = False
-        elif not durable and not self.unsafe:
-            self.run("SAVEPOINT unsafe")
-            self.unsafe = True
-        with _marked():
-            self.run("SAVEPOINT one")
-            try:
-                value = work(self._conn)
-            except BaseException:
-                self.run("ROLLBACK TO one")
-                raise
-            finally:
-                self.run("RELEASE one")
-        return value
-
-    def lose(self) -> bool:
-        """The power is cut: what was not durable is gone. False where there was nothing such."""
-        if not self.unsafe:
-            return False
-        self.run("ROLLBACK TO unsafe")
-        self.run("RELEASE unsafe")
-        self.unsafe = False
-        return True
-
-    def one(self, query: str) -> Any:
-        """The first value that a plain query gives: for the harness, which asks often."""
-        row = self.run(query).fetchone()
-        return row and row[0]
-
-    def close(self) -> None:
-        self._conn.close()
-
-
-class Inline(Controller):
-    """The engine without its threads: what is given to a lane is worked off by `work_off`."""
-
-    ticket: Ticket | None = None
-    passes = 0
-
-    def _give(self, ticket: Ticket) -> None:
-        with self._lock:
-            self._held[ticket.key] = ticket
-            self._load[ticket.lane] += 1
-        self._given = ticket
-
-    def _pass(self, ticket: Ticket) -> Ticket | None:
-        self.ticket = ticket
-        self.passes += 1
-        if self.passes > MOST_PASSES:
-            raise Runaway(f"{self.passes} passes, the last over {ticket.key}")
-        return super()._pass(ticket)
-
-    def work_off(self, ticket: Ticket) -> None:
-        """Make its pass, and those that follow at once on whatever lane."""
-        self._given: Ticket | None = ticket
-        self._give(ticket)
-        while self._given is not None:
-            given, self._given = self._given, None
-            self._work(given)
-        self.ticket = None
-
-
-class Unwatched(EveryMove):
-    """Moves without the thread beside each: there is one thread here, and a move is one step."""
-
-    @contextmanager
-    def _watched(self, *_of: Any) -> Iterator[None]:
-        yield
-
-
-@dataclass(frozen=True)
-class Outlet:
-    """A fence: it takes the power of a machine away, in a step that has its seams."""
-
-    world: World
-
-    def off(self, target: Target, seconds: float) -> None:
-        assert seconds > 0
-        self.world._seam(f"before fence h{target.id}")
-        self.world.machines[target.id].power_failure()
-        self.world._seam(f"after fence h{target.id}")
-
-
 class Facts(NamedTuple):
     """What passes commit, apart from the queue."""
 
@@ -285,54 +93,6 @@ class Facts(NamedTuple):
     claims: list[Any]
     images: list[Any]
     moves: list[Any]
-
-
-class Brain:
-    """One controller process, driven by hand: its handlers, and the lease of its pass."""
-
-    def __init__(self, world: World, name: str) -> None:
-        self.name = name
-        self.world = world
-        self.fleet = Fleet(world.driver)
-        signals = Signals()
-        database = world.database
-        board = Board(database, world.scheduler)
-        self.handlers: dict[str, Any] = {
-            KIND: InstanceHandler(database, self.fleet, board, world.timing, "cloud"),
-            HOST_KIND: HostHandler(database, self.fleet, signals, world.policy),
-            MOVE_KIND: Unwatched(
-                database, self.fleet, board, MovePolicy(lease_s=LEASE_S), "cloud"
-            ),
-            EVACUATION_KIND: EvacuationHandler(
-                database, self.fleet, board, BUILD_S, "cloud"
-            ),
-            fencing.KIND: FenceHandler(database, Outlet(world), "outlet", 5.0, evacuates=False),
-            IMAGE_KIND: HostImageHandler(database, self.fleet, signals, world.policy),
-            SNAPSHOT_KIND: SnapshotHandler(database, self.fleet, signals, world.contents),
-        }
-        self.controller = Inline(database, self.handlers, signals, lease_s=LEASE_S)
-        self.handlers[HOST_KIND].hint = self.controller.hint
-        self._watch()
-
-    def _watch(self) -> None:
-        """As after the first pass over each host: prepared, and told of events."""
-        hosts = self.handlers[HOST_KIND]
-        for id, machine in self.world.machines.items():
-            hosts._prepared[id] = uri_of(machine)
-            self.fleet.driver(id, uri_of(machine)).watch(hosts._watcher(id))
-
-    def once(self) -> bool:
-        """Claim one due row and make its pass; False where nothing is due."""
-        claimed = self.world.database.write(lambda conn: queue.claim(conn, 1, LEASE_S))
-        if not claimed:
-            return False
-        self.controller.work_off(claimed[0])
-        self.world.still_as_left(self)
-        return True
-
-    def close(self) -> None:
-        """What a dead process lets go: its connections, so its watchers."""
-        self.fleet.close()
 
 
 @dataclass
@@ -750,11 +510,6 @@ def copied(guests: dict[str, Any], disks: dict[int, Disks]) -> dict[str, Any]:
     }
 
 
-def uri_of(machine: FakeHost) -> str:
-    """A fake host's address."""
-    return f"fake://{machine.name}"
-
-
 _ROWS = sa.select(instance).order_by(instance.c.id)
 _NEXT_EVENT = "SELECT min(max(due_at, lease_until)) FROM work"
 _DUE = "SELECT 1 FROM work WHERE due_at <= treadle_now() AND lease_until < treadle_now() LIMIT 1"
@@ -773,169 +528,6 @@ _UNSETTLED = (
 )
 
 
-
-def invariants(world: World, conn: sa.Connection) -> Iterator[str]:
-    """What must hold when the faults are over; one sentence for each thing that does not."""
-    rows = {row.uuid: store.of_row(row) for row in conn.execute(_ROWS)}
-    jobs = {(row.kind, row.id): row for row in conn.execute(sa.select(work))}
-    claims = {row.instance_id: row for row in conn.execute(sa.select(allocation))}
-    orphans = {(row.host_id, row.uuid) for row in conn.execute(sa.select(orphan))}
-    kept: dict[str, set[int]] = {}
-    for move, uuid, _ in moves.every(conn, -1):
-        if move.stage is Stage.FINISHED and rows[uuid].kept == move.id:
-            kept[uuid] = {move.source_id}
-        elif move.stage not in ENDED:
-            yield f"move {move.id} of instance {uuid} is {move.stage} for ever"
-    world._one_at_most()
-    for row in rows.values():
-        listed = {id for id, uuid in orphans if uuid == row.uuid and row.launched_at is not None}
-        yield from _of_instance(
-            world, row, jobs.get((KIND, row.uuid)), claims.get(row.id), listed,
-            kept.get(row.uuid, set()),
-        )
-    for number in conn.execute(
-        sa.select(action.c.instance_id).where(action.c.finished_at.is_(None))
-    ).scalars():
-        yield f"an entry of the action log of instance {number} is still open"
-    images = list(conn.execute(sa.select(host_image)))
-    for number in conn.execute(sa.select(image.c.id).where(image.c.state == "saving")).scalars():
-        yield f"image {number} is being saved for ever"
-    for row in rows.values():
-        if row.kept is not None and (row.uuid not in kept or row.mode is not Mode.RESIZED):
-            yield f"instance {row.id} is kept elsewhere for ever"
-    for uuid in store.moving(conn):
-        yield f"instance {uuid} is bound to a move for ever"
-    for row in conn.execute(sa.select(host)):
-        yield from _of_ledger(row, claims, moves.held(conn), images)
-    for row in images:
-        yield from _of_image(world, row, jobs)
-    for id, machine in world.machines.items():
-        if machine.foreign != {FOREIGN: Power.RUNNING}:
-            yield f"{machine.name}: a domain that is not ours was touched"
-        for uuid in machine.guests:
-            known = rows.get(uuid)
-            here = known is not None and id in {known.host_id, *kept.get(uuid, set())}
-            if not here and (id, uuid) not in orphans:
-                yield f"{machine.name}: {uuid} has no row here and is no orphan"
-        ids = set(world.machines) if world.shared else {id}
-        for sha256 in machine.images - {row.sha256 for row in images if row.host_id in ids}:
-            yield f"{machine.name}: image {sha256[:8]} is there and in no row"
-
-
-def _of_instance(
-    world: World, row: Instance, job: Any, claim: Any, listed: set[int], kept: set[int]
-) -> Iterator[str]:
-    """`listed`: where a domain of one that ran once is listed, since its disk may be the last.
-    `kept`: where a copy of it waits, since it may be gone back to."""
-    name = f"instance {row.id} ({row.goal}, {row.state}, {row.phase})"
-    if row.state is not State.DELETED and not is_settled(row):
-        yield f"{name} is not as wanted"
-        return
-    if row.task is not None and row.state is not State.DELETED:
-        yield f"{name} is {row.task} for ever"
-    there = {id for id, machine in world.machines.items() if row.uuid in machine.guests}
-    if claim is not None and (claim.vcpus, claim.memory_mib, claim.disk_mib) != held(row):
-        yield f"{name}: it holds {claim}, not {held(row)}"
-    if (claim is not None) != (row.host_id is not None):
-        yield f"{name}: on host {row.host_id}, and its claim is {claim}"
-    elif claim is not None and claim.host_id != row.host_id:
-        yield f"{name}: on host {row.host_id}, and its claim on {claim.host_id}"
-    if row.state is State.DELETED:
-        if job is not None:
-            yield f"{name}: work is left"
-        if there or row.host_id is not None:
-            yield f"{name}: left behind on {there or row.host_id}"
-        return
-    if job is None:
-        yield f"{name}: no work row"
-        return
-    if job.lease_until > world.clock.now + LEASE_S or job.due_at > world.clock.now + FAR_S:
-        yield f"{name}: its work row is out of reach"
-    if row.state is State.ERROR:
-        if not row.fault:
-            yield f"{name} does not say why"
-        if there - listed:
-            yield f"{name}: left behind on {there - listed}"
-        return
-    if row.state is State.OFFLOADED:
-        if there or row.host_id is not None or row.shelf_image_id is None:
-            yield f"{name}: on {there or row.host_id}, with image {row.shelf_image_id}"
-        return
-    if row.host_id is None:
-        yield f"{name} is nowhere"
-        return
-    guest = world.machines[row.host_id].guests.get(row.uuid)
-    if guest is None or not guest.defined:
-        yield f"{name}: no domain on its host"
-    elif guest.power is not lifecycle.POWER_OF[row.goal]:
-        yield f"{name}: its host shows {guest.power}"
-    elif guest.power is Power.RUNNING and guest.running_generation != row.generation:
-        yield f"{name}: generation {guest.running_generation} runs, not {row.generation}"
-    elif guest.power is Power.RUNNING and guest.live != (row.vcpus, row.memory_mib, row.disk_gib):
-        yield f"{name}: what runs has {guest.live}, not what {row} says"
-    elif guest.power is Power.RUNNING and guest.on != row.disks[0]:
-        yield f"{name}: what runs is on volume {guest.on}, not on {row.disks[0]}"
-    elif guest.power in (Power.RUNNING, Power.PAUSED) and (row.mac if guest.cut else
-                                                           guest.card != row.mac):
-        yield f"{name}: what runs has the card {guest.card!r}, not {row.mac!r}"
-    elif guest.power is Power.RUNNING and guest.spec.generation != row.generation:
-        yield f"{name}: its next start is of generation {guest.spec.generation}"
-    if guest is not None and guest.defined:
-        rescue = "" if row.rescue_image_id is None else world.digests[row.rescue_image_id]
-        more = set(guest.disks) ^ set(row.disks)
-        if tuple(guest.disks) and (more - set(guest.disks) if world.shared else more):
-            yield f"{name}: its disks are {set(guest.disks)}, not {row.disks}"
-        if guest.spec.mac != row.mac:
-            yield f"{name}: its definition has the card {guest.spec.mac!r}, not {row.mac!r}"
-        if guest.rescue != rescue:
-            yield f"{name}: it is rescued with {guest.rescue[:8]!r}, not {rescue[:8]!r}"
-        if guest.autostart is not lifecycle.host_starts(row, False, world.shared):
-            yield f"{name}: its host would{' not' * (not guest.autostart)} start it"
-        if guest.changed:
-            yield f"{name}: the {guest.changed} of its definition stayed changed"
-        if guest.copy is not None:
-            yield f"{name}: a copy of its disk is left"
-        chain = {guest.disks.get(number) for number in row.disks}
-        if world.precious and world.precious not in chain:
-            yield f"{name}: what was on its disk is lost"
-    if there != {row.host_id} | kept:
-        yield f"{name}: on hosts {there}, kept on {kept}"
-    for id in kept & there:
-        copy = world.machines[id].guests[row.uuid]
-        if copy.power is not Power.OFF or copy.autostart or not copy.defined:
-            yield f"{name}: its copy on host {id} could run, or is none: {copy}"
-
-
-def _of_ledger(
-    row: Any, claims: dict[int, Any], under_way: Sequence[Move], images: list[Any]
-) -> Iterator[str]:
-    held = [
-        *(claim for claim in claims.values() if claim.host_id == row.id),
-        *(move for move in under_way if move.holder == row.id),
-    ]
-    sizes = sum(one.size_mib for one in images if one.host_id == row.id)
-    for used, limit, summed in (
-        (row.vcpus_used, row.vcpus_limit, sum(c.vcpus for c in held)),
-        (row.memory_used_mib, row.memory_limit_mib, sum(c.memory_mib for c in held)),
-        (row.disk_used_mib, row.disk_limit_mib, sum(c.disk_mib for c in held) + sizes),
-        (row.instances, len(held), len(held)),
-    ):
-        if used != summed:
-            yield f"host {row.id}: the ledger says {used}, claims and moves {summed}"
-        if used > limit:
-            yield f"host {row.id}: {used} of {limit} are taken"
-
-
-def _of_image(world: World, row: Any, jobs: dict[tuple[str, str], Any]) -> Iterator[str]:
-    machine = world.machines[row.host_id]
-    if row.state == ImageState.READY and row.sha256 not in machine.images:
-        yield f"{machine.name}: its image is not there"
-    waits = row.state in (ImageState.WANTED, ImageState.EVICTING)
-    keeper = 1 if world.shared else row.host_id
-    if waits and (IMAGE_KIND, f"{keeper}:{row.sha256}") not in jobs:
-        yield f"{machine.name}: its image is {row.state} and nobody works on it"
-
-
 @contextmanager
 def world_time(clock: Clock) -> Iterator[None]:
     """Have the queue's leases measured by the world's clock."""
@@ -945,5 +537,3 @@ def world_time(clock: Clock) -> Iterator[None]:
         yield
     finally:
         queue.time = real
-
-
