@@ -30,6 +30,9 @@ from treadle.controller.signals import Signals
 from treadle.controller.worker import Controller
 from treadle.hypervisor.fake_host import FakeHost
 from treadle.placement.board import Board
+from treadle.placement.ledger import Room
+from treadle.scheduler.model import HostView
+from treadle.scheduler.table import HostTable
 
 if TYPE_CHECKING:
     from world import World
@@ -97,16 +100,34 @@ class Outlet:
         self.world._seam(f"after fence h{target.id}")
 
 
+@dataclass(frozen=True)
+class Memory:
+    """All that a controller remembers between two passes.
+
+    `hosts`: those it has a driver for, with what that knows: whether it has prepared its host, and
+    is told of events. `prepared`: those that were set up. `read_at`, `views`, `changed` and `held`:
+    how it sees the room that there is.
+    """
+
+    hosts: tuple[tuple[int, bool, bool], ...]
+    prepared: tuple[tuple[int, str], ...]
+    read_at: float | None
+    views: tuple[HostView, ...]
+    changed: tuple[int, ...]
+    held: tuple[tuple[str, tuple[int, Room]], ...]
+
+
 class Brain:
     """One controller process, driven by hand: its handlers, and the lease of its pass."""
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: World, name: str, memory: Memory | None = None) -> None:
+        """With the `memory` of another, or as after its first pass over each host."""
         self.name = name
         self.world = world
         self.fleet = Fleet(world.driver)
         signals = Signals()
         database = world.database
-        board = Board(database, world.scheduler)
+        self.board = board = Board(database, world.scheduler)
         self.handlers: dict[str, Any] = {
             KIND: InstanceHandler(database, self.fleet, board, world.timing, "cloud"),
             HOST_KIND: HostHandler(database, self.fleet, signals, world.policy),
@@ -122,14 +143,48 @@ class Brain:
         }
         self.controller = Inline(database, self.handlers, signals, lease_s=LEASE_S)
         self.handlers[HOST_KIND].hint = self.controller.hint
-        self._watch()
+        if memory is None:
+            self._watch()
+        else:
+            self._recall(memory)
 
     def _watch(self) -> None:
-        """As after the first pass over each host: prepared, and told of events."""
+        """Prepared, and told of events."""
         hosts = self.handlers[HOST_KIND]
         for id, machine in self.world.machines.items():
             hosts._prepared[id] = uri_of(machine)
             self.fleet.driver(id, uri_of(machine)).watch(hosts._watcher(id))
+
+    def memory(self) -> Memory:
+        """What it remembers now."""
+        board = self.board
+        return Memory(
+            tuple(
+                (id, driver._prepared, driver._watcher in self.world.machines[id].watchers)
+                for id, (_, driver) in sorted(self.fleet._drivers.items())
+            ),
+            tuple(sorted(self.handlers[HOST_KIND]._prepared.items())),
+            board._read_at, tuple(view for _, view in sorted(board._views.items())),
+            tuple(sorted(board._changed)), tuple(sorted(board._held.items())),
+        )
+
+    def _recall(self, memory: Memory) -> None:
+        hosts = self.handlers[HOST_KIND]
+        hosts._prepared.update(memory.prepared)
+        for id, prepared, told in memory.hosts:
+            machine = self.world.machines[id]
+            driver: Any = self.fleet.driver(id, uri_of(machine))
+            driver._prepared, driver._watcher = prepared, hosts._watcher(id)
+            if told:
+                machine.watchers.append(driver._watcher)
+        board = self.board
+        board._read_at = memory.read_at
+        board._views = {view.id: view for view in memory.views}
+        board._held.update(memory.held)
+        board._changed.update(memory.changed)
+        board._table = HostTable(memory.views)
+        for id in {id for _, (id, _) in memory.held}:
+            board._put(id)
 
     def once(self) -> bool:
         """Claim one due row and make its pass; False where nothing is due."""

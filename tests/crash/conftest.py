@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import structlog
-from world import World, world_time
+from memory import world_time
+from world import World
 
 
 @pytest.fixture(autouse=True, scope="session")

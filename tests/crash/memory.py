@@ -1,29 +1,60 @@
-"""A clock that stands still, and a database in memory that goes back to a saved state at once."""
+"""What is the same in each world, every time: its clock, its dice, its database in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from functools import cache
+from hashlib import md5
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
+from uuid import UUID
 
 import sqlalchemy as sa
 from pysqlite3 import dbapi2
 
-from treadle.db.engine import Database, Work, _marked
-from treadle.db.schema import metadata
+from treadle.compute import creating, reconciler
+from treadle.controller import queue
+from treadle.db import schema
+from treadle.db.engine import _NOTED, Database, Noted, Work, _marked
+from treadle.image import store as images
+from treadle.placement import board
 
 START = 1_000_000.0
 
 
 class Clock:
-    """The only time there is; both the database's and the process's monotonic one."""
+    """The only time there is; both the database's and the process's monotonic one. And the only
+    dice: what is drawn follows from how often one has drawn."""
 
     def __init__(self) -> None:
         self.now = START
+        self.drawn = 0
 
     def __call__(self) -> float:
         return self.now
+
+    def uuid4(self) -> UUID:
+        """The next one."""
+        self.drawn += 1
+        return UUID(bytes=md5(b"%d" % self.drawn, usedforsecurity=False).digest(), version=4)
+
+
+@contextmanager
+def world_time(clock: Clock) -> Iterator[None]:
+    """Have leases, and the age of what a controller remembers, measured by the world's clock, and
+    the names of what is made drawn from it."""
+    time = SimpleNamespace(monotonic=clock, time=clock)
+    dice = SimpleNamespace(uuid4=clock.uuid4, UUID=UUID)
+    with ExitStack() as stack:
+        for module in (queue, board, reconciler):
+            stack.enter_context(patch.object(module, "time", time))
+        stack.enter_context(patch.object(creating, "uuids", dice))
+        for module in (schema, images):
+            stack.enter_context(patch.object(module, "uuid4", clock.uuid4))
+        yield
 
 
 ENGINE = sa.create_engine(
@@ -40,7 +71,7 @@ ENGINE = sa.create_engine(
 def _empty() -> sa.Connection:
     """A database with every table and no row, to copy."""
     conn = ENGINE.connect()
-    metadata.create_all(conn)
+    schema.metadata.create_all(conn)
     conn.commit()
     return conn
 
@@ -56,7 +87,11 @@ class MemoryDatabase(Database):
     def __init__(self, clock: Clock) -> None:
         self.engine = ENGINE
         self.seam: Callable[[str], None] = lambda _name: None
+        self.told: Callable[[Noted], None] = lambda _noted: None
+        """Told what a transaction notes: the process that made it, and no other."""
         self.unsafe = False
+        self.safe = False
+        """The power will not be cut: all may be taken for durable."""
         self._conn = self.engine.connect()
         raw: Any = self._conn.connection.driver_connection
         raw.create_function("treadle_now", 0, clock)
@@ -90,7 +125,7 @@ class MemoryDatabase(Database):
         if durable and self.unsafe:
             self.run("RELEASE unsafe")
             self.unsafe = False
-        elif not durable and not self.unsafe:
+        elif not durable and not self.unsafe and not self.safe:
             self.run("SAVEPOINT unsafe")
             self.unsafe = True
         with _marked():
@@ -99,10 +134,17 @@ class MemoryDatabase(Database):
                 value = work(self._conn)
             except BaseException:
                 self.run("ROLLBACK TO one")
+                self._conn.info.pop(_NOTED, None)
                 raise
             finally:
                 self.run("RELEASE one")
+        noted = self._conn.info.pop(_NOTED, None)
+        if noted:
+            self.told(noted)
         return value
+
+    def watch(self, callback: Callable[[Noted], None]) -> None:
+        """Nothing: `told` finds whom it concerns."""
 
     def lose(self) -> bool:
         """The power is cut: what was not durable is gone. False where there was nothing such."""

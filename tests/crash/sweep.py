@@ -13,20 +13,25 @@ commit would strike before the read that follows it with the same effect.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
-from brain import Brain, Crash, Runaway
+from brain import Brain, Crash, Memory, Runaway
 from faults import KINDS, Kind, Strike
-from memory import Clock
+from memory import Clock, world_time
+from merging import End, Known, Merged
 from scenarios import Scenario
-from world import CHANGING, SOON_S, Saved, World, world_time
+from world import CHANGING, SOON_S, Saved, World
 
 from treadle.compute.model import State
 
+WHOLE = "TREADLE_WHOLE_SWEEP" in os.environ
+PROVE_ONE_OF = 64
 COMMON = frozenset({
     "read", "write", "observe", "observe_all", "facts", "define", "start", "shut_down",
 })
@@ -81,31 +86,82 @@ def positions(seams: Sequence[str]) -> list[tuple[int, str, bool]]:
     return found
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A moment between two passes of the dry run: cases whose seam comes after it begin here."""
+
+    saved: Saved
+    passed: int
+    """How many seams lie before it."""
+    memory: Memory
+    end: float
+
+
+class Checkpoints:
+    """Takes one before each pass of the dry run. The savepoints lie one in the other: who goes
+    back to one has left those after it."""
+
+    def __init__(self, world: World, seams: Sequence[str]) -> None:
+        self._world = world
+        self._seams = seams
+        self._all: list[Checkpoint] = []
+
+    def at(self, brain: Brain, end: float) -> None:
+        """Take one."""
+        saved = self._world.save(f"at{len(self._all)}")
+        self._all.append(Checkpoint(saved, len(self._seams), brain.memory(), end))
+
+    def over(self, settled: bool) -> None:
+        """Nothing."""
+
+    def back(self, position: int) -> Checkpoint | None:
+        """The last one before the seam, in whose world we are then; None where there is none any
+        more."""
+        while self._all and self._all[-1].passed > position:
+            self._all.pop()
+        if not self._all:
+            return None
+        self._world.restore(self._all[-1].saved)
+        return self._all[-1]
+
+    def leave(self) -> None:
+        """Somebody goes back further."""
+        self._all.clear()
+
+
 class Sweep:
     """Runs the cases of one scenario in one world."""
 
     def __init__(self, world: World, scenario: Scenario) -> None:
         self.world = world
         self.scenario = scenario
+        self.patience = 3.0 if scenario.waits else SOON_S
         empty = world.save("empty")
         scenario.start(world)
         world.on_seam = None
+        for machine in world.machines.values():
+            # The faults that are there begin with the next call.
+            machine.calls.clear()
         self.saved: Saved = world.save("start")
         del empty
         self.positions = positions(self.dry_run())
         self.idle = False
+        self.merged = Merged(world)
 
     def dry_run(self) -> list[str]:
         """The seams that the scenario passes when nothing goes wrong."""
         seams: list[str] = []
         world = self.world
         world.restore(self.saved)
+        world.database.safe = True
         self.scenario.ask(world)
         brain = Brain(world, "victim")
         world.on_seam = seams.append
-        if not self._drive(brain) and not self.scenario.waits:
+        world.track = self.checkpoints = Checkpoints(world, seams)
+        if not world.drive(brain, self.patience) and not self.scenario.waits:
             world.wrong.append("it does not settle even where nothing goes wrong")
         brain.close()
+        world.track = None
         if not self.scenario.waits:
             world.check()
         world.finish()
@@ -119,7 +175,7 @@ class Sweep:
         every `one_of`-th case, from a start that the position and the scenario give, and always
         the crashes. An odd number, so that going on and dying take turns. No position is left out.
         """
-        for number, name, calls_only in self.positions:
+        for number, name, calls_only in reversed(self.positions):
             step = one_of if name.split()[1] in COMMON else 1
             first = crc32(f"{self.scenario.name} {number} {name}".encode())
             for index, (case, kind) in enumerate(self._at(number, name, calls_only)):
@@ -137,12 +193,47 @@ class Sweep:
     def run(self, case: Case, kind: Kind) -> Wrong | None:
         """One case; None where all is well."""
         world = self.world
-        world.restore(self.saved)
-        self.scenario.ask(world)
-        victim = Brain(world, "victim")
+        begun = None if kind.name == "power_cut" else self.checkpoints.back(case.position)
+        world.database.safe = begun is not None
+        if begun is None:
+            self.checkpoints.leave()
+            world.restore(self.saved)
+            self.scenario.ask(world)
+            victim = Brain(world, "victim")
+            until = world.clock.now + self.patience
+            passed = 0
+        else:
+            victim = Brain(world, "victim", begun.memory)
+            until, passed = begun.end, begun.passed
         at = Strike(world, case.seam, victim)
-        passed = 0
-        dying = self.idle = False
+        self.idle = False
+        proving = WHOLE or crc32(str(case).encode()) % PROVE_ONE_OF == 0
+        self.merged.begin(proving=proving)
+        world.track = self.merged
+        try:
+            self._play(case, kind, at, passed, until)
+            end = self._end()
+            self.merged.ended(end)
+        except _Idle:
+            self.idle = True
+            return None
+        except Runaway as runaway:
+            return Wrong(case, (str(runaway),))
+        except Known as known:
+            end = known.end
+        wrong = list(dict.fromkeys(end.wrong))
+        if not at.asked:
+            wrong += self._ended_ill(case, end)
+        expected = self.merged.expected
+        if expected is not None and _in_short(expected) != _in_short(end):
+            wrong.append(f"it was taken for one that ends otherwise: {expected}, not {end}")
+        return Wrong(case, tuple(wrong)) if wrong else None
+
+    def _play(self, case: Case, kind: Kind, at: Strike, passed: int, until: float) -> None:
+        """Let the fault strike, and what follows. `passed`: how many seams lie behind us; `until`:
+        how long the controller has time."""
+        world, victim = self.world, at.brain
+        dying = False
 
         def on_seam(_name: str) -> None:
             nonlocal passed, dying
@@ -153,56 +244,55 @@ class Sweep:
             passed += 1
             if passed - 1 != case.position:
                 return
+            world.track = None
             with world.acting(None):
                 kind.strike(at)
+            world.track = self.merged
             if at.idle:
                 raise _Idle
             if case.dies:
                 if not kind.verbs_only:
                     raise Crash
                 dying = True
+            else:
+                self.merged.active = True
 
         world.on_seam = on_seam
         try:
-            self._drive(victim)
+            world.drive(victim, until - world.clock.now)
             world.on_seam = None
             victim.close()
-        except _Idle:
-            self.idle = True
-            return None
         except Crash:
             victim.close()
-            self._heir(at)
-        except Runaway as runaway:
-            return Wrong(case, (str(runaway),))
-        try:
-            world.finish()
-        except Runaway as runaway:
-            return Wrong(case, (str(runaway),))
+            world.on_seam = None
+            world.left = None
+            self.merged.active = True
+            # Another one comes; while a host is down for good it still does what it can.
+            heir = Brain(world, "next")
+            world.drive(heir, self.patience)
+            heir.close()
+        world.finish()
         if passed <= case.position:
             world.wrong.append("the seam was not reached")
-        if not at.asked:
-            self._ended_well(case)
-        return Wrong(case, tuple(dict.fromkeys(world.wrong))) if world.wrong else None
 
-    def _heir(self, at: Strike) -> None:
-        """Another controller comes; while a host is down for good it still does what it can."""
-        at.world.on_seam = None
-        heir = Brain(at.world, "next")
-        self._drive(heir)
-        heir.close()
+    def _end(self) -> End:
+        return End(tuple(self.world.wrong), tuple(
+            (row.id, row.state, row.fault, row.rollback) for row in self.world.rows()
+        ))
 
-    def _drive(self, brain: Brain) -> bool:
-        return self.world.drive(brain, 3.0 if self.scenario.waits else SOON_S)
-
-    def _ended_well(self, case: Case) -> None:
+    def _ended_ill(self, case: Case, end: End) -> Iterator[str]:
         allowed = self.scenario.ends.get(case.fault, self.scenario.ends[""])
-        rows = self.world.rows()
-        for row in rows:
-            if row.state not in allowed:
-                self.world.wrong.append(f"instance {row.id} ends as {row.state}: {row.fault}")
-        if rows and rows[0].rollback and len({row.state is State.DELETED for row in rows}) > 1:
-            self.world.wrong.append("all or none: " + ", ".join(row.state for row in rows))
+        for number, state, fault, _ in end.rows:
+            if state not in allowed:
+                yield f"instance {number} ends as {state}: {fault}"
+        states = [state for _, state, _, rollback in end.rows if rollback]
+        if len({state is State.DELETED for state in states}) > 1:
+            yield "all or none: " + ", ".join(states)
+
+
+def _in_short(end: End) -> tuple[Any, ...]:
+    """What two that are merged must have in common: the words of a fault are not looked at."""
+    return set(end.wrong), [row[:2] for row in end.rows]
 
 
 def sweep(
@@ -213,7 +303,8 @@ def sweep(
     runner = Sweep(world, scenario)
     count = 0
     wrong: list[Wrong] = []
-    for case, kind in runner.cases(one_of):
+    # Those that begin at the start come last: the checkpoints are gone then.
+    for case, kind in sorted(runner.cases(one_of), key=lambda one: one[1].name == "power_cut"):
         if not only(case):
             continue
         bad = runner.run(case, kind)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from brain import Brain, Outlet
-from memory import Clock
+from memory import Clock, world_time
 from scenarios import Do, Scenario, dead_at, ends, look
 from sweep import Case, each_ends_as_wanted, sweep
-from world import World, world_time
+from world import World
 
 from treadle.compute.model import State
 

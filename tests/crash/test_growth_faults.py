@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from brain import Brain
-from memory import Clock
+from memory import Clock, world_time
 from scenarios import running, settle
-from world import World, world_time
+from world import World
 
 from treadle.compute import changes
 from treadle.compute.model import Mode, State

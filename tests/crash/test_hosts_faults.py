@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from brain import BUILD_S, LEASE_S, Brain
-from world import World, world_time
+from memory import world_time
+from world import World
 
 from treadle.compute import creating
 from treadle.compute.creating import Wish

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from memory import Clock
+from memory import Clock, world_time
 from scenarios import SCENARIOS
 from sweep import Case, Wrong, sweep
-from world import World, world_time
+from world import World
 
 from treadle.compute import changes, lifecycle, reconciler
 from treadle.compute.lifecycle import Action, Call, Context, Lost, Release

@@ -8,11 +8,11 @@ from zlib import crc32
 
 import pytest
 from brain import Brain
-from memory import Clock
+from memory import Clock, world_time
 from scenarios import Do, Scenario, act, ends, running, settle
 from sweep import Case, sweep
 from test_evacuation_faults import confirm
-from world import World, world_time
+from world import World
 
 from treadle.compute import changes
 from treadle.compute.model import State

@@ -13,8 +13,8 @@ from brain import Brain
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from memory import Clock
-from world import World, world_time
+from memory import Clock, world_time
+from world import World
 
 from treadle.compute.actions import ACTIONS
 from treadle.errors import CallerError

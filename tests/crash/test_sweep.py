@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from faults import KINDS
-from memory import Clock
+from memory import Clock, world_time
 from scenarios import SCENARIOS, Scenario
 from sweep import Case, Sweep, each_ends_as_wanted
-from world import World, world_time
+from world import World
 
 AT_LEAST = {
     "create": 450, "create two or none": 800,

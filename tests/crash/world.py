@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
 from brain import BUILD_S, LEASE_S, Brain, uri_of
@@ -37,6 +36,7 @@ from treadle.compute.moves import store as moves
 from treadle.compute.moves.actions import Patience
 from treadle.compute.reconciler import Timing
 from treadle.controller import queue
+from treadle.db.engine import Noted
 from treadle.db.schema import (
     image,
     instance,
@@ -86,6 +86,16 @@ class Kept(Contents):
         )
 
 
+class Track(Protocol):
+    """Told of each moment between two passes."""
+
+    def at(self, brain: Brain, end: float) -> None:
+        """This brain is to make the next one, and has until then."""
+
+    def over(self, settled: bool) -> None:
+        """It need not, or has not the time."""
+
+
 class Facts(NamedTuple):
     """What passes commit, apart from the queue."""
 
@@ -101,6 +111,7 @@ class Saved:
 
     name: str
     now: float
+    drawn: int
     act_s: float
     machines: dict[int, dict[str, Any]]
 
@@ -122,6 +133,10 @@ class World:
     ))
     digests: dict[int, str] = field(default_factory=dict)
     """Of the images: 1, which guests have, and 2."""
+    track: Track | None = None
+    """Follows what is driven, where somebody wants to know whether it has been here before."""
+    stage: int = 0
+    """Of a case: 0 while there are faults, then how often all was looked at."""
     left: tuple[Brain, Facts] | None = None
     """Whose pass was overtaken, and what the other one had committed by then."""
     policy: HostPolicy = field(default_factory=lambda: HostPolicy(
@@ -135,6 +150,7 @@ class World:
     def __post_init__(self) -> None:
         self.database = MemoryDatabase(self.clock)
         self.database.seam = self._seam
+        self.database.told = self._noted
         self.scheduler = Scheduler("first-fit", FILTERS, {})
         for number, vcpus in enumerate(self.sizes, 1):
             machine = FakeHost(
@@ -193,12 +209,13 @@ class World:
             self.database.unsafe = False
         self.database.run(f"SAVEPOINT {name}")
         disks: dict[int, Disks] = {}
-        return Saved(name, self.clock.now, self.act_s, {
+        return Saved(name, self.clock.now, self.clock.drawn, self.act_s, {
             id: {
-                "up": machine.up, "powered": machine.powered,
+                "up": machine.up, "powered": machine.powered, "prepared": machine.prepared,
                 "guests": copied(machine.guests, disks),
                 "images": set(machine.images),
                 "faults": list(machine.faults),
+                "calls": Counter(machine.calls), "starts": Counter(machine.starts),
             }
             for id, machine in self.machines.items()
         })
@@ -207,17 +224,19 @@ class World:
         """Back to it, any number of times."""
         self.database.run(f"ROLLBACK TO {saved.name}")
         self.database.unsafe = False
-        self.clock.now, self.act_s = saved.now, saved.act_s
+        self.clock.now, self.clock.drawn, self.act_s = saved.now, saved.drawn, saved.act_s
         self.wrong = []
-        self.actor = self.on_seam = self.left = None
+        self.actor = self.on_seam = self.left = self.track = None
+        self.stage = 0
         disks: dict[int, Disks] = {}
         for id, machine in self.machines.items():
             kept = saved.machines[id]
             machine.up, machine.powered = kept["up"], kept["powered"]
+            machine.prepared = kept["prepared"]
             machine.guests = copied(kept["guests"], disks)
             machine.images = set(kept["images"])
             machine.foreign = {FOREIGN: Power.RUNNING}
-            machine.calls, machine.starts = Counter(), Counter()
+            machine.calls, machine.starts = Counter(kept["calls"]), Counter(kept["starts"])
             machine.faults, machine.watchers = list(kept["faults"]), []
 
     def forget(self, saved: Saved) -> None:
@@ -239,6 +258,10 @@ class World:
     def _seam(self, name: str) -> None:
         if self.on_seam is not None and self.actor is not None:
             self.on_seam(name)
+
+    def _noted(self, noted: Noted) -> None:
+        if self.actor is not None:
+            self.actor.board._committed(noted)
 
     def _trap(self, number: int) -> Callable[[str, str, str], None]:
         def trap(when: str, verb: str, uuid: str) -> None:
@@ -413,13 +436,16 @@ class World:
         end = self.clock.now + seconds
         with self.acting(brain):
             while True:
+                if self.track is not None:
+                    self.track.at(brain, end)
                 if self.due() and brain.once():
                     continue
-                if self.settled():
-                    return True
-                due = self.database.one(_NEXT_EVENT)
+                settled = self.settled()
+                due = None if settled else self.database.one(_NEXT_EVENT)
                 if due is None or due > end:
-                    return False
+                    if self.track is not None:
+                        self.track.over(settled)
+                    return settled
                 if due > self.clock.now:
                     brain.controller.passes = 0
                 self.clock.now = max(self.clock.now, due) + 0.001
@@ -435,6 +461,7 @@ class World:
     def finish(self) -> None:
         """The faults are over: everything must come to be as wanted, soon. Then look at it all."""
         self.on_seam = None
+        self.stage = 1
         for machine in self.machines.values():
             machine.faults = []
             machine.boot()
@@ -447,6 +474,7 @@ class World:
             again = self._to_look_at()
             if not again:
                 break
+            self.stage += 1
             self.clock.now += LEASE_S + 0.01
             with self.acting(None):
                 self.database.apply(lambda conn: queue.wake(conn, HOST_KIND, again))  # noqa: B023
@@ -526,14 +554,3 @@ _UNSETTLED = (
     " OR moving IS NOT NULL OR (kept IS NOT NULL AND (mode != 'resized' OR goal = 'deleted'))"
     " LIMIT 1"
 )
-
-
-@contextmanager
-def world_time(clock: Clock) -> Iterator[None]:
-    """Have the queue's leases measured by the world's clock."""
-    real = queue.time
-    queue.time = SimpleNamespace(monotonic=clock)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        queue.time = real
