@@ -116,6 +116,15 @@ class Memory:
     changed: tuple[int, ...]
     held: tuple[tuple[str, tuple[int, Room]], ...]
 
+    @classmethod
+    def of_new(cls, world: World) -> Memory:
+        """Of a controller that has begun, and has made a pass over each host."""
+        hosts = world.machines.items()
+        return cls(
+            tuple((id, False, machine.up) for id, machine in hosts),
+            tuple((id, uri_of(machine)) for id, machine in hosts), None, (), (), (),
+        )
+
 
 class Brain:
     """One controller process, driven by hand: its handlers, and the lease of its pass."""
@@ -143,17 +152,7 @@ class Brain:
         }
         self.controller = Inline(database, self.handlers, signals, lease_s=LEASE_S)
         self.handlers[HOST_KIND].hint = self.controller.hint
-        if memory is None:
-            self._watch()
-        else:
-            self._recall(memory)
-
-    def _watch(self) -> None:
-        """Prepared, and told of events."""
-        hosts = self.handlers[HOST_KIND]
-        for id, machine in self.world.machines.items():
-            hosts._prepared[id] = uri_of(machine)
-            self.fleet.driver(id, uri_of(machine)).watch(hosts._watcher(id))
+        self._recall(memory or Memory.of_new(world))
 
     def memory(self) -> Memory:
         """What it remembers now."""
@@ -178,6 +177,8 @@ class Brain:
             if told:
                 machine.watchers.append(driver._watcher)
         board = self.board
+        if memory.read_at is None:
+            return
         board._read_at = memory.read_at
         board._views = {view.id: view for view in memory.views}
         board._held.update(memory.held)

@@ -44,12 +44,14 @@ class Kind:
     """A fault. `verbs_only`: it is something a call can meet, so it strikes before verbs alone.
 
     Where the controller dies as well, it does so at once, or at the next seam after the call.
+    `brief`: it is over at once, no controller has a part in it.
     """
 
     name: str
     strike: Callable[[Strike], None]
     verbs_only: bool = False
     finish: bool = True
+    brief: bool = False
 
 
 def _call_meets(kind: FaultKind, times: int = 1) -> Callable[[Strike], None]:
@@ -150,20 +152,20 @@ def _guest_stops(at: Strike) -> None:
 
 
 KINDS = [
-    Kind("crash", _nothing, finish=False),
+    Kind("crash", _nothing, finish=False, brief=True),
     Kind("power_cut", _power_is_cut, finish=False),
     Kind("stall", _stall),
     Kind("overtaken", _overtaken),
     Kind("second", _second),
-    Kind("delete", _wish("delete")),
+    Kind("delete", _wish("delete"), brief=True),
     Kind("delete_and_stall", _wish_then_stall("delete")),
-    Kind("stop", _wish("stop")),
-    Kind("start", _wish("start")),
-    Kind("reboot", _wish("reboot")),
-    Kind("host_reboots", _host_reboots),
-    Kind("host_dies", _host_dies),
-    Kind("cut_off", _cut_off),
-    Kind("guest_stops", _guest_stops),
+    Kind("stop", _wish("stop"), brief=True),
+    Kind("start", _wish("start"), brief=True),
+    Kind("reboot", _wish("reboot"), brief=True),
+    Kind("host_reboots", _host_reboots, brief=True),
+    Kind("host_dies", _host_dies, brief=True),
+    Kind("cut_off", _cut_off, brief=True),
+    Kind("guest_stops", _guest_stops, brief=True),
     Kind("lost_before", _call_meets(FaultKind.LOSE_BEFORE), verbs_only=True),
     Kind("lost_after", _call_meets(FaultKind.LOSE_AFTER), verbs_only=True),
     Kind("hangs", _call_meets(FaultKind.HANG), verbs_only=True),

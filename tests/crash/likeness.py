@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from brain import Brain
+from brain import Memory
 
 from treadle.compute.outcomes import ADDRESS_PATIENCE_S
 from treadle.db.schema import metadata
 from treadle.hypervisor.fake_host import FakeHost, Guest
+from treadle.placement.board import REREAD_S
 
 if TYPE_CHECKING:
     from world import World
@@ -47,8 +48,14 @@ WHETHER = {
     "migration": {"error"},
 }
 """Of these it only counts whether there is one."""
-SINCE = {"instance": {"launched_at": ADDRESS_PATIENCE_S}, "host": {"fenced_at": 1e9}}
-"""For how long, at most so many seconds: longer ago is all the same."""
+AGES = {
+    # It counts while one that runs has no address yet, and that long.
+    "instance": {"launched_at": "CASE WHEN address IS NULL AND mac != '' "
+                 f"THEN round(min(:now - launched_at, {ADDRESS_PATIENCE_S}), 4) "
+                 "ELSE launched_at IS NULL END"},
+    "host": {"fenced_at": "round(:now - fenced_at, 4)"},
+}
+"""Since when, as far as that counts."""
 UNTIL = {
     "instance": ("deadline", "ends_at"), "migration": ("deadline",),
     "work": ("due_at", "lease_until"),
@@ -62,7 +69,7 @@ _TOKEN = re.compile(r"\.[0-9a-f]{12}-fake")
 
 def _query(table: sa.Table) -> str:
     name = table.name
-    since: Mapping[str, float] = SINCE.get(name, {})
+    ages: Mapping[str, str] = AGES.get(name, {})
     columns = []
     for column in table.c:
         known = f'"{column.name}"'
@@ -70,10 +77,11 @@ def _query(table: sa.Table) -> str:
             continue
         if column.name in WHETHER.get(name, ()):
             known = f"{known} IS NULL"
-        elif column.name in since:
-            known = f"round(min(:now - {known}, {since[column.name]}), 4)"
+        elif column.name in ages:
+            known = ages[column.name]
         elif column.name in UNTIL.get(name, ()):
-            known = f"CASE WHEN {known} < :now THEN -1 ELSE round({known} - :now, 4) END"
+            over = "<=" if column.name == "due_at" else "<"
+            known = f"CASE WHEN {known} {over} :now THEN -1 ELSE round({known} - :now, 4) END"
         columns.append(known)
     order = ORDER.get(name) or ", ".join(f'"{one.name}"' for one in table.primary_key)
     return f'SELECT {", ".join(columns)} FROM "{name}"{ONLY.get(name, "")} ORDER BY {order}'
@@ -85,7 +93,7 @@ CHANGE = ("work", "instance", "host", "host_image", "image", "allocation", "orph
 QUERIES = [_query(metadata.tables[name]) for name in CHANGE]
 
 
-def likeness(world: World, brain: Brain) -> bytes:
+def likeness(world: World, memory: Memory) -> bytes:
     """As above; the same bytes, the same world."""
     now = {"now": world.clock.now}
     rows = [world.database.run(query, now).fetchall() for query in QUERIES]
@@ -96,7 +104,9 @@ def likeness(world: World, brain: Brain) -> bytes:
         ) for row in rows[2]]
     disks: dict[int, int] = {}
     hosts = [_host(machine, world.shared, disks) for machine in world.machines.values()]
-    return marshal.dumps((rows, hosts, _memory(brain, world)), 2)
+    return marshal.dumps((
+        rows, hosts, _memory(memory, world), world.sizes, world.shared, world.precious
+    ), 2)
 
 
 def _host(machine: FakeHost, shared: bool, disks: dict[int, int]) -> tuple[Any, ...]:
@@ -122,11 +132,10 @@ def _guest(uuid: str, guest: Guest, disks: dict[int, int]) -> tuple[Any, ...]:
     )
 
 
-def _memory(brain: Brain, world: World) -> tuple[Any, ...]:
+def _memory(memory: Memory, world: World) -> tuple[Any, ...]:
     """What it sees of the room there is; nothing where it will read it all anew."""
-    known = brain.memory()
-    now = world.clock.now
     seen: tuple[Any, ...] = ()
-    if not brain.board._is_old(now):
-        seen = round(now - (known.read_at or 0.0), 4), repr(known.views), known.changed
-    return known.hosts, known.prepared, seen, repr(known.held)
+    age = None if memory.read_at is None else world.clock.now - memory.read_at
+    if age is not None and age <= REREAD_S:
+        seen = round(age, 4), repr(memory.views), memory.changed
+    return memory.hosts, memory.prepared, seen, repr(memory.held)

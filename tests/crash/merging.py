@@ -8,8 +8,9 @@ states, and spares repetitions. Some cases are run to their end all the same and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
-from brain import Brain
+from brain import Brain, Memory
 from likeness import likeness
 from world import World
 
@@ -32,6 +33,9 @@ class Known(BaseException):
         self.end = end
 
 
+Known_ = dict[bytes, tuple[float | None, End]]
+
+
 @dataclass
 class _Visit:
     key: bytes
@@ -47,32 +51,46 @@ class _Visit:
 class Merged:
     """What came of each state that the cases of one scenario have been in."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, known: Known_ | None = None) -> None:
+        """`known`: of other scenarios, for as long as the code is the same."""
         self._world = world
-        self._known: dict[bytes, tuple[float | None, End]] = {}
+        self._known = {} if known is None else known
         self._path: list[_Visit] = []
         self._proving = False
         self.expected: End | None = None
         """What the case shall come to, where it is one that is run to its end all the same."""
-        self.active = False
+        self._resting = True
         self.hits = self.visits = 0
 
     def begin(self, *, proving: bool) -> None:
-        """Of a case, which is followed from its fault on."""
+        """Follow a case, from its fault on."""
         self._path = []
         self._proving = proving
         self.expected = None
-        self.active = False
+        self._resting = False
+
+    def rest(self) -> None:
+        """Until the next case begins."""
+        self._resting = True
+
+    def at_birth(self, end: float) -> None:
+        """Before there is a controller, which will know nothing and has until `end`. Errors:
+        `Known`."""
+        self._look(Memory.of_new(self._world), end)
 
     def at(self, brain: Brain, end: float) -> None:
         """Errors: `Known`."""
+        if not self._resting:
+            self._look(brain.memory(), end)
+
+    def _look(self, memory: Memory, end: float) -> None:
         world = self._world
-        if not self.active or self.expected is not None:
+        if self.expected is not None:
             return
         assert world.left is None
         self.visits += 1
         now = world.clock.now
-        key = b"%d" % world.stage + likeness(world, brain)
+        key = blake2b(b"%d" % world.stage + likeness(world, memory), digest_size=20).digest()
         left = key + b"%.4f" % (end - now)
         found = self._known.get(key)
         if found is None or found[0] is None or now + found[0] > end:

@@ -15,13 +15,15 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from brain import Brain, Crash, Memory, Runaway
+from brain import Brain, Memory, Runaway
 from faults import KINDS, Kind, Strike
 from memory import Clock, world_time
 from merging import End, Known, Merged
@@ -53,8 +55,8 @@ class Case:
         return f"{self.scenario} | {self.position} {self.seam} | {self.fault} | {end}"
 
 
-class _Idle(BaseException):
-    """The fault has no effect here: nothing is to be seen that another case does not show."""
+class _Left(BaseException):
+    """Nothing more is to be seen here: the fault has no effect, or its cases were tried."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,17 @@ class Checkpoints:
         self._all.clear()
 
 
+@dataclass(frozen=True)
+class Visit:
+    """On the way to a seam: `position` counts them, `passed` lie behind; the controller has time
+    until `end`."""
+
+    position: int
+    victim: Brain
+    end: float
+    passed: int
+
+
 class Sweep:
     """Runs the cases of one scenario in one world."""
 
@@ -145,7 +158,6 @@ class Sweep:
         self.saved: Saved = world.save("start")
         del empty
         self.positions = positions(self.dry_run())
-        self.idle = False
         self.merged = Merged(world)
 
     def dry_run(self) -> list[str]:
@@ -190,37 +202,159 @@ class Sweep:
             for dies in (False, True) if kind.finish else (True,):
                 yield Case(self.scenario.name, number, name, kind.name, dies), kind
 
-    def run(self, case: Case, kind: Kind) -> Wrong | None:
-        """One case; None where all is well."""
+    def run(self, cases: Sequence[tuple[Case, Kind]]) -> Iterator[tuple[Case, Wrong | None]]:
+        """Cases of one seam: those that came to something, each with what went wrong.
+
+        All that end with the controller's death are tried in one visit to the seam, but for those
+        that take long. Each of the other faults has a visit of its own, for going on and dying.
+        """
+        deaths = [(case, kind) for case, kind in cases if case.dies and kind.brief]
+        idle: set[str] = set()
+        if deaths:
+            yield from self._try_each(deaths, idle)
+        left = [one for one in cases if one not in deaths and one[1].name not in idle]
+        for _, group in groupby(left, lambda one: one[1].name):
+            yield from self._go_through(list(group))
+
+    def _try_each(
+        self, cases: list[tuple[Case, Kind]], idle: set[str]
+    ) -> Iterator[tuple[Case, Wrong | None]]:
+        """At the seam each fault strikes, and the controller dies, as if no other did. The names
+        of those of which nothing comes go to `idle`."""
+        found = []
+        visit = self._begin(cases[0][0].position)
+
+        def there() -> None:
+            for case, kind in cases:
+                with self.world.aside():
+                    at = self._strike(case, kind, visit)
+                    if at.idle:
+                        idle.add(kind.name)
+                    else:
+                        found.append((case, self._die(case, at)))
+            raise _Left
+
+        with suppress(_Left):
+            self._go(visit, there)
+        yield from found
+
+    def _go_through(self, cases: list[tuple[Case, Kind]]) -> Iterator[tuple[Case, Wrong | None]]:
+        """The seam's one fault; the controller goes on, and before that we try how it is if it
+        dies."""
+        kind = cases[0][1]
+        dying = next((case for case, _ in cases if case.dies), None)
+        going = next((case for case, _ in cases if not case.dies), None)
+        case = cases[0][0]
+        visit = self._begin(case.position, from_start=kind.name == "power_cut")
+        found = []
+        at = Strike(self.world, case.seam, visit.victim)
+
+        def there() -> None:
+            self._strike(case, kind, visit, at)
+            if at.idle:
+                raise _Left
+            if not kind.verbs_only:
+                parted()
+
+        def after() -> None:
+            if kind.verbs_only:
+                parted()
+
+        def parted() -> None:
+            if dying is not None:
+                with nullcontext() if going is None else self.world.aside():
+                    found.append((dying, self._die(dying, at)))
+            if going is None:
+                raise _Left
+            self.merged.begin(proving=_proving(going))
+
+        try:
+            bad = self._judge(case, at, lambda: self._go(visit, there, after))
+        except _Left:
+            pass
+        else:
+            assert going is not None
+            found.append((going, bad))
+        yield from found
+
+    def _begin(self, position: int, *, from_start: bool = False) -> Visit:
+        """Set out for a seam. From the very start where the power is cut there: a checkpoint does
+        not tell what was not durable."""
         world = self.world
-        begun = None if kind.name == "power_cut" else self.checkpoints.back(case.position)
-        world.database.safe = begun is not None
+        begun = None if from_start else self.checkpoints.back(position)
+        world.database.safe = not from_start
         if begun is None:
             self.checkpoints.leave()
             world.restore(self.saved)
             self.scenario.ask(world)
-            victim = Brain(world, "victim")
-            until = world.clock.now + self.patience
-            passed = 0
-        else:
-            victim = Brain(world, "victim", begun.memory)
-            until, passed = begun.end, begun.passed
-        at = Strike(world, case.seam, victim)
-        self.idle = False
-        proving = WHOLE or crc32(str(case).encode()) % PROVE_ONE_OF == 0
-        self.merged.begin(proving=proving)
+            end = world.clock.now + self.patience
+            return Visit(position, Brain(world, "victim"), end, 0)
+        return Visit(position, Brain(world, "victim", begun.memory), begun.end, begun.passed)
+
+    def _go(
+        self, visit: Visit, there: Callable[[], None], after: Callable[[], None] = lambda: None
+    ) -> None:
+        """Let the controller work, do what is to be done at the seam and at the one after it, and
+        go on until all is looked at."""
+        world = self.world
+        passed = visit.passed
+
+        def on_seam(_name: str) -> None:
+            nonlocal passed
+            if world.actor is not visit.victim:
+                return
+            passed += 1
+            if passed == visit.position + 1:
+                there()
+            elif passed == visit.position + 2:
+                after()
+
+        world.on_seam = on_seam
+        self.merged.rest()
         world.track = self.merged
+        world.drive(visit.victim, visit.end - world.clock.now)
+        world.on_seam = None
+        visit.victim.close()
+        world.finish()
+        if passed <= visit.position:
+            world.wrong.append("the seam was not reached")
+
+    def _strike(self, case: Case, kind: Kind, visit: Visit, at: Strike | None = None) -> Strike:
+        at = at or Strike(self.world, case.seam, visit.victim)
+        track, self.world.track = self.world.track, None
+        with self.world.acting(None):
+            kind.strike(at)
+        self.world.track = track
+        return at
+
+    def _die(self, case: Case, at: Strike) -> Wrong | None:
+        """The controller is gone at this point; another comes. While a host is down for good it
+        still does what it can."""
+        world = self.world
+
+        def succeed() -> None:
+            self.merged.at_birth(world.clock.now + self.patience)
+            heir = Brain(world, "next")
+            world.drive(heir, self.patience)
+            heir.close()
+            world.finish()
+
+        world.on_seam = world.left = None
+        for machine in world.machines.values():
+            machine.watchers = []
+        self.merged.begin(proving=_proving(case))
+        return self._judge(case, at, succeed)
+
+    def _judge(self, case: Case, at: Strike, play: Callable[[], None]) -> Wrong | None:
+        """Have it played to its end, or to where another came by, and look at how it ends."""
         try:
-            self._play(case, kind, at, passed, until)
+            play()
             end = self._end()
             self.merged.ended(end)
-        except _Idle:
-            self.idle = True
-            return None
-        except Runaway as runaway:
-            return Wrong(case, (str(runaway),))
         except Known as known:
             end = known.end
+        except Runaway as runaway:
+            return Wrong(case, (str(runaway),))
         wrong = list(dict.fromkeys(end.wrong))
         if not at.asked:
             wrong += self._ended_ill(case, end)
@@ -228,52 +362,6 @@ class Sweep:
         if expected is not None and _in_short(expected) != _in_short(end):
             wrong.append(f"it was taken for one that ends otherwise: {expected}, not {end}")
         return Wrong(case, tuple(wrong)) if wrong else None
-
-    def _play(self, case: Case, kind: Kind, at: Strike, passed: int, until: float) -> None:
-        """Let the fault strike, and what follows. `passed`: how many seams lie behind us; `until`:
-        how long the controller has time."""
-        world, victim = self.world, at.brain
-        dying = False
-
-        def on_seam(_name: str) -> None:
-            nonlocal passed, dying
-            if world.actor is not victim:
-                return
-            if dying:
-                raise Crash
-            passed += 1
-            if passed - 1 != case.position:
-                return
-            world.track = None
-            with world.acting(None):
-                kind.strike(at)
-            world.track = self.merged
-            if at.idle:
-                raise _Idle
-            if case.dies:
-                if not kind.verbs_only:
-                    raise Crash
-                dying = True
-            else:
-                self.merged.active = True
-
-        world.on_seam = on_seam
-        try:
-            world.drive(victim, until - world.clock.now)
-            world.on_seam = None
-            victim.close()
-        except Crash:
-            victim.close()
-            world.on_seam = None
-            world.left = None
-            self.merged.active = True
-            # Another one comes; while a host is down for good it still does what it can.
-            heir = Brain(world, "next")
-            world.drive(heir, self.patience)
-            heir.close()
-        world.finish()
-        if passed <= case.position:
-            world.wrong.append("the seam was not reached")
 
     def _end(self) -> End:
         return End(tuple(self.world.wrong), tuple(
@@ -290,6 +378,11 @@ class Sweep:
             yield "all or none: " + ", ".join(states)
 
 
+def _proving(case: Case) -> bool:
+    """Whether it is run to its end even if it could be merged."""
+    return WHOLE or crc32(str(case).encode()) % PROVE_ONE_OF == 0
+
+
 def _in_short(end: End) -> tuple[Any, ...]:
     """What two that are merged must have in common: the words of a fault are not looked at."""
     return set(end.wrong), [row[:2] for row in end.rows]
@@ -303,16 +396,16 @@ def sweep(
     runner = Sweep(world, scenario)
     count = 0
     wrong: list[Wrong] = []
+    cases = [one for one in runner.cases(one_of) if only(one[0])]
     # Those that begin at the start come last: the checkpoints are gone then.
-    for case, kind in sorted(runner.cases(one_of), key=lambda one: one[1].name == "power_cut"):
-        if not only(case):
-            continue
-        bad = runner.run(case, kind)
-        count += not runner.idle
-        if bad is not None:
-            wrong.append(bad)
-            if stop_after and len(wrong) >= stop_after:
-                break
+    cases.sort(key=lambda one: one[1].name == "power_cut")
+    for _, some in groupby(cases, lambda one: one[0].position):
+        for _, bad in runner.run(list(some)):
+            count += 1
+            if bad is not None:
+                wrong.append(bad)
+                if stop_after and len(wrong) >= stop_after:
+                    return count, wrong
     return count, wrong
 
 

@@ -68,6 +68,8 @@ CHANGING = frozenset({
 })
 SOON_S = 130.0
 """From the last fault to the wanted state, at most: leases and polls, never the hourly look."""
+TICK_S = 2 ** -10
+"""After how long a lease has run out."""
 CONTENT = b"a guest's disk" * 100
 OTHER = b"another disk" * 100
 
@@ -238,6 +240,34 @@ class World:
             machine.foreign = {FOREIGN: Power.RUNNING}
             machine.calls, machine.starts = Counter(kept["calls"]), Counter(kept["starts"])
             machine.faults, machine.watchers = list(kept["faults"]), []
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What happens within has not happened afterwards. For one who is in the midst of a pass:
+        what he has in hand is there again."""
+        assert self.database.safe, "a savepoint may be gone by then"
+        now, drawn, before = self.clock.now, self.clock.drawn, dict(vars(self))
+        hosts = [
+            (machine, dict(vars(machine)), machine.images) for machine in self.machines.values()
+        ]
+        self.database.run("SAVEPOINT aside")
+        self.wrong = list(self.wrong)
+        disks: dict[int, Disks] = {}
+        for machine, _, images in hosts:
+            machine.guests, machine.images = copied(machine.guests, disks), set(images)
+            machine.foreign, machine.faults = dict(machine.foreign), list(machine.faults)
+            machine.calls, machine.starts = Counter(machine.calls), Counter(machine.starts)
+            machine.watchers = list(machine.watchers)
+        try:
+            yield
+        finally:
+            self.database.run("ROLLBACK TO aside")
+            self.database.run("RELEASE aside")
+            self.clock.now, self.clock.drawn = now, drawn
+            vars(self).update(before)
+            for machine, was, images in hosts:
+                vars(machine).update(was)
+                machine.images = images
 
     def forget(self, saved: Saved) -> None:
         """Drop the savepoint and what came after it."""
@@ -448,7 +478,7 @@ class World:
                     return settled
                 if due > self.clock.now:
                     brain.controller.passes = 0
-                self.clock.now = max(self.clock.now, due) + 0.001
+                self.clock.now = max(self.clock.now, due)
 
     def settled(self) -> bool:
         """Whether every row says that it is as wanted, and no pass is to be made again."""
@@ -539,7 +569,7 @@ def copied(guests: dict[str, Any], disks: dict[int, Disks]) -> dict[str, Any]:
 
 
 _ROWS = sa.select(instance).order_by(instance.c.id)
-_NEXT_EVENT = "SELECT min(max(due_at, lease_until)) FROM work"
+_NEXT_EVENT = f"SELECT min(max(due_at, lease_until + {TICK_S})) FROM work"
 _DUE = "SELECT 1 FROM work WHERE due_at <= treadle_now() AND lease_until < treadle_now() LIMIT 1"
 _IMAGES_ON_THEIR_WAY = (
     "SELECT 1 FROM host_image WHERE state IN ('wanted', 'evicting') "
