@@ -31,6 +31,9 @@ class Scenario:
     sizes: tuple[int, ...] = (4, 4)
     waits: bool = False
     """It settles only when the faults are over."""
+    lasts_s: float = 2 * LEASE_S + 5.0
+    """How long a fault lasts that does not end by itself: the lease of one who dies runs out, and
+    as much again. Then all is well, and must come to be as wanted."""
 
 
 # -- start states

@@ -28,16 +28,13 @@ from faults import KINDS, Kind, Strike
 from memory import Clock, world_time
 from merging import End, Known, Merged
 from scenarios import Scenario
-from world import CHANGING, SOON_S, Saved, World
+from world import CHANGING, Saved, World
 
 from treadle.compute.model import State
 
 WHOLE = "TREADLE_WHOLE_SWEEP" in os.environ
 PROVE_ONE_OF = 64
-COMMON = frozenset({
-    "read", "write", "observe", "observe_all", "facts", "define", "start", "shut_down",
-})
-"""What nearly every scenario comes by, many times: nine of ten cases."""
+"""One of how many cases is run to its end although it could be merged, and compared."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,7 @@ class Sweep:
     def __init__(self, world: World, scenario: Scenario) -> None:
         self.world = world
         self.scenario = scenario
-        self.patience = 3.0 if scenario.waits else SOON_S
+        self.patience = 3.0 if scenario.waits else scenario.lasts_s
         empty = world.save("empty")
         scenario.start(world)
         world.on_seam = None
@@ -180,19 +177,11 @@ class Sweep:
         assert not world.wrong, (self.scenario.name, world.wrong)
         return seams
 
-    def cases(self, one_of: int = 1) -> Iterator[tuple[Case, Kind]]:
-        """Each position with each fault, going on and dying.
-
-        `one_of` thins them at the seams that are passed most, those of `COMMON`: at each position
-        every `one_of`-th case, from a start that the position and the scenario give, and always
-        the crashes. An odd number, so that going on and dying take turns. No position is left out.
-        """
+    def cases(self) -> Iterator[tuple[Case, Kind]]:
+        """Each position with each fault, going on and dying; the last position first, since the
+        checkpoints are left in that order."""
         for number, name, calls_only in reversed(self.positions):
-            step = one_of if name.split()[1] in COMMON else 1
-            first = crc32(f"{self.scenario.name} {number} {name}".encode())
-            for index, (case, kind) in enumerate(self._at(number, name, calls_only)):
-                if (first + index) % step == 0 or kind.name in ("crash", "power_cut"):
-                    yield case, kind
+            yield from self._at(number, name, calls_only)
 
     def _at(self, number: int, name: str, calls_only: bool) -> Iterator[tuple[Case, Kind]]:
         before_verb = name.startswith("before") and " h" in name
@@ -390,13 +379,13 @@ def _in_short(end: End) -> tuple[Any, ...]:
 
 def sweep(
     world: World, scenario: Scenario, *, stop_after: int = 0,
-    only: Callable[[Case], bool] = lambda _case: True, one_of: int = 1,
+    only: Callable[[Case], bool] = lambda _case: True,
 ) -> tuple[int, list[Wrong]]:
     """How many cases there were, and those that went wrong (at most `stop_after`, where set)."""
     runner = Sweep(world, scenario)
     count = 0
     wrong: list[Wrong] = []
-    cases = [one for one in runner.cases(one_of) if only(one[0])]
+    cases = [one for one in runner.cases() if only(one[0])]
     # Those that begin at the start come last: the checkpoints are gone then.
     cases.sort(key=lambda one: one[1].name == "power_cut")
     for _, some in groupby(cases, lambda one: one[0].position):
@@ -419,14 +408,14 @@ def _freeze() -> None:
 
 def each_ends_as_wanted(
     folder: Path, scenario: Scenario, least: int, *,
-    only: Callable[[Case], bool] = lambda _case: True, one_of: int = 1,
+    only: Callable[[Case], bool] = lambda _case: True,
 ) -> None:
     """Sweep the scenario: no case may go wrong, and `least` of them must come to something."""
     _freeze()
     clock = Clock()
     with world_time(clock):
         count, wrong = sweep(
-            World(folder, scenario.sizes, clock=clock), scenario, only=only, one_of=one_of
+            World(folder, scenario.sizes, clock=clock), scenario, only=only
         )
     shown = "\n".join(str(one) for one in wrong[:10])
     assert not wrong, f"{len(wrong)} of {count} cases went wrong:\n{shown}"

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import merging
 import pytest
 import sqlalchemy as sa
+import sweep as sweeping
 from memory import Clock, world_time
 from scenarios import SCENARIOS
 from sweep import Case, Wrong, sweep
@@ -246,3 +248,14 @@ def test_a_host_that_would_not_start_what_shall_run_is_caught(
     wrong = first_wrong(tmp_path, ["mend an undefined one"], ["crash"])
     assert wrong is not None
     assert "would not start it" in str(wrong)
+
+
+def test_worlds_that_are_taken_for_one_and_are_not_are_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the rows are left out of what makes a world, cases are merged that end otherwise."""
+    monkeypatch.setattr(merging, "likeness", lambda world, _memory: b"%d" % len(world.rows()))
+    monkeypatch.setattr(sweeping, "PROVE_ONE_OF", 1)
+    wrong = first_wrong(tmp_path, ["stop"], ["delete", "stall"])
+    assert wrong is not None
+    assert "taken for one that ends otherwise" in str(wrong)

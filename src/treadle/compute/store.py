@@ -204,9 +204,7 @@ def by_uuids(conn: sa.Connection, uuids: Sequence[str]) -> dict[str, Instance]:
 
 def moving(conn: sa.Connection) -> set[str]:
     """UUIDs of the instances that are on their way from one host to another."""
-    return set(conn.execute(
-        sa.select(table.c.uuid).where(table.c.moving.is_not(None))
-    ).scalars())
+    return set(_MOVING(conn).scalars())
 
 
 def waiting_for_image(conn: sa.Connection, host_id: int, sha256: str) -> list[str]:
@@ -481,6 +479,7 @@ _RESCUE = image.alias("rescue")
 _RESCUE_HERE = host_image.alias("rescue_here")
 _SELECTED = [table.c[name] for name in _COLUMNS]
 _GET = Prepared(sa.select(*_SELECTED).where(table.c.id == sa.bindparam("i")))
+_MOVING = Prepared(sa.select(table.c.uuid).where(table.c.moving.is_not(None)))
 _ON_HOST = Prepared(
     sa.select(*_SELECTED).where(table.c.host_id == sa.bindparam("h")).order_by(table.c.id)
 )

@@ -22,7 +22,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.db.clock import now
-from treadle.db.prepared import Prepared
+from treadle.db.prepared import Prepared, at_most
 from treadle.db.schema import work
 from treadle.errors import RetryLater
 
@@ -160,7 +160,7 @@ def _claim_of(limit: int, busy: tuple[int, ...], kinds: tuple[str, ...] | None) 
         sa.select(work.c.kind, work.c.id)
         .where(work.c.due_at <= now(), work.c.lease_until < now())
         .order_by(work.c.due_at)
-        .limit(limit)
+        .limit(at_most(limit))
         .with_for_update(skip_locked=True)
     )
     due = due.where(*(work.c.lane != lane for lane in busy))
@@ -263,7 +263,7 @@ _NEXT = Prepared(
     sa.select((work.c.due_at - now()).label("wait"))
     .where(work.c.lease_until < now())
     .order_by(work.c.due_at)
-    .limit(1)
+    .limit(at_most(1))
 )
 _MINE = sa.and_(
     work.c.kind == sa.bindparam("k"), work.c.id == sa.bindparam("i"),

@@ -37,6 +37,12 @@ def execute(
         ) from error
 
 
+def at_most(count: int) -> sa.ColumnElement[int]:
+    """For `limit`. SQLite plans a statement anew each time that a bound limit is given to it,
+    which takes longer than to find a few rows."""
+    return sa.literal_column(str(int(count)), sa.Integer)
+
+
 class Answer:
     """What a statement gave: its rows, with the columns as attributes, and how many it changed."""
 

@@ -231,15 +231,11 @@ def set_up(conn: sa.Connection, host_id: int, facts: HostFacts, virt_type: str) 
 
 def set_down(conn: sa.Connection, host_id: int, error: str) -> bool:
     """The host does not answer; True where it was not known to be down."""
-    changed = conn.execute(
-        sa.update(host)
-        .where(host.c.id == host_id, host.c.status != HostStatus.DOWN)
-        .values(status=HostStatus.DOWN, error=error)
-    )
-    if changed.rowcount:
+    said = {"h": host_id, "x_error": error}
+    if _SET_DOWN(conn, said).rowcount:
         note(conn, CHANGED, host_id)
         return True
-    conn.execute(sa.update(host).where(host.c.id == host_id).values(error=error))
+    _STILL_DOWN(conn, said)
     return False
 
 
@@ -475,6 +471,15 @@ def _limit(used: sa.Column[int], total: str) -> sa.Case[int]:
     return sa.case((used > _p(total), used), else_=_p(total))
 
 
+_SET_DOWN = Prepared(
+    sa.update(host)
+    .where(host.c.id == sa.bindparam("h"), host.c.status != HostStatus.DOWN)
+    .values(status=HostStatus.DOWN, error=sa.bindparam("x_error", type_=sa.Text))
+)
+_STILL_DOWN = Prepared(
+    sa.update(host).where(host.c.id == sa.bindparam("h"))
+    .values(error=sa.bindparam("x_error", type_=sa.Text))
+)
 _RATIOS = sa.select(
     host.c.cpu_ratio, host.c.memory_ratio, host.c.disk_ratio, host.c.reserved_memory_mib
 ).where(host.c.id == sa.bindparam("h"))

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.db.engine import note
-from treadle.db.prepared import Prepared
+from treadle.db.prepared import Prepared, at_most
 from treadle.db.schema import host
 from treadle.hypervisor.base import HostFacts
 from treadle.placement.ledger import CHANGED, HostStatus, read_facts
@@ -139,7 +139,7 @@ def _parsed(body: str) -> HostFacts:
     return read_facts(body)
 
 
-_SEEING = Prepared(sa.select(host.c.id).where(host.c.sees_others).limit(1))
+_SEEING = Prepared(sa.select(host.c.id).where(host.c.sees_others).limit(at_most(1)))
 _FACTS = Prepared(
     sa.select(host.c.id, host.c.facts).where(host.c.facts.is_not(None)).order_by(host.c.id)
 )

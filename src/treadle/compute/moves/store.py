@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from treadle.compute.moves.plan import Kind, Move, Stage
 from treadle.db.clock import now
+from treadle.db.prepared import Prepared
 from treadle.db.schema import instance
 from treadle.db.schema import migration as table
 
@@ -70,33 +71,17 @@ def waiting(conn: sa.Connection, *host_ids: int) -> list[str]:
 def kept_at(conn: sa.Connection, host_id: int) -> dict[str, int]:
     """What the host keeps of instances that have gone elsewhere and may come back: UUID and move.
     Nothing but that move may touch it."""
-    rows = conn.execute(
-        sa.select(instance.c.uuid, table.c.id)
-        .join(table, table.c.id == instance.c.kept)
-        .where(table.c.source_id == host_id)
-    )
-    return {row.uuid: row.id for row in rows}
+    return {row.uuid: row.id for row in _KEPT_AT(conn, {"h": host_id})}
 
 
 def held(conn: sa.Connection) -> Sequence[Move]:
     """Those that hold room, each of its `holder`."""
-    return _all(conn, table.c.held)
+    return [_move(row) for row in _HELD(conn)]
 
 
 def built(conn: sa.Connection, instance_id: int, stage: Stage, error: str | None = None) -> None:
     """The instance has come to an end of its building: so has the evacuation that asked for it."""
-    conn.execute(
-        sa.update(table).where(
-            table.c.instance_id == instance_id, table.c.kind == Kind.EVACUATION,
-            table.c.stage == Stage.ARRIVED,
-        ).values(
-            stage=stage, error=error, updated_at=now(),
-            target_id=sa.func.coalesce(
-                sa.select(instance.c.host_id).where(instance.c.id == instance_id)
-                .scalar_subquery(), table.c.target_id,
-            ),
-        )
-    )
+    _BUILT(conn, {"i": instance_id, "x_stage": stage, "x_error": error})
 
 
 def _all(conn: sa.Connection, *where: Any) -> list[Move]:
@@ -112,3 +97,24 @@ def _move(row: Any) -> Move:
         tuple(json.loads(row.progress)), row.error, row.created_at, row.updated_at,
         Kind(row.kind), row.left_off, row.ask, json.loads(row.after), json.loads(row.before),
     )
+
+
+_KEPT_AT = Prepared(
+    sa.select(instance.c.uuid, table.c.id)
+    .join(table, table.c.id == instance.c.kept)
+    .where(table.c.source_id == sa.bindparam("h"))
+)
+_HELD = Prepared(sa.select(table).where(table.c.held).order_by(table.c.id.desc()))
+_BUILT = Prepared(
+    sa.update(table).where(
+        table.c.instance_id == sa.bindparam("i"), table.c.kind == Kind.EVACUATION,
+        table.c.stage == Stage.ARRIVED,
+    ).values(
+        stage=sa.bindparam("x_stage", type_=sa.String),
+        error=sa.bindparam("x_error", type_=sa.Text), updated_at=now(),
+        target_id=sa.func.coalesce(
+            sa.select(instance.c.host_id).where(instance.c.id == sa.bindparam("i"))
+            .scalar_subquery(), table.c.target_id,
+        ),
+    )
+)
