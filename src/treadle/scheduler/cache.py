@@ -68,7 +68,7 @@ class _Kind:
 
     __slots__ = (
         "at", "best", "best_at", "counts", "request", "score", "scores", "scores_at", "static",
-        "static_at", "static_test", "test",
+        "static_at", "static_test", "tests",
     )
 
     def __init__(
@@ -92,7 +92,8 @@ class _Kind:
             if counted:
                 self.counts = np.add.reduceat(scores != NEVER, starts, dtype=np.int64)
         self.static_test: Test | None = None
-        self.test: Test | None = None
+        # Two at most, so that no call is spent on going through them.
+        self.tests: tuple[Test, Test | None] | None = None
         self.score: Score | None = None
 
     def put(self, row: int, score: float) -> float:
@@ -357,7 +358,8 @@ class ScoreCache:
             for one in self._filters:
                 if one.row_test is not None and one.concerned(request):
                     tests[one.static].append(one.row_test(request))
-            kind.static_test, kind.test = _all_of(tests[True]), _all_of(tests[False])
+            kind.static_test, most = _all_of(tests[True]), tests[False]
+            kind.tests = _all_of(most[:1]), _all_of(most[1:]) if most[1:] else None
             kind.score = self._row_score(request)
         return kind
 
@@ -382,9 +384,10 @@ class ScoreCache:
 
     def _renew_rows(self, kind: _Kind, table: HostTable, changed: list[int]) -> None:
         rows, static, scores = table.rows, kind.static_at, kind.scores_at
-        test, score, put = kind.test, kind.score, kind.put
-        assert test is not None
+        score, put = kind.score, kind.put
+        assert kind.tests is not None
         assert score is not None
+        first, second = kind.tests
         never, blocked = NEVER, kind.best is not None
         for row in changed if len(changed) < 3 else set(changed):
             if row < 0:
@@ -394,7 +397,7 @@ class ScoreCache:
             value = never
             if static[row]:
                 host = rows[row]
-                if test(host):
+                if first(host) and (second is None or second(host)):
                     value = score(host)
             if value != scores[row]:
                 if value is not never and not isfinite(value):
@@ -409,7 +412,4 @@ def _all_of(tests: Sequence[Test]) -> Test:
     """One test out of several."""
     if len(tests) == 1:
         return tests[0]
-    if len(tests) == 2:
-        first, second = tests
-        return lambda host: first(host) and second(host)
     return lambda host: all(test(host) for test in tests)
