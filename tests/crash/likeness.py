@@ -100,7 +100,7 @@ def likeness(world: World, memory: Memory) -> bytes:
     if not world.shared:
         # How often it was prepared is told to others who see its storage: nobody does.
         rows[2] = [tuple(
-            _TOKEN.sub("", one) if isinstance(one, str) else one for one in row
+            _TOKEN.sub("", one) if isinstance(one, str) and one[:1] == "{" else one for one in row
         ) for row in rows[2]]
     disks: dict[int, int] = {}
     hosts = [_host(machine, world.shared, disks) for machine in world.machines.values()]

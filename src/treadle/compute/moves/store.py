@@ -24,7 +24,7 @@ def insert(conn: sa.Connection, **values: Any) -> int:
 
 def get(conn: sa.Connection, id: int) -> Move | None:
     """The move, or None."""
-    row = conn.execute(sa.select(table).where(table.c.id == id)).one_or_none()
+    row = _GET(conn, {"i": id}).one_or_none()
     return None if row is None else _move(row)
 
 
@@ -50,12 +50,7 @@ def every(conn: sa.Connection, limit: int) -> list[tuple[Move, str, int]]:
 
 def busy(conn: sa.Connection, host_id: int) -> int:
     """How many moves to or from the host have been begun and have not ended."""
-    return int(conn.execute(
-        sa.select(sa.func.count()).where(
-            table.c.stage == Stage.MOVING,
-            sa.or_(table.c.source_id == host_id, table.c.target_id == host_id),
-        )
-    ).scalar_one())
+    return int(_BUSY(conn, {"h": host_id}).scalar_one())
 
 
 def waiting(conn: sa.Connection, *host_ids: int) -> list[str]:
@@ -99,6 +94,15 @@ def _move(row: Any) -> Move:
     )
 
 
+_GET = Prepared(sa.select(table).where(table.c.id == sa.bindparam("i")))
+_BUSY = Prepared(
+    sa.select(sa.func.count()).where(
+        table.c.stage == Stage.MOVING,
+        sa.or_(
+            table.c.source_id == sa.bindparam("h"), table.c.target_id == sa.bindparam("h")
+        ),
+    )
+)
 _KEPT_AT = Prepared(
     sa.select(instance.c.uuid, table.c.id)
     .join(table, table.c.id == instance.c.kept)
