@@ -175,3 +175,8 @@ KINDS = [
     Kind("dies_before", _call_meets(FaultKind.DIE_BEFORE), verbs_only=True),
     Kind("dies_after", _call_meets(FaultKind.DIE_AFTER), verbs_only=True),
 ]
+OF_MOVES = frozenset({
+    "crash", "stall", "overtaken", "second", "delete", "host_reboots", "host_dies", "cut_off",
+    "refused", "lost_before", "lost_after",
+})
+"""What moves and evacuations meet at every seam; all else with `TREADLE_WHOLE_SWEEP=1`."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -375,6 +375,11 @@ def _proving(case: Case) -> bool:
 def _in_short(end: End) -> tuple[Any, ...]:
     """What two that are merged must have in common: the words of a fault are not looked at."""
     return set(end.wrong), [row[:2] for row in end.rows]
+
+
+def of(faults: Collection[str]) -> Callable[[Case], bool]:
+    """Their cases. Images on their way have a sweep of their own. All, where the whole is run."""
+    return lambda case: WHOLE or (case.fault in faults and " ensure_image " not in case.seam)
 
 
 def sweep(

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from faults import OF_MOVES
 from scenarios import Scenario, act, ends, look, moved_until, overdue, running, told
-from sweep import each_ends_as_wanted
+from sweep import each_ends_as_wanted, of
 from world import SOON_S
 
 from treadle.compute.model import State
@@ -33,17 +34,11 @@ SCENARIOS = [
     Scenario("delete one that is being sent", moved_until("before send_disk", "migrate cold"),
              act("delete"), ends(D)),
 ]
-AT_LEAST = {
-    "migrate": 1200, "migrate one that nobody confirms": 1200, "migrate and confirm": 450,
-    "migrate and confirm in time": 900, "resize to another host": 1200,
-    "look at a migrated one": 300, "delete a migrated one": 380,
-    "delete one that is being sent": 280,
-}
-OTHERS = 600
+AT_LEAST = 120
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name)
 def test_every_fault_at_every_seam_of_a_cold_move(scenario: Scenario, tmp_path: Path) -> None:
     # Longer than a move has: it is given up while the fault lasts.
     patient = replace(scenario, lasts_s=SOON_S)
-    each_ends_as_wanted(tmp_path, patient, AT_LEAST.get(scenario.name, OTHERS))
+    each_ends_as_wanted(tmp_path, patient, AT_LEAST, only=of(OF_MOVES))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from brain import Brain, Outlet
+from faults import OF_MOVES
 from memory import Clock, world_time
 from scenarios import Do, Scenario, dead_at, ends, look
-from sweep import each_ends_as_wanted, sweep
+from sweep import each_ends_as_wanted, of, sweep
 from world import World
 
 from treadle.compute.model import State
@@ -92,12 +93,18 @@ SCENARIOS = [
     Scenario("an evacuation taken up when started", until("after start"), look, BUILT,
              sizes=(4, 4, 4), waits=True),
 ]
-AT_LEAST = 550
+AT_LEAST = 150
+AS_OTHERS = frozenset({"evacuate a resized one", "evacuate one that is being resized"})
+"""What differs of these is where they begin: of their faults, these stay."""
+FEW = frozenset({"crash", "host_reboots"})
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name)
 def test_every_fault_at_every_seam_leaves_one(scenario: Scenario, tmp_path: Path) -> None:
-    each_ends_as_wanted(tmp_path, scenario, AT_LEAST)
+    few = scenario.name in AS_OTHERS
+    each_ends_as_wanted(
+        tmp_path, scenario, AT_LEAST // 3 if few else AT_LEAST, only=of(FEW if few else OF_MOVES)
+    )
 
 
 def test_a_fence_that_lies_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

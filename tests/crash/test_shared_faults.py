@@ -3,16 +3,16 @@ written must be there at the end, whoever runs it, and nobody else may run it.""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from brain import Brain
+from faults import OF_MOVES
 from memory import Clock, world_time
 from scenarios import Do, Scenario, act, ends, running, settle
-from sweep import Case, sweep
+from sweep import of, sweep
 from test_evacuation_faults import confirm
-from world import SOON_S, World
+from world import World
 
 from treadle.compute import changes
 from treadle.compute.model import State
@@ -20,10 +20,6 @@ from treadle.compute.model import State
 R, S, D = State.RUNNING, State.STOPPED, State.DELETED
 DATA = "what the guest has written"
 REFUSED = {"guest_stops": (S,), "stall": (S,), "refused": (S,), "full": (S,)}
-FAULTS = frozenset({
-    "crash", "stall", "overtaken", "delete", "host_reboots", "host_dies", "cut_off", "refused",
-    "lost_before", "lost_after", "second",
-})
 
 
 def written(start: Do) -> Do:
@@ -95,14 +91,11 @@ SCENARIOS = [
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name)
 def test_a_disk_survives_every_fault(scenario: Scenario, tmp_path: Path) -> None:
-    def stays(case: Case) -> bool:
-        return case.fault in FAULTS and " ensure_image " not in case.seam
-
     clock = Clock()
     with world_time(clock):
         count, wrong = sweep(
-            World(tmp_path, scenario.sizes, clock=clock, shared=True),
-            replace(scenario, lasts_s=SOON_S), only=stays,
+            World(tmp_path, scenario.sizes, clock=clock, shared=True), scenario,
+            only=of(OF_MOVES),
         )
     shown = "\n".join(str(one) for one in wrong[:10])
     assert not wrong, f"{len(wrong)} of {count} cases went wrong:\n{shown}"
