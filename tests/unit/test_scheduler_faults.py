@@ -18,6 +18,7 @@ from treadle.scheduler import (
     OnFault,
     PlacementRequest,
     PluginError,
+    Ranking,
     Registry,
     Scheduler,
 )
@@ -86,6 +87,22 @@ def test_without_a_fallback_a_late_answer_fails_the_placement() -> None:
             engine.rank(HostColumns.from_views(HOSTS, 1), REQUEST)
         with pytest.raises(PluginError, match="'late'"):
             engine.pick(HostTable(HOSTS), REQUEST)
+
+
+def test_too_few_scores_are_a_fault_and_leave_no_host_out() -> None:
+    class Short:
+        def rank(
+            self, _request: PlacementRequest, hosts: HostColumns, _rng: np.random.Generator, /
+        ) -> Ranking:
+            return Ranking.by_score(hosts, np.zeros(2))
+
+    made = Registry()
+    made.add("policy", "short", Short)
+    engine = Scheduler("short", ["state"], {}, made, OnFault(policy="first-fit"))
+    ranking, record = engine.rank(HostColumns.from_views(HOSTS, 1), REQUEST)
+    assert len(ranking) == len(HOSTS)
+    assert "scores of shape (2,) for 3 hosts" in record.notes[0]
+    assert engine.faults == {("policy", "short"): 1}
 
 
 def test_an_unknown_fallback_lists_the_known() -> None:

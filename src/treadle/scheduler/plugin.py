@@ -77,8 +77,11 @@ class Ranking:
     ) -> Ranking:
         """Order `hosts` by `scores`, highest first; of equals the lowest host id comes first.
 
-        `scores` and each of `shares` have the shape (N,) in the order of `hosts`.
+        `scores` and each of `shares` have the shape (N,) in the order of `hosts`. Raises
+        `ValueError` where `scores` has another.
         """
+        if scores.shape != (len(hosts),):
+            raise ValueError(f"scores of shape {scores.shape} for {len(hosts)} hosts")
         order = np.argsort(-scores, kind="stable")
         return cls(
             hosts.ids[order],
