@@ -26,7 +26,7 @@ PLAIN = Ratios(cpu=1.0, memory=1.0, disk=1.0, reserved_memory_mib=0)
 FACTS = HostFacts(
     hostname="h1", host_uuid="u", vcpus=8, memory_mib=8192, disk_mib=100_000, arch="x86_64",
     virt_types=("kvm", "qemu"), libvirt_version="9.0", hypervisor="QEMU", hypervisor_version="7.2",
-    capabilities=frozenset({"suspend", "console"}),
+    capabilities=frozenset({"suspend", "console"}), load=0.25,
 )
 SMALL = Room(vcpus=1, memory_mib=1024, disk_mib=1000, sha256=SHA, image_mib=100)
 
@@ -132,6 +132,7 @@ def test_facts_come_back_as_they_were_given(database: Database) -> None:
     assert found.seen_at is not None
     [view] = database.read(snapshot)
     assert (view.state, view.arch, view.capabilities) == ("up", "x86_64", FACTS.capabilities)
+    assert view.load == 0.25
 
 
 def test_a_known_uri_keeps_its_id_and_is_enabled_again(database: Database) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -189,6 +190,15 @@ def test_facts_out_of_capabilities() -> None:
     )
     assert capabilities.version_text(9_000_000) == "9.0.0"
     assert capabilities.version_text(7_002_022) == "7.2.22"
+
+
+def test_the_load_is_what_was_spent_since_the_last_look() -> None:
+    link: Any = SimpleNamespace(known={})
+    asked = [
+        capabilities.load_since(link, capabilities.Spent(busy, idle))
+        for busy, idle in ((100, 900), (130, 970), (130, 970), (131, 1970), (161, 1970), (5, 20))
+    ]
+    assert asked == [None, 0.3, None, 0.0, 1.0, None], "the last is after a reboot"
     assert "network" in capabilities.of_kind("QEMU", False, False)
     assert "network" not in capabilities.of_kind("QEMU", True, False)
     containers = capabilities.of_kind("LXC", False, False)

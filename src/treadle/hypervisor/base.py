@@ -113,7 +113,9 @@ class HostFacts:
     1970 by the controller's clock, to the minute; None where it is not known. `machines`: the full
     names of the machine types that its emulator offers; none where that counts for nothing.
     `processor` is the vendor and the model of what guests run on where they are not emulated, and
-    `features` what that has; "" and none where that is not known.
+    `features` what that has; "" and none where that is not known. `load` is the part of its
+    processors' time (0 to 1, in steps of 0.05) that was spent since it was last asked over this
+    connection; None the first time, and where it is not counted.
 
     `storage_token` is what the host has last written into its pool to say that it is there, and
     `storage_others` are those of other hosts that it sees in it, each "HOST_UUID.…": hosts that
@@ -137,6 +139,7 @@ class HostFacts:
     machines: tuple[str, ...] = ()
     processor: str = ""
     features: tuple[str, ...] = ()
+    load: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

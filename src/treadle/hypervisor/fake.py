@@ -90,6 +90,7 @@ class FakeHypervisor:
             storage_token=host.storage.token(host) if host.prepared else "",
             storage_others=tuple(map(host.storage.token, host.storage.others(host))),
             machines=host.machines, processor="Fake 1", features=host.features,
+            load=host.load,
         )
         return self._call("facts", "", lambda: facts)
 

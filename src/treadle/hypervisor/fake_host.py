@@ -140,6 +140,7 @@ class FakeHost:
     arch: str = "x86_64"
     machines: tuple[str, ...] = ("fake-1",)
     features: tuple[str, ...] = ()
+    load: float | None = None
     verb_s: float = 0.0
     up: bool = True
     powered: bool = True

@@ -26,7 +26,7 @@ def snapshot(conn: sa.Connection, only: Collection[int] | None = None) -> list[H
         state = "disabled" if not row.enabled else row.status
         if row.forced_down and row.enabled:
             state = HostStatus.DOWN
-        arch, capabilities = _traits(row.facts)
+        arch, capabilities, load = _traits(row.facts)
         zone, properties = places.get(row.id, (None, ()))
         views.append(HostView(
             id=row.id, name=row.name, state=state, arch=arch, capabilities=capabilities,
@@ -36,7 +36,7 @@ def snapshot(conn: sa.Connection, only: Collection[int] | None = None) -> list[H
             instances=row.instances,
             images=frozenset(images[row.id]) if row.id in images else nothing,
             zone=zone or DEFAULT_ZONE, properties=properties,
-            rack=next((value for key, value in properties if key == "rack"), None),
+            rack=next((value for key, value in properties if key == "rack"), None), load=load,
         ))
     return views
 
@@ -67,18 +67,19 @@ def _places(
     return found
 
 
-_known_traits: dict[str, tuple[str | None, frozenset[str]]] = {}
+_Traits = tuple[str | None, frozenset[str], float | None]
+_known_traits: dict[str, _Traits] = {}
 
 
-def _traits(body: str | None) -> tuple[str | None, frozenset[str]]:
+def _traits(body: str | None) -> _Traits:
     if body is None:
-        return None, frozenset()
+        return None, frozenset(), None
     found = _known_traits.get(body)
     if found is None:
         if len(_known_traits) > 10_000:
             _known_traits.clear()
         facts = read_facts(body)
-        found = _known_traits[body] = (facts.arch, facts.capabilities)
+        found = _known_traits[body] = (facts.arch, facts.capabilities, facts.load)
     return found
 
 

@@ -27,6 +27,16 @@ BY_KIND = {
                       "diagnostics"}),
 }
 
+LOAD_STEPS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Seconds of all processors together, since the host was started."""
+
+    busy: float
+    idle: float
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -159,23 +169,42 @@ def memory_mib(link: Link, attempt: Attempt) -> int:
     return int(attempt(link.conn.getInfo)[1])
 
 
-def booted_at(link: Link, attempt: Attempt) -> float | None:
-    """When the host was started, seconds since 1970: all that its processors have spent since then,
-    busy or not, over how many they are. None where libvirt does not count it."""
+def spent(link: Link, attempt: Attempt) -> Spent | None:
+    """What its processors have spent since the host was started; None where libvirt does not count
+    it."""
     try:
-        spent = attempt(link.conn.getCPUStats, libvirt.VIR_NODE_CPU_STATS_ALL_CPUS, 0)
+        told = attempt(link.conn.getCPUStats, libvirt.VIR_NODE_CPU_STATS_ALL_CPUS, 0)
     except libvirt.libvirtError as error:
         if errors.code_of(error) not in (
             libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG
         ):
             raise
         return None
-    processors = int(attempt(link.conn.getInfo)[2])
-    parts = ("kernel", "user", "idle", "iowait")
-    if not all(part in spent for part in parts):
+    if not all(part in told for part in ("kernel", "user", "idle", "iowait")):
         return None
-    up = sum(int(spent[part]) for part in parts) / 1e9 / processors
-    return round((time.time() - up) / 60) * 60.0
+    return Spent(
+        (int(told["kernel"]) + int(told["user"])) / 1e9,
+        (int(told["idle"]) + int(told["iowait"])) / 1e9,
+    )
+
+
+def booted_at(since: Spent, processors: int) -> float:
+    """When the host was started, seconds since 1970, to the minute: all that its processors have
+    spent since then, over how many they are."""
+    return round((time.time() - (since.busy + since.idle) / processors) / 60) * 60.0
+
+
+def load_since(link: Link, now: Spent) -> float | None:
+    """The part that was busy of what was spent since this was last asked over the link; None the
+    first time. In steps, for what depends on it is reckoned anew when it changes."""
+    before: Spent | None = link.known.get("spent")
+    link.known["spent"] = now
+    if before is None:
+        return None
+    busy, idle = now.busy - before.busy, now.idle - before.idle
+    if busy < 0 or idle < 0 or busy + idle == 0:
+        return None
+    return round(round(busy / (busy + idle) * LOAD_STEPS) / LOAD_STEPS, 2)
 
 
 def version_text(number: int) -> str:

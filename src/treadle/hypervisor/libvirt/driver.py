@@ -125,10 +125,12 @@ class LibvirtDriver:
             processor = capabilities.processor_of(link, attempt)
             version = attempt(link.conn.getVersion)
             found = sharing.look_around(link, attempt, self._setup.pool)
+            vcpus = int(attempt(link.conn.getInfo)[2])
+            spent = capabilities.spent(link, attempt)
             return HostFacts(
                 hostname=attempt(link.conn.getHostname),
                 host_uuid=shape.host_uuid,
-                vcpus=int(attempt(link.conn.getInfo)[2]),
+                vcpus=vcpus,
                 memory_mib=capabilities.memory_mib(link, attempt),
                 disk_mib=self._disk_mib(link, attempt),
                 arch=shape.arch,
@@ -140,11 +142,12 @@ class LibvirtDriver:
                     link.kind, link.session, self._filtered,
                     consoles.has_screen(link.kind, self.uri), shape.arch,
                 ),
-                booted_at=capabilities.booted_at(link, attempt),
+                booted_at=None if spent is None else capabilities.booted_at(spent, vcpus),
                 storage_token=found.token if found else "",
                 storage_others=found.others if found else (),
                 machines=shape.machines if link.kind == "QEMU" else (),
                 processor=processor.name, features=processor.features,
+                load=None if spent is None else capabilities.load_since(link, spent),
             )
 
         return self._run("facts", self._options.deadlines.look, act)
