@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import xml.etree.ElementTree as ET
@@ -245,8 +246,12 @@ class Daemon:
             env=home, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True, **user,
         )
-        socket = Path(f"{self.folder}/libvirt-sock")
-        wait_for(socket.exists, 20, "libvirtd to listen")
+        wait_for(self._listens, 20, "libvirtd to listen")
+
+    def _listens(self) -> bool:
+        """The socket is there a moment before anybody listens at it."""
+        with socket.socket(socket.AF_UNIX) as one:
+            return one.connect_ex(f"{self.folder}/libvirt-sock") == 0
 
     def stop(self) -> None:
         if self.process is not None:
