@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import pytest
 import sqlalchemy as sa
 
-from tests.lab.conftest import Cloud, Face, all_up, running_cloud
+from tests.lab.conftest import IDLE, Cloud, Face, all_up, running_cloud
 from tests.waiting import wait_for
 from treadle.cli.files import ImageEntry
 from treadle.cli.serve import Inventory
@@ -290,6 +290,24 @@ def test_a_guest_is_told_every_action_by_the_compute_api(cloud: Cloud, other_ima
     by_time = [one["action"] for one in cloud.admin(f"/instances/{vmid}")["actions"]
                if not one["request_id"]]
     assert by_time == ["confirmResize"]
+
+
+def test_what_was_deleted_softly_is_gone_when_its_time_is_over(cloud: Cloud) -> None:
+    vmid = cloud.create("reclaimed", IDLE)
+    host, uuid = host_of(cloud, vmid), the(cloud, vmid).uuid
+    ask(cloud, lambda conn: actions.soft_delete(conn, vmid, **PATIENT))
+    kept = reaches(cloud, vmid, "soft-delete")
+    assert virsh(cloud, vmid, "domstate") == "shut off"
+    assert kept.ends_at is not None
+
+    def ends_now(conn: sa.Connection) -> None:
+        store.update(conn, vmid, ends_at=kept.ends_at - 3600)
+        queue.wake(conn, KIND, [uuid])
+
+    ask(cloud, ends_now)
+    wait_for(lambda: the(cloud, vmid).deleted_at, 30, "it to be reclaimed")
+    assert uuid not in cloud.domains(host)
+    assert not {name for name in cloud.volumes(host) if uuid in name}
 
 
 class Told(NamedTuple):

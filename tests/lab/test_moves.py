@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tests.lab.conftest import Cloud, Face, all_up, served
+from tests.lab.conftest import IDLE, Cloud, Face, all_up, served
 from tests.waiting import wait_for
 from treadle.cli.main import main as command_line
 from treadle.compute import creating
@@ -278,7 +278,7 @@ def test_a_host_is_drained_under_load_and_no_guest_is_lost_or_booted_anew(cloud:
         """Reads, and another VM that comes and goes: all of it must go well meanwhile."""
         while not over.is_set():
             answers = [cloud.client.get(f"/vm/query?vmid={vmid}") for vmid in vmids]
-            made = cloud.get("/vm/create?name=passer-by&instance_type=1")
+            made = cloud.get(f"/vm/create?name=passer-by&instance_type=1{IDLE}")
             gone = cloud.get(f"/vm/destroy?vmid={made['vmid']}")
             wrong.extend(one.text for one in answers if one.status_code != 200)
             wrong.extend(one for one in (made, gone) if one.get("error"))
