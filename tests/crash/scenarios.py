@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from brain import BUILD_S, LEASE_S, Brain, Crash
@@ -50,17 +51,26 @@ def settle(world: World) -> None:
     brain.close()
 
 
+def notice(world: World) -> None:
+    """Let one controller do what is due at this moment, and no more."""
+    brain = Brain(world, "starter")
+    with world.acting(brain):
+        while world.due():
+            brain.once()
+    brain.close()
+
+
 def running(world: World) -> None:
     """One instance runs."""
     world.create()
     settle(world)
 
 
-def growable(*wishes: str) -> Do:
-    """One that runs and can be given more, and was told to do this."""
+def told(*wishes: str, **made: Any) -> Do:
+    """One that was told to do this after it ran. `made`: what is asked for with it."""
 
     def start(world: World) -> None:
-        world.create(flavor=3)
+        world.create(**made)
         settle(world)
         for wish in wishes:
             world.act(1, wish)
@@ -69,17 +79,10 @@ def growable(*wishes: str) -> Do:
     return start
 
 
-def cardless(*wishes: str) -> Do:
-    """One that runs without a network card, and was told to do this."""
-
-    def start(world: World) -> None:
-        world.create(networked=False)
-        settle(world)
-        for wish in wishes:
-            world.act(1, wish)
-            settle(world)
-
-    return start
+growable = partial(told, flavor=3)
+"""One that can be given more."""
+cardless = partial(told, networked=False)
+"""One without a network card."""
 
 
 def ignoring(world: World) -> None:
@@ -87,18 +90,6 @@ def ignoring(world: World) -> None:
     running(world)
     world.guest(1).ignores_acpi = True
     world.act_s = 1.5
-
-
-def told(*wishes: str) -> Do:
-    """One that was told to do this after it ran."""
-
-    def start(world: World) -> None:
-        running(world)
-        for wish in wishes:
-            world.act(1, wish)
-            settle(world)
-
-    return start
 
 
 def built_until(seam: str) -> Do:
@@ -156,11 +147,7 @@ def on_a_dead_host(world: World) -> None:
     """One runs, then its host is gone, and known to be."""
     running(world)
     world.machines[1].power_failure()
-    brain = Brain(world, "starter")
-    with world.acting(brain):
-        while world.due():
-            brain.once()
-    brain.close()
+    notice(world)
 
 
 def half_gone(world: World) -> None:

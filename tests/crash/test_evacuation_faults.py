@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from brain import Brain, Outlet
+from brain import Outlet
 from faults import OF_MOVES
 from memory import Clock, world_time
-from scenarios import Do, Scenario, dead_at, ends, look
+from scenarios import Do, Scenario, dead_at, ends, look, notice, settle
 from sweep import each_ends_as_wanted, of, sweep
 from world import World
 
@@ -26,17 +26,13 @@ def silent(fail: Callable[[World], None], *wishes: str) -> Do:
     def start(world: World) -> None:
         world.create(ha="evacuate")
         world.create(name="waits")
-        brain = Brain(world, "starter")
-        assert world.drive(brain)
+        settle(world)
         for wish in wishes:
             assert world.act(1, wish) is not None
-            assert world.drive(brain)
+            settle(world)
         assert {row.host_id for row in world.rows()} == {1}
         fail(world)
-        with world.acting(brain):
-            while world.due():
-                brain.once()
-        brain.close()
+        notice(world)
 
     return start
 

@@ -6,10 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from brain import Brain
 from faults import OF_MOVES
 from memory import Clock, world_time
-from scenarios import Do, Scenario, act, ends, running, settle
+from scenarios import Do, Scenario, act, ends, notice, running, settle
 from sweep import of, sweep
 from test_evacuation_faults import confirm
 from world import World
@@ -70,11 +69,7 @@ def fails(world: World) -> None:
     guest.disks = dict.fromkeys(guest.disks, DATA)
     world.precious = DATA
     world.machines[1].power_failure()
-    brain = Brain(world, "starter")
-    with world.acting(brain):
-        while world.due():
-            brain.once()
-    brain.close()
+    notice(world)
 
 
 SCENARIOS = [

@@ -204,19 +204,13 @@ def test_whatever_fails_in_the_middle_of_a_move_one_copy_runs(cloud: Cloud) -> N
         finally:
             lab.exec(target.name, "sh", "-c", f"ip route del {way}")
 
-        all_up(cloud)
-        number = midway()
-        lab.cut(target.name)
-        wait_for(is_down, 90, "the target to be out of reach")
-        lab.join(target.name)
-        stayed(number)
-
-        all_up(cloud)
-        number = midway()
-        lab.kill_host(target.name)
-        wait_for(is_down, 90, "the target to be down")
-        lab.boot_host(target.name)
-        stayed(number)
+        for goes, comes in ((lab.cut, lab.join), (lab.kill_host, lab.boot_host)):
+            all_up(cloud)
+            number = midway()
+            goes(target.name)
+            wait_for(is_down, 90, f"the target to be down after {goes.__name__}")
+            comes(target.name)
+            stayed(number)
 
         all_up(cloud)
         pool = "/var/lib/libvirt/treadle"
