@@ -239,11 +239,13 @@ def rescue(
     """Boot it from a disk of the image (None: of its own image), its own disk beside that. Errors:
     `NotFound`, `Locked`, `InvalidState`, `Conflict` for an image that cannot be used."""
     instance = _asked(conn, id, "rescue", by)
-    own = images.get(conn, instance.image_id)
-    if image is None and (own is None or own.deleted_at is not None):
-        raise Conflict(
-            f"the image of instance {instance.uuid} has been deleted: name one to rescue it with"
-        )
+    if image is None:
+        own = images.get(conn, instance.image_id)
+        if own is None or own.deleted_at is not None:
+            raise Conflict(
+                f"the image of instance {instance.uuid} has been deleted: name one to rescue it "
+                "with"
+            )
     found = find_image(conn, instance.image_id if image is None else image)
     wish(
         conn, instance, "rescue", changes.rescued(instance, found.id), request_id, by, deadline_s

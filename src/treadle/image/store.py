@@ -12,7 +12,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from treadle.db.clock import now
-from treadle.db.prepared import Prepared
+from treadle.db.prepared import Prepared, at_most
 from treadle.db.schema import image, image_member, image_tag, instance, meta
 from treadle.errors import Conflict
 
@@ -310,5 +310,5 @@ _GET_UUID = Prepared(sa.select(image).where(image.c.uuid == sa.bindparam("u")))
 _FIRST = Prepared(
     sa.select(image)
     .where(image.c.deleted_at.is_(None), ~image.c.source.startswith("image:"))
-    .order_by(image.c.id).limit(1)
+    .order_by(image.c.id).limit(at_most(1))
 )

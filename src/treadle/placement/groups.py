@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from treadle.db.prepared import Prepared
+from treadle.db.prepared import Prepared, at_most
 from treadle.db.schema import allocation, instance, migration, server_group
 
 AFFINITY = "affinity"
@@ -100,5 +100,5 @@ _MEMBERS = Prepared(
 )
 _UNDER_WAY = Prepared(
     sa.select(migration.c.id).join(instance, instance.c.id == migration.c.instance_id)
-    .where(_OTHERS, migration.c.held, sa.not_(_LANDED)).limit(1)
+    .where(_OTHERS, migration.c.held, sa.not_(_LANDED)).limit(at_most(1))
 )
