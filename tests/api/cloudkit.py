@@ -203,9 +203,12 @@ def assert_failure(
     return error
 
 
+INSIDES = ("Traceback", 'File "', "sqlalchemy", "psycopg", "sqlite3", ".py", "SELECT ")
+
+
 def assert_no_insides(text: str) -> None:
     """Nothing of the program's inside is told to callers."""
-    for trace in ("Traceback", 'File "', "sqlalchemy", "psycopg", "sqlite3", ".py", "SELECT "):
+    for trace in INSIDES:
         assert trace not in text
 
 
