@@ -31,7 +31,9 @@ KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3
 MAX_STUCK = 4
 IDLE_SECONDS = 30.0
-MAX_SPARES = 4
+EACH = 4
+"""How many long calls share a connection: libvirtd takes five of one at once (its
+`max_client_requests`), and one may have to end another."""
 SPARE_SECONDS = 60.0
 
 
@@ -224,7 +226,7 @@ class Connection:
             link = self._open(attempt)
             used.append(link)
             attempt.check()
-            with self._in_use(link):
+            with self.in_use(link):
                 try:
                     return body(link, attempt)
                 except libvirt.libvirtError as error:
@@ -252,7 +254,7 @@ class Connection:
             return False  # it has not answered what it was asked before
 
         def ask() -> int:
-            with self._in_use(link):
+            with self.in_use(link):
                 return int(link.conn.getLibVersion())
 
         job = _Job(ask)
@@ -295,8 +297,8 @@ class Connection:
             self._threads.start(_Job(lambda: _dispose(link)))
 
     @contextmanager
-    def _in_use(self, link: Link) -> Iterator[None]:
-        """Errors: `HostUnreachable` where it was dropped meanwhile."""
+    def in_use(self, link: Link) -> Iterator[None]:
+        """Keep a link open. Errors: `HostUnreachable` where it was dropped meanwhile."""
         with self._lock:
             if link.over:
                 raise HostUnreachable("the connection was given up meanwhile")
@@ -416,40 +418,61 @@ class Connection:
                 self._lost()
 
 
+@dataclass
+class _Lent:
+    """A connection that is lent; `since`: when the last who had it gave it back. `over`: something
+    failed on it, so nobody else gets it."""
+
+    one: Connection
+    users: int = 0
+    since: float = 0.0
+    over: bool = False
+
+
 class Spares:
-    """Open connections that nobody uses now, for whoever needs one to himself: opening one takes
-    ten times as long as most calls."""
+    """Connections for calls that take long, beside the one that everybody uses: opening one takes
+    ten times as long as most calls, so a few share one, and it is kept for a while."""
 
     def __init__(self, uri: str, options: LibvirtOptions) -> None:
         self._uri = uri
         self._options = options
         self._lock = threading.Lock()
-        self._idle: list[tuple[float, Connection]] = []
+        self._lent: list[_Lent] = []
 
-    def take(self) -> Connection:
-        """One that is open, if there is one, else one that the first verb opens. Give it back, or
-        close it."""
+    @contextmanager
+    def borrowed(self) -> Iterator[Connection]:
+        """One that has room for one more call, open or not yet. It is closed, once nobody has it,
+        where the block ends in an error."""
         with self._lock:
-            if self._idle:
-                return self._idle.pop()[1]
-        return Connection(self._uri, self._options)
-
-    def give(self, one: Connection) -> None:
-        """Let others have it: nothing is under way on it."""
-        with self._lock:
-            if len(self._idle) < MAX_SPARES:
-                self._idle.append((time.monotonic(), one))
-                return
-        one.close()
+            usable = [it for it in self._lent if not it.over and it.users < EACH]
+            lent = max(usable, key=lambda it: it.users, default=None)
+            if lent is None:
+                lent = _Lent(Connection(self._uri, self._options))
+                self._lent.append(lent)
+            lent.users += 1
+        well = False
+        try:
+            yield lent.one
+            well = True
+        finally:
+            with self._lock:
+                lent.users -= 1
+                lent.since = time.monotonic()
+                lent.over = lent.over or not well
+                ended = lent.over and not lent.users
+                if ended:
+                    self._lent.remove(lent)
+            if ended:
+                lent.one.close()
 
     def tidy(self, seconds: float = SPARE_SECONDS) -> None:
         """Close those that nobody has wanted for so long."""
         oldest = time.monotonic() - seconds
         with self._lock:
-            old = [one for since, one in self._idle if since <= oldest]
-            self._idle = [(since, one) for since, one in self._idle if since > oldest]
-        for one in old:
-            one.close()
+            old = [it for it in self._lent if not it.users and it.since <= oldest]
+            self._lent = [it for it in self._lent if it not in old]
+        for it in old:
+            it.one.close()
 
 
 def _keep_alive(conn: Any) -> None:

@@ -284,7 +284,7 @@ class LibvirtDriver:
         self._run("expect", self._options.deadlines.change, act)
 
     def move(self, uuid: str, target: Hypervisor, options: MoveOptions) -> None:
-        """On connections of its own."""
+        """On connections of moves alone."""
         uuid = canonical_uuid(uuid)
         there = self._peer(target)
         try:

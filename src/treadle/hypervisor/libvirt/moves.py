@@ -2,8 +2,9 @@
 
 The controller holds a connection to each side and leads the move (libvirt's "managed direct"
 migration), so that hosts need no access to each other's libvirt: the emulators alone talk to one
-another. Both connections are the move's own: a move that hangs on a shared one held up everything
-else on it. When a connection breaks, its daemon undoes what it had begun; the other one is told.
+another. Both connections are those of moves alone, a few of which share one: one that hangs would
+hold up everything else on it. When a connection breaks, its daemon undoes what it had begun; the
+other one is told.
 """
 
 from __future__ import annotations
@@ -55,15 +56,14 @@ def move(
     Errors: `HostUnreachable` where the target is lost on the way.
     """
     (near, find), (distant, target_uri) = source, target
-    here, there = near.take(), distant.take()
     under_way: list[tuple[Any, Link]] = []
     over = threading.Event()
 
     def at_source(home: Link, attempt: Attempt) -> None:
-        well = False
-        try:
-            domain = find(home, attempt)
-            far = there.run("move", attempt.left(), lambda link, _attempt: link)
+        domain = find(home, attempt)
+        far = there.run("move", attempt.left(), lambda link, _attempt: link)
+        # Until libvirt has come back, though nobody waits any more: it works with both.
+        with there.in_use(far):
             if home.kind != "QEMU" or far.kind != "QEMU":
                 raise Unsupported("only QEMU guests can be moved while they run")
             under_way.append((domain, far))
@@ -76,13 +76,6 @@ def move(
                 if far.alive():
                     raise
                 raise HostUnreachable("move: the target was lost on the way") from error
-            well = True
-        finally:
-            # Not before libvirt has come back: it works with what a close sets free.
-            if well:
-                distant.give(there)
-            else:
-                there.close()
 
     def watch() -> None:
         """A guest that is sent to a host that is gone would be sent for ever."""
@@ -96,19 +89,17 @@ def move(
         with suppress(TreadleError):
             there.run("move", options.seconds, lambda _link, _attempt: None)
 
-    for work in (watch, reach):
-        threading.Thread(target=work, name="move-help", daemon=True).start()
-    try:
-        here.run("move", options.seconds, at_source)
-    except Exception as error:
-        if under_way and isinstance(error, VerbTimeout):
-            _abort(under_way[0][0])
-        here.close()
-        raise
-    else:
-        near.give(here)
-    finally:
-        over.set()
+    with near.borrowed() as here, distant.borrowed() as there:
+        for work in (watch, reach):
+            threading.Thread(target=work, name="move-help", daemon=True).start()
+        try:
+            here.run("move", options.seconds, at_source)
+        except VerbTimeout:
+            if under_way:
+                _abort(under_way[0][0])
+            raise
+        finally:
+            over.set()
 
 
 def _abort(domain: Any) -> None:

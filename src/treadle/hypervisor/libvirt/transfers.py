@@ -3,7 +3,7 @@
 The controller stands between: it reads each volume from the source as a stream of libvirt's and
 writes it to the target as another, a block at a time, holes as holes. The hosts need no way to each
 other. Volumes are carried as they are, so what lies under them must have the same path there.
-Both connections are the transfer's own, as a move's are.
+Both connections are the transfer's own: streams hold up whatever else goes over theirs.
 """
 
 from __future__ import annotations
