@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -65,6 +66,8 @@ log = structlog.get_logger("treadle.moves")
 IMAGE_POLL_S = 5.0
 BUSY_S = 1.0
 WATCH_S = 0.5
+TOLD_EVERY = 4
+"""Of so many looks at what is wanted of a move, one asks its emulator how far it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +337,9 @@ class MoveHandler:
 
         def watch() -> None:
             hurried = False
-            while not over.wait(WATCH_S):
+            for look in itertools.count():
+                if over.wait(WATCH_S):
+                    return
                 try:
                     move, wanted = self._db.read(lambda conn: (
                         moves.get(conn, move_id), store.get(conn, instance_id),
@@ -348,6 +353,8 @@ class MoveHandler:
                     ):
                         call(source, "hurry_move", uuid)
                         hurried = True
+                    if look % TOLD_EVERY:
+                        continue
                     done = call(source, "move_progress", uuid)
                     if done is not None:
                         self._note(move_id, json.dumps(astuple(done)))
@@ -363,7 +370,9 @@ class MoveHandler:
             thread.join(30.0)
 
     def _note(self, move_id: int, progress: str) -> None:
-        self._db.write(lambda conn: moves.update(conn, move_id, progress=progress))
+        self._db.write(
+            lambda conn: moves.update(conn, move_id, progress=progress), durable=False,
+        )
 
     def _arrive(self, conn: sa.Connection, scene: Scene) -> None:
         move, instance = scene.move, scene.loaded.instance
