@@ -138,13 +138,15 @@ def _ready(one: Controller) -> bool:
     )
 
 
-def wait_until(done: Callable[[], bool], seconds: float, what: str) -> None:
-    """Poll `done`. Errors: `SystemExit` after `seconds`."""
+def wait_until(
+    done: Callable[[], bool], seconds: float, what: str, every: float = 0.02
+) -> None:
+    """Poll `done`, with so many seconds between. Errors: `SystemExit` after `seconds`."""
     end = time.monotonic() + seconds
     while not done():
         if time.monotonic() > end:
             raise SystemExit(f"waited {seconds:.0f} s for {what}")
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 def requests_per_second(
