@@ -36,6 +36,8 @@ log = structlog.get_logger("treadle.api")
 T = TypeVar("T")
 
 BODY_MAX = 128 * 1024
+EVER = 999
+"""No last minor microversion."""
 VERSION = re.compile(r"([0-9]+)\.([0-9]+)")
 to_json = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -131,7 +133,7 @@ class Call:
     body: Schema | None = None
     query: Schema | None = None
     since: int = 1
-    until: int = 999
+    until: int = EVER
     raw: bool = False
     answer: Mapping[str, Any] | None = None
 
@@ -282,7 +284,7 @@ class Service:
         request_id = f"req-{uuid4()}"
         # Not the decoded path: a name may have a slash, or a percent sign, of its own.
         path = request.scope["raw_path"].decode("latin-1")[len(self.root):]
-        minor: int | None = 1 if self.microversions else 999
+        minor: int | None = 1 if self.microversions else EVER
         status, body, media, extra = 500, None, JSON, {}
         try:
             if self.microversions:

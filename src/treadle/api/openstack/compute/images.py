@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.api.openstack.compute.common import COUNT, Body, links, moment, number, queries, query
-from treadle.api.openstack.compute.server_schemas import SET_META, SET_METADATA
+from treadle.api.openstack.compute.metadata import Items, Metadata
 from treadle.api.openstack.image.patch import check_name
 from treadle.api.openstack.wire import Ask, Call, next_link, page_of
 from treadle.compute import quota
@@ -34,8 +34,6 @@ PROPERTY = "property-"
 LIST = queries(query(
     "name", "status", "server", "type", "changes-since", "minDisk", "minRam", "marker", limit=COUNT,
 ))
-
-Items = dict[str, str]
 
 
 def brief(ask: Ask, image: Image) -> Body:
@@ -164,19 +162,8 @@ async def delete(ask: Ask) -> None:
 # -- metadata
 
 
-async def metadata_list(ask: Ask) -> Body:
-    """All properties of an image."""
-    found = await ask.read(lambda conn: _seek(ask, conn))
-    return {"metadata": dict(found.properties)}
-
-
-async def metadata_show(ask: Ask) -> Body:
-    """One of them."""
-    key = ask.path["key"]
-    items = (await metadata_list(ask))["metadata"]
-    if key not in items:
-        raise NotFound("Metadata item was not found")
-    return {"meta": {key: items[key]}}
+async def _properties(ask: Ask) -> Items:
+    return dict((await ask.read(lambda conn: _seek(ask, conn))).properties)
 
 
 async def _change(ask: Ask, change: Callable[[Items], Items]) -> Items:
@@ -193,37 +180,6 @@ async def _change(ask: Ask, change: Callable[[Items], Items]) -> Items:
     return await ask.write(write)
 
 
-async def metadata_merge(ask: Ask) -> Body:
-    """These properties beside those that there are."""
-    return {"metadata": await _change(ask, lambda old: {**old, **ask.body["metadata"]})}
-
-
-async def metadata_replace(ask: Ask) -> Body:
-    """These properties and no others."""
-    return {"metadata": await _change(ask, lambda _old: dict(ask.body["metadata"]))}
-
-
-async def metadata_set(ask: Ask) -> Body:
-    """One property."""
-    key, given = ask.path["key"], ask.body["meta"]
-    if key not in given:
-        raise InvalidInput("meta", sorted(given), "Request body and URI mismatch")
-    await _change(ask, lambda old: {**old, **given})
-    return {"meta": given}
-
-
-async def metadata_delete(ask: Ask) -> None:
-    """One property less."""
-    key = ask.path["key"]
-
-    def without(old: Items) -> Items:
-        if key not in old:
-            raise NotFound("Invalid metadata key")
-        return {name: value for name, value in old.items() if name != key}
-
-    await _change(ask, without)
-
-
 _ONE = "/v2.1/images/{image_id}"
 _READ, _CHANGE = "compute:images:get", "compute:images:change"
 CALLS = [
@@ -231,14 +187,5 @@ CALLS = [
     Call("GET", "/v2.1/images/detail", detailed, _READ, query=LIST, until=LAST),
     Call("GET", _ONE, show, _READ, until=LAST),
     Call("DELETE", _ONE, delete, _CHANGE, 204, until=LAST),
-    Call("GET", f"{_ONE}/metadata", metadata_list, _READ, until=LAST_METADATA),
-    Call("POST", f"{_ONE}/metadata", metadata_merge, _CHANGE, 200, body=SET_METADATA,
-         until=LAST_METADATA),
-    Call("PUT", f"{_ONE}/metadata", metadata_replace, _CHANGE, 200, body=SET_METADATA,
-         until=LAST_METADATA),
-    Call("GET", f"{_ONE}/metadata/{{key}}", metadata_show, _READ, until=LAST_METADATA),
-    Call("PUT", f"{_ONE}/metadata/{{key}}", metadata_set, _CHANGE, 200, body=SET_META,
-         until=LAST_METADATA),
-    Call("DELETE", f"{_ONE}/metadata/{{key}}", metadata_delete, _CHANGE, 204,
-         until=LAST_METADATA),
+    *Metadata(_properties, _change).calls(_ONE, _READ, _CHANGE, until=LAST_METADATA),
 ]

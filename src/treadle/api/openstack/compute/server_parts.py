@@ -17,6 +17,7 @@ from treadle.api.openstack.compute.common import (
     part,
     precise,
 )
+from treadle.api.openstack.compute.metadata import Items, Metadata
 from treadle.api.openstack.compute.server_cache import Views
 from treadle.api.openstack.compute.server_filters import when
 from treadle.api.openstack.compute.server_view import addresses, host_id
@@ -38,7 +39,6 @@ from treadle.network.store import group_of
 TAGS_MAX = 50
 PAGES, BEFORE = 58, 66
 """The minor microversions from which the log of actions comes in pages, and up to a time."""
-Metadata = dict[str, str]
 
 
 def _mine(conn: sa.Connection, ask: Ask, what: str = "change") -> Row:
@@ -51,23 +51,14 @@ def _mine(conn: sa.Connection, ask: Ask, what: str = "change") -> Row:
 # -- metadata
 
 
-async def metadata_list(ask: Ask) -> dict[str, Any]:
-    """All of it."""
+async def _items(ask: Ask) -> Items:
     row = await ask.read(lambda conn: find_row(conn, ask))
-    return {"metadata": json.loads(row.columns.metadata)}
+    found: Items = json.loads(row.columns.metadata)
+    return found
 
 
-async def metadata_show(ask: Ask) -> dict[str, Any]:
-    """One item."""
-    key = ask.path["key"]
-    found = (await metadata_list(ask))["metadata"]
-    if key not in found:
-        raise NotFound("Metadata item was not found")
-    return {"meta": {key: found[key]}}
-
-
-async def _change(ask: Ask, change: Callable[[Metadata], Metadata]) -> Metadata:
-    def work(conn: sa.Connection) -> Metadata:
+async def _change(ask: Ask, change: Callable[[Items], Items]) -> Items:
+    def work(conn: sa.Connection) -> Items:
         row = _mine(conn, ask)
         new = change(json.loads(row.columns.metadata))
         quota.check_metadata(conn, row.columns.project_id, len(new))
@@ -75,37 +66,6 @@ async def _change(ask: Ask, change: Callable[[Metadata], Metadata]) -> Metadata:
         return new
 
     return await ask.write(work)
-
-
-async def metadata_merge(ask: Ask) -> dict[str, Any]:
-    """Add items, or give them other values."""
-    return {"metadata": await _change(ask, lambda old: {**old, **ask.body["metadata"]})}
-
-
-async def metadata_replace(ask: Ask) -> dict[str, Any]:
-    """These items and no others."""
-    return {"metadata": await _change(ask, lambda _old: dict(ask.body["metadata"]))}
-
-
-async def metadata_set(ask: Ask) -> dict[str, Any]:
-    """One item."""
-    key, given = ask.path["key"], ask.body["meta"]
-    if key not in given:
-        raise InvalidInput("meta", sorted(given), "Request body and URI mismatch")
-    await _change(ask, lambda old: {**old, **given})
-    return {"meta": given}
-
-
-async def metadata_delete(ask: Ask) -> None:
-    """One item less."""
-    key = ask.path["key"]
-
-    def without(old: Metadata) -> Metadata:
-        if key not in old:
-            raise NotFound("Metadata item was not found")
-        return {k: v for k, v in old.items() if k != key}
-
-    await _change(ask, without)
 
 
 # -- tags
@@ -340,15 +300,9 @@ LOG = Schema(
 )
 SERVER = "/v2.1/servers/{server_id}"
 CALLS = [
-    Call("GET", f"{SERVER}/metadata", metadata_list, "compute:metadata:show"),
-    Call("POST", f"{SERVER}/metadata", metadata_merge, "compute:metadata:update", 200,
-         schemas.SET_METADATA),
-    Call("PUT", f"{SERVER}/metadata", metadata_replace, "compute:metadata:update", 200,
-         schemas.SET_METADATA),
-    Call("GET", f"{SERVER}/metadata/{{key}}", metadata_show, "compute:metadata:show"),
-    Call("PUT", f"{SERVER}/metadata/{{key}}", metadata_set, "compute:metadata:update", 200,
-         schemas.SET_META),
-    Call("DELETE", f"{SERVER}/metadata/{{key}}", metadata_delete, "compute:metadata:update", 204),
+    *Metadata(_items, _change).calls(
+        SERVER, "compute:metadata:show", "compute:metadata:update",
+    ),
     Call("GET", f"{SERVER}/tags", tags_list, "compute:tags:show", since=26),
     Call("PUT", f"{SERVER}/tags", tags_replace, "compute:tags:update", 200, schemas.SET_TAGS,
          since=26),
