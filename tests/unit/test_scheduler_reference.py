@@ -20,11 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.scheduler_reference import PASSES, SCORES, WEIGHS, ordered
 
-from treadle.scheduler.cache import BLOCKED_FROM
+from treadle.scheduler.cache import BLOCKED_FROM, MOST_KINDS
 from treadle.scheduler.columns import SMALL, BoolArray, FloatArray, HostColumns
 from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.model import HostRow, HostView, PlacementRequest
 from treadle.scheduler.plugin import (
+    Candidates,
     ExplainsCauses,
     FiltersRows,
     Ranking,
@@ -360,3 +361,52 @@ def test_picks_over_many_hosts_are_those_of_all_at_once(policy: str) -> None:
             table.use(other, int(chance.integers(-1, 2)), int(chance.integers(-9, 9)), 0, 0)
         if step % 50 == 7:
             table.put(dataclasses.replace(hosts[step], state="up", vcpus_used=0))
+
+
+def test_more_kinds_than_are_kept_are_picked_as_ranked() -> None:
+    """Whatever is dropped to make room, and whether it comes back soon or late."""
+    chance = Random(3)
+    table = HostTable([
+        HostView(n, f"n{n}", "up", "x86_64", frozenset(), 64, 0, 4096, 0, 10_000, 0)
+        for n in range(1, 9)
+    ])
+    picking, ranking = (Scheduler("best-fit", FILTERS, {}, REGISTRY) for _ in range(2))
+    for step in range(4 * MOST_KINDS):
+        number = chance.choice((chance.randrange(2 * MOST_KINDS), chance.randrange(9)))
+        request = PlacementRequest("i", 1, number, 1)
+        host = picking.pick(table, request)
+        assert host == next(iter(ranking.rank(table.columns(), request)[0]), None)
+        if host is not None:
+            table.use(host, 1, number, 1)
+        table.use(chance.randint(1, 8), -1, -step % 200, -1)
+
+
+class Told(Slow):
+    """A stranger's policy that chooses by what it is told of all hosts."""
+
+    reads = ("scarce",)
+
+    def rank(
+        self, request: PlacementRequest, hosts: HostColumns, _rng: np.random.Generator, /
+    ) -> Ranking:
+        scores = np.arange(len(hosts), dtype=np.float64)
+        return Ranking.by_score(hosts, scores if request.scarce else -scores)
+
+    def choose(self, request: PlacementRequest, candidates: Candidates, /) -> int:
+        return len(candidates) - 1 if request.scarce else 0
+
+
+def test_a_policy_that_chooses_is_told_of_all_hosts() -> None:
+    registry = Registry()
+    registry.add("policy", "told", Told)
+    picking = Scheduler("told", ("state",), {}, registry)
+    assert picking.keeps_scores
+    table = HostTable([
+        HostView(n, f"n{n}", "up", None, frozenset(), 8, 0, 64, 0, 64, 0) for n in range(1, 4)
+    ])
+    request = PlacementRequest("i", 1, 1, 1)
+    assert picking.pick(table, request) == 1
+    for host in (1, 2, 3):
+        table.use(host, 1, 1, 1)
+    assert table.scarce
+    assert picking.pick(table, request) == 3

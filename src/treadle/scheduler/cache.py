@@ -1,15 +1,15 @@
 """Scores that are kept: one vector for each kind of request, of which changed rows are renewed.
 
 Two requests are of one kind where they differ in nothing that a row-local plug-in may look at. The
-vector holds `NEVER` where a filter refuses. Over many hosts the highest score is found through the
-highest of each block of rows. Hosts that a request names are not part of its kind as long as no
-plug-in looks at them but filters that say which they refuse (`NamesHosts`).
+vector holds `NEVER` where a filter refuses. Over many hosts the highest score is found through what
+bounds each block of rows. Hosts that a request names are not part of its kind as long as no plug-in
+looks at them but filters that say which they refuse (`NamesHosts`).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import replace
 from math import isfinite
 from operator import attrgetter
 from typing import Any
@@ -47,6 +47,8 @@ _ASKED = (
     "vcpus", "memory_mib", "disk_mib", "image", "image_mib", "arch", "capabilities", "zone",
     "extra_specs", "image_properties", "numa_nodes", "pci",
 )
+_FACTS = "scarce", "small"
+"""What the table says, not the request."""
 _NAMED = (
     "excluded_hosts", "only_hosts", "tried_hosts", "group", "group_hosts", "max_per_host",
 )
@@ -64,11 +66,15 @@ def _elements(array: Any) -> Any:
 
 
 class _Kind:
-    """The scores for one kind of request, up to a place in the table's log."""
+    """The scores for one kind of request, up to a place in the table's log.
+
+    No score in a block of rows is above the block's element of `bounds`; it may be below, until
+    `first` looks. `counts` has how many of a block pass, where a policy wants to know.
+    """
 
     __slots__ = (
-        "at", "best", "best_at", "counts", "request", "score", "scores", "scores_at", "static",
-        "static_at", "static_test", "tests",
+        "at", "bounds", "bounds_at", "counts", "request", "score", "scores", "scores_at", "static",
+        "static_at", "static_test", "tests", "used",
     )
 
     def __init__(
@@ -77,18 +83,19 @@ class _Kind:
     ) -> None:
         self.request = request
         self.at = at
+        self.used = 0
         self.static = static
         self.scores = scores
         # Single elements are read and written faster through these than through the arrays.
         self.static_at = _elements(static.view(np.uint8))
         self.scores_at = _elements(scores)
-        self.best: FloatArray | None = None
-        self.best_at: Any = None
+        self.bounds: FloatArray | None = None
+        self.bounds_at: Any = None
         self.counts: IntArray | None = None
         if len(scores) >= BLOCKED_FROM:
             starts = np.arange(0, len(scores), BLOCK)
-            self.best = np.maximum.reduceat(scores, starts)
-            self.best_at = _elements(self.best)
+            self.bounds = np.maximum.reduceat(scores, starts)
+            self.bounds_at = _elements(self.bounds)
             if counted:
                 self.counts = np.add.reduceat(scores != NEVER, starts, dtype=np.int64)
         self.static_test: Test | None = None
@@ -98,40 +105,44 @@ class _Kind:
 
     def put(self, row: int, score: float) -> float:
         """Change one score; the one before comes back."""
-        scores = self.scores_at
-        before: float = scores[row]
-        if score == before:
-            return before
-        scores[row] = score
-        best = self.best_at
-        if best is not None:
+        before: float = self.scores_at[row]
+        self.scores_at[row] = score
+        if self.bounds is not None:
             block = row // BLOCK
-            if score >= best[block]:
-                best[block] = score
-            elif before == best[block]:
-                best[block] = self.scores[block * BLOCK:(block + 1) * BLOCK].max()
-            if self.counts is not None and NEVER in (before, score):
+            if score > self.bounds_at[block]:
+                self.bounds_at[block] = score
+            if self.counts is not None and (before == NEVER) != (score == NEVER):
                 self.counts[block] += 1 if before == NEVER else -1
         return before
 
     def put_many(self, rows: IntArray, scores: FloatArray) -> None:
         """Change the scores at `rows`."""
+        blocks = rows // BLOCK
+        if self.counts is not None:
+            passed = (self.scores[rows] != NEVER).astype(np.int64)
+            np.add.at(self.counts, blocks, (scores != NEVER) - passed)
+        if self.bounds is not None:
+            np.maximum.at(self.bounds, blocks, scores)
         self.scores[rows] = scores
-        if self.best is not None:
-            starts = np.arange(0, len(self.scores), BLOCK)
-            np.maximum.reduceat(self.scores, starts, out=self.best)
-            if self.counts is not None:
-                np.add.reduceat(self.scores != NEVER, starts, dtype=np.int64, out=self.counts)
 
     def first(self) -> int:
         """The row of the highest score, of equals the first; -1 where all are refused."""
-        scores = self.scores
-        if self.best is None:
+        scores, bounds = self.scores, self.bounds
+        if bounds is None:
             row = int(scores.argmax())
-        else:
-            start = int(self.best.argmax()) * BLOCK
+            return -1 if self.scores_at[row] == NEVER else row
+        while True:
+            # Of equal bounds the first: no block before it can hold as high a score.
+            block = int(bounds.argmax())
+            bound = self.bounds_at[block]
+            if bound == NEVER:
+                return -1
+            start = block * BLOCK
             row = start + int(scores[start:start + BLOCK].argmax())
-        return -1 if self.scores_at[row] == NEVER else row
+            highest = self.scores_at[row]
+            if highest == bound:
+                return row
+            self.bounds_at[block] = highest
 
 
 class _Places:
@@ -213,8 +224,12 @@ class ScoreCache:
         else:
             self._naming = []
             asked = _ASKED + _NAMED
-        reads = getattr(policy, "reads", ())
-        self._key: Callable[[PlacementRequest], Hashable] = attrgetter(*asked, *reads)
+        reads = set(getattr(policy, "reads", ()))
+        facts = sorted(reads & set(_FACTS))
+        self._facts: Callable[[HostTable], Hashable] | None = attrgetter(*facts) if facts else None
+        self._key: Callable[[PlacementRequest], Hashable] = attrgetter(
+            *asked, *sorted(reads - set(_FACTS))
+        )
         self._filters = [_Filter(name, one) for name, one in filters]
         self._row_score = policy.row_score if isinstance(policy, ScoresRows) and all(
             one.row_test is not None for one in self._filters
@@ -222,7 +237,8 @@ class ScoreCache:
         self._table: HostTable | None = None
         self._epoch = -1
         self._most = 0
-        self._kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
+        self._kinds: dict[Hashable, _Kind] = {}
+        self._picks = 0
 
     @staticmethod
     def suits(filters: Sequence[tuple[str, Filter]], policy: Policy) -> bool:
@@ -255,6 +271,8 @@ class ScoreCache:
 
     def _pick(self, table: HostTable, request: PlacementRequest) -> int | None:
         kind = self._kind(table, request)
+        if self._chooses is not None:
+            request = self._told(table, request)
         refused: Collection[int] = ()
         if self._naming and (
             request.group_hosts or request.excluded_hosts or request.tried_hosts
@@ -323,18 +341,17 @@ class ScoreCache:
 
     def _kind(self, table: HostTable, request: PlacementRequest) -> _Kind:
         key = self._key(request)
+        if self._facts is not None:
+            key = key, self._facts(table)
         kind = self._kinds.get(key)
         changed = table.changed
+        self._picks += 1
         if kind is None:
-            kind = self._begin(table, request)
-            self._kinds[key] = kind
-            if len(self._kinds) > self._most:
-                self._kinds.popitem(last=False)
-            return kind
-        self._kinds.move_to_end(key)
-        count = len(changed) - kind.at
-        if count:
-            if self._row_score is not None and count <= MANY:
+            if len(self._kinds) >= self._most:
+                del self._kinds[min(self._kinds, key=lambda one: self._kinds[one].used)]
+            kind = self._kinds[key] = self._begin(table, request)
+        elif kind.at < len(changed):
+            if self._row_score is not None and len(changed) - kind.at <= MANY:
                 self._renew_rows(kind, table, changed[kind.at:])
             else:
                 rows = np.unique(np.array([r if r >= 0 else ~r for r in changed[kind.at:]]))
@@ -346,11 +363,19 @@ class ScoreCache:
                 else:
                     kind = self._kinds[key] = self._begin(table, request)
             kind.at = len(changed)
+        kind.used = self._picks
         return kind
+
+    def _told(self, table: HostTable, request: PlacementRequest) -> PlacementRequest:
+        """The request with what the policy wants to know of the table."""
+        if self._facts is None:
+            return request
+        return replace(request, scarce=table.scarce, small=table.small)
 
     def _begin(self, table: HostTable, request: PlacementRequest) -> _Kind:
         if self._naming:
             request = request.unnamed()
+        request = self._told(table, request)
         static, scores = self._evaluate(table.live, request)
         kind = _Kind(request, static, scores, len(table.changed), self._chooses is not None)
         if self._row_score is not None:
@@ -383,29 +408,32 @@ class ScoreCache:
         return static, self._asker.masked(self._name, self._policy, hosts, request, passing)
 
     def _renew_rows(self, kind: _Kind, table: HostTable, changed: list[int]) -> None:
-        rows, static, scores = table.rows, kind.static_at, kind.scores_at
-        score, put = kind.score, kind.put
+        rows, static, scores, bounds = table.rows, kind.static_at, kind.scores_at, kind.bounds_at
+        score = kind.score
         assert kind.tests is not None
         assert score is not None
         first, second = kind.tests
-        never, blocked = NEVER, kind.best is not None
         for row in changed if len(changed) < 3 else set(changed):
             if row < 0:
                 row = ~row
                 assert kind.static_test is not None
                 static[row] = kind.static_test(rows[row])
-            value = never
-            if static[row]:
-                host = rows[row]
-                if first(host) and (second is None or second(host)):
-                    value = score(host)
-            if value != scores[row]:
-                if value is not never and not isfinite(value):
+                kind.put(row, NEVER)
+            if not static[row]:
+                continue
+            host = rows[row]
+            if first(host) and (second is None or second(host)):
+                value = score(host)
+                if not isfinite(value):
                     raise ValueError(f"a score of {value}")
-                if blocked:
-                    put(row, value)
-                else:
-                    scores[row] = value
+            else:
+                value = NEVER
+            if kind.counts is not None:
+                kind.put(row, value)
+                continue
+            scores[row] = value
+            if bounds is not None and value > bounds[row // BLOCK]:
+                bounds[row // BLOCK] = value
 
 
 def _all_of(tests: Sequence[Test]) -> Test:

@@ -216,8 +216,6 @@ class Scheduler:
         Only the table's writer may ask. Raises `PluginError` as `rank` does.
         """
         if self._cache is not None and not self._is_drawn(request):
-            if self._wants_cloud:
-                request = replace(request, scarce=table.scarce, small=table.small)
             try:
                 host = self._cache.pick(table, request)
             except (PluginError, RowFault) as error:
