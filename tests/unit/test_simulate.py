@@ -9,18 +9,21 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treadle.cli.main import main as command_line
+from treadle.cli.simulate import table
 from treadle.cli.simulate_report import write_report
 from treadle.config import load
 from treadle.errors import InvalidInput
-from treadle.scheduler.columns import SMALL
-from treadle.scheduler.engine import Scheduler
+from treadle.scheduler.columns import SMALL, FloatArray, HostColumns
+from treadle.scheduler.engine import OnFault, Scheduler
 from treadle.scheduler.model import PlacementRequest
+from treadle.scheduler.plugin import PluginError, Ranking
 from treadle.scheduler.registry import Registry
 from treadle.scheduler.simulate import Outcome, fluid_bound, jain, replay
 from treadle.scheduler.simulate_compare import Plan, Spread, compare
@@ -284,6 +287,46 @@ def test_an_unknown_policy_lists_the_known() -> None:
         compare(plan)
     with pytest.raises(InvalidInput, match="WEIGHER=NUMBER"):
         compare(replace(plan, policies=["weighted:cpu_free"]))
+
+
+class Broken:
+    """A weigher and a policy in one that never gives an answer."""
+
+    name = "mine"
+    row_local = True
+
+    def score(self, _hosts: HostColumns, _request: PlacementRequest, /) -> FloatArray:
+        raise ZeroDivisionError("by design")
+
+    def rank(
+        self, _request: PlacementRequest, _hosts: HostColumns, _rng: np.random.Generator, /
+    ) -> Ranking:
+        raise ZeroDivisionError("by design")
+
+
+def test_faults_of_plugins_fall_back_as_the_settings_say_and_are_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    registry = Registry()
+    for kind in ("weigher", "policy"):
+        registry.add(kind, "mine", Broken)
+    plan = Plan(
+        lambda _seed: trace_of((0, 60, 1, 64), (1, 60, 1, 64)), parse_hosts("1x4c8g"), "x",
+        ["first-fit", "mine", "weighted:mine=1"], FILTERS, {}, seeds=2,
+        on_fault=OnFault(policy="first-fit"),
+    )
+    found = compare(plan, registry=registry)
+    assert [one.faults for row in found.rows for one in row.outcomes] == [
+        {}, {}, {"policy mine": 2}, {"policy mine": 2}, {"weigher mine": 2}, {"weigher mine": 2},
+    ]
+    assert {one.placed for row in found.rows for one in row.outcomes} == {2}
+    assert found.to_dict()["policies"][1]["runs"][0]["faults"] == {"policy mine": 2}
+    table(found)
+    shown = capsys.readouterr()
+    assert "plugin_faults\t0 ±0\t2 ±0\t2 ±0" in shown.out
+    assert "mine: the policy mine was at fault 4 times" in shown.err
+    with pytest.raises(PluginError, match="mine"):
+        compare(replace(plan, on_fault=OnFault()), registry=registry)
 
 
 # -- the command

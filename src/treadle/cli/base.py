@@ -12,6 +12,8 @@ import click
 
 if TYPE_CHECKING:
     from treadle.cli.client import Client
+    from treadle.scheduler.engine import OnFault
+    from treadle.sections import Scheduler
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -49,6 +51,13 @@ def client(url: str, token: str | None, config: Path | None) -> Client:
     from treadle.cli.client import connect
 
     return connect(url, token, config)
+
+
+def on_fault(chosen: Scheduler) -> OnFault:
+    """What the settings say is done about a broken plug-in."""
+    from treadle.scheduler.engine import OnFault
+
+    return OnFault(chosen.on_filter_fault, chosen.on_policy_fault, chosen.plugin_limit_s)
 
 
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool, data: Any) -> None:

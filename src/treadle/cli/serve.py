@@ -21,6 +21,7 @@ import structlog
 from treadle.api.app import make_app
 from treadle.api.consoles import MESSAGE_MAX
 from treadle.api.context import Context
+from treadle.cli.base import on_fault
 from treadle.cli.files import FlavorEntry, HostEntry, ImageEntry, check_uri
 from treadle.compute import store
 from treadle.compute.failure import fencing
@@ -68,7 +69,7 @@ from treadle.image.sources import HttpUrl
 from treadle.memory import give_freed_memory_back, trim
 from treadle.placement import ledger
 from treadle.placement.board import Board
-from treadle.scheduler.engine import OnFault, Scheduler
+from treadle.scheduler.engine import Scheduler
 from treadle.sections import HostDefaults
 
 if TYPE_CHECKING:
@@ -162,11 +163,7 @@ def assemble(
     driver = factory or driver_factory(folder, settings.host_defaults)
     scheduler = Scheduler(
         settings.scheduler.policy, settings.scheduler.filters, settings.scheduler.weighers,
-        on_fault=OnFault(
-            settings.scheduler.on_filter_fault, settings.scheduler.on_policy_fault,
-            settings.scheduler.plugin_limit_s,
-        ),
-        predictor=settings.scheduler.predictor,
+        on_fault=on_fault(settings.scheduler), predictor=settings.scheduler.predictor,
     )
     database = open_database(
         settings.database.url, folder, synchronous=settings.database.synchronous,

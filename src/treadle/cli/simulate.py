@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from treadle.cli.base import asks_controller, client, examples, guarded, show
+from treadle.cli.base import asks_controller, client, examples, guarded, on_fault, show
 
 if TYPE_CHECKING:
     from treadle.scheduler.model import HostView
@@ -122,7 +123,7 @@ def _run(
     chosen = load(config, os.environ).scheduler
     plan = Plan(
         trace_of, stage.hosts, stage.text, policies or (chosen.policy,), chosen.filters,
-        chosen.weighers, seeds, stage.running,
+        chosen.weighers, seeds, stage.running, on_fault(chosen), chosen.predictor,
     )
     with watching() as watch:
         return compare(plan, watch)
@@ -240,6 +241,15 @@ DIFFERENCES: tuple[Measure, ...] = (
 """What is shown against the first policy, seed by seed, where there are several."""
 
 
+FAULTS: Measure = ("plugin_faults", lambda one: sum(one.faults.values()), ".0f")
+
+
+def measures_of(found: Comparison) -> tuple[Measure, ...]:
+    """What is shown of this one: faults of plug-ins where there are any."""
+    broken = any(outcome.faults for row in found.rows for outcome in row.outcomes)
+    return (*MEASURES, FAULTS) if broken else MEASURES
+
+
 def _part(one: Outcome, size: str) -> float:
     of = one.classes[size]
     return 100 * of.refused / of.asked if of.asked else 0.0
@@ -257,7 +267,7 @@ def table(found: Comparison) -> None:
         {"measure": name, "bound": bound_of(found, name)} | {
             row.policy: words(row.spread(value), form) for row in found.rows
         }
-        for name, value, form in MEASURES
+        for name, value, form in measures_of(found)
     ]
     if len(found.rows) > 1:
         rows += [
@@ -271,6 +281,15 @@ def table(found: Comparison) -> None:
         + (f", {found.seeds} seeds, ± is 95% confidence" if found.seeds > 1 else "")
     )
     show(rows, ("measure", *(row.policy for row in found.rows), "bound"), False, None)
+    for row in found.rows:
+        met: Counter[str] = Counter()
+        for one in row.outcomes:
+            met.update(one.faults)
+        for plugin, count in sorted(met.items()):
+            click.echo(
+                f"{row.policy}: the {plugin} was at fault {count} times: see how with "
+                f"treadle scheduler check {plugin.split()[-1]}", err=True,
+            )
 
 
 def bound_of(found: Comparison, name: str) -> str:

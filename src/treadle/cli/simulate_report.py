@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from treadle.cli.simulate import DIFFERENCES, MEASURES, bound_of, words
+from treadle.cli.simulate import DIFFERENCES, bound_of, measures_of, words
 from treadle.errors import InvalidInput
 from treadle.scheduler.simulate import CLASSES, Outcome, Series
 from treadle.scheduler.simulate_compare import Comparison, Spread
@@ -56,7 +56,7 @@ _MORE_IS_BETTER = frozenset({"before_first", "cores_%", "memory_%", "fairness"})
 
 def _table(found: Comparison) -> list[dict[str, Any]]:
     rows = []
-    for name, value, form in MEASURES:
+    for name, value, form in measures_of(found):
         spreads = [row.spread(value) for row in found.rows]
         means = [spread.mean for spread in spreads]
         best = max(means) if name in _MORE_IS_BETTER else min(means)

@@ -66,6 +66,7 @@ class Outcome:
     with at least one VM. `fairness`: Jain's index (R. Jain, D. Chiu, W. Hawe, 1984) of the parts
     of their core-hours that the sizes (`by_class`) and the tenants or batches (`by_batch`) got:
     1 is all alike. `decision_us`: mean, median, 99th of a hundred, microseconds for each decision.
+    `faults`: how often each broken plug-in was met, by its kind and name.
     """
 
     policy: str
@@ -87,6 +88,7 @@ class Outcome:
     fairness_batches: float = 1.0
     decision_us: tuple[float, float, float] = (0.0, 0.0, 0.0)
     seconds: float = 0.0
+    faults: dict[str, int] = field(default_factory=dict)
     series: Series = field(default_factory=Series)
 
     @property
@@ -314,7 +316,7 @@ def replay(
 
     Errors: `PluginError`, `InvalidInput` (no host, or a running VM on none of them).
     """
-    began = time.perf_counter()
+    began, met = time.perf_counter(), Counter(scheduler.faults)
     run = _Replay(trace, hosts, scheduler, seed)
     for order, one in enumerate(running):
         if one.host is None or one.host not in run.on_host:
@@ -340,6 +342,9 @@ def replay(
             progress(order, len(trace.arrivals))
     out = run.finish(took)
     out.seconds = time.perf_counter() - began
+    out.faults = {
+        " ".join(plugin): count for plugin, count in (Counter(scheduler.faults) - met).items()
+    }
     if progress is not None:
         progress(len(trace.arrivals), len(trace.arrivals))
     return out

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from treadle.errors import InvalidInput
-from treadle.scheduler.engine import Scheduler
+from treadle.scheduler.engine import OnFault, Scheduler
 from treadle.scheduler.model import HostView
 from treadle.scheduler.registry import Registry
 from treadle.scheduler.simulate import Bound, Outcome, fluid_bound, replay
@@ -109,6 +109,8 @@ class Plan:
     weighers: Mapping[str, float]
     seeds: int = 1
     running: Sequence[Arrival] = ()
+    on_fault: OnFault = field(default_factory=OnFault)
+    predictor: str = "size-means"
 
 
 def make_scheduler(plan: Plan, policy: str, registry: Registry | None = None) -> Scheduler:
@@ -125,7 +127,9 @@ def make_scheduler(plan: Plan, policy: str, registry: Registry | None = None) ->
             except ValueError as error:
                 mend = "write POLICY:WEIGHER=NUMBER,WEIGHER=NUMBER"
                 raise InvalidInput("policy", policy, mend) from error
-    made = Scheduler(name, plan.filters, weighers, registry)
+    made = Scheduler(
+        name, plan.filters, weighers, registry, on_fault=plan.on_fault, predictor=plan.predictor,
+    )
     made.policy = policy
     return made
 
