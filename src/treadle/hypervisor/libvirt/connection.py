@@ -31,9 +31,10 @@ KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3
 MAX_STUCK = 4
 IDLE_SECONDS = 30.0
-EACH = 4
-"""How many long calls share a connection: libvirtd takes five of one at once (its
-`max_client_requests`), and one may have to end another."""
+EACH = 3
+"""How many long calls share a connection. libvirtd takes five of one at once (its
+`max_client_requests`) and reads no more meanwhile, not even keepalive's: some must stay free for
+calls that look for something or end another."""
 SPARE_SECONDS = 60.0
 
 
