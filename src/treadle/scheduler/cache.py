@@ -258,7 +258,7 @@ class ScoreCache:
             self._kinds.clear()
             self._table, self._epoch = table, table.epoch
             self._most = min(MOST_KINDS, max(16, MOST_BYTES // (9 * len(table) + 1)))
-        if not len(table):
+        if not table.rows:
             return None
         try:
             return self._pick(table, request)
@@ -288,16 +288,16 @@ class ScoreCache:
                     confined = only if confined is None else set(confined) & set(only)
             if confined is not None:
                 return self._among(kind, table, request, set(confined) - set(refused))
-        if self._chooses is None:
-            row = self._first(kind, table, refused)
-        else:
+        if self._chooses is not None:
             row = self._chosen(kind, table, request, refused)
+        elif refused:
+            row = self._first_but(refused, kind, table)
+        else:
+            row = kind.first()
         return None if row < 0 else table.rows[row].id
 
-    def _first(self, kind: _Kind, table: HostTable, refused: Collection[int]) -> int:
+    def _first_but(self, refused: Collection[int], kind: _Kind, table: HostTable) -> int:
         row = kind.first()
-        if not refused or row < 0 or table.rows[row].id not in refused:
-            return row
         hidden = []
         while row >= 0 and table.rows[row].id in refused:
             hidden.append((row, kind.put(row, NEVER)))
@@ -409,7 +409,7 @@ class ScoreCache:
 
     def _renew_rows(self, kind: _Kind, table: HostTable, changed: list[int]) -> None:
         rows, static, scores, bounds = table.rows, kind.static_at, kind.scores_at, kind.bounds_at
-        score = kind.score
+        score, counted = kind.score, kind.counts is not None
         assert kind.tests is not None
         assert score is not None
         first, second = kind.tests
@@ -428,12 +428,12 @@ class ScoreCache:
                     raise ValueError(f"a score of {value}")
             else:
                 value = NEVER
-            if kind.counts is not None:
+            if counted:
                 kind.put(row, value)
-                continue
-            scores[row] = value
-            if bounds is not None and value > bounds[row // BLOCK]:
-                bounds[row // BLOCK] = value
+            else:
+                scores[row] = value
+                if bounds is not None and value > bounds[row // BLOCK]:
+                    bounds[row // BLOCK] = value
 
 
 def _all_of(tests: Sequence[Test]) -> Test:

@@ -303,7 +303,7 @@ class Scheduler:
 
     def _is_drawn(self, request: PlacementRequest) -> bool:
         """Whether a soft group has a say where the policy gives it none."""
-        return bool(request.group_hosts) and not self._heeds_groups and request.group in SOFT
+        return request.group in SOFT and bool(request.group_hosts) and not self._heeds_groups
 
     def _count(self, error: PluginError) -> None:
         with self._faults_lock:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from treadle.errors import InvalidInput
@@ -184,6 +185,12 @@ class HostView:
         return request.disk_mib + request.image_mib
 
 
+@lru_cache(maxsize=4096)
+def _part_of(limit: int) -> float:
+    """Give 1 / limit, 0 where it is 0: hosts of one kind share the numbers, and so the cache."""
+    return 1 / limit if limit > 0 else 0.0
+
+
 class HostRow:
     """One host as plain numbers that change in place; `view` makes a `HostView` of it.
 
@@ -191,26 +198,37 @@ class HostRow:
     """
 
     __slots__ = (
-        "_view", "disk_limit_mib", "free_disk_mib", "free_memory_mib", "free_vcpus", "id",
-        "images", "instances", "memory_limit_mib", "part_of_disk", "part_of_memory",
-        "part_of_vcpus", "properties", "vcpus_limit",
+        "_view", "free_disk_mib", "free_memory_mib", "free_vcpus", "id", "images", "instances",
+        "part_of_disk", "part_of_memory", "part_of_vcpus", "properties",
     )
 
     def __init__(self, view: HostView) -> None:
         self._view = view
         self.id = view.id
-        self.vcpus_limit = view.vcpus_limit
-        self.memory_limit_mib = view.memory_limit_mib
-        self.disk_limit_mib = view.disk_limit_mib
-        self.part_of_vcpus = 1 / view.vcpus_limit if view.vcpus_limit > 0 else 0.0
-        self.part_of_memory = 1 / view.memory_limit_mib if view.memory_limit_mib > 0 else 0.0
-        self.part_of_disk = 1 / view.disk_limit_mib if view.disk_limit_mib > 0 else 0.0
+        self.part_of_vcpus = _part_of(view.vcpus_limit)
+        self.part_of_memory = _part_of(view.memory_limit_mib)
+        self.part_of_disk = _part_of(view.disk_limit_mib)
         self.free_vcpus = view.free_vcpus
         self.free_memory_mib = view.free_memory_mib
         self.free_disk_mib = view.free_disk_mib
         self.instances = view.instances
         self.images = view.images
         self.properties = view.properties
+
+    @property
+    def vcpus_limit(self) -> int:
+        """Virtual CPUs that may be given out."""
+        return self._view.vcpus_limit
+
+    @property
+    def memory_limit_mib(self) -> int:
+        """Memory that may be given out, MiB."""
+        return self._view.memory_limit_mib
+
+    @property
+    def disk_limit_mib(self) -> int:
+        """Disk that may be given out, MiB."""
+        return self._view.disk_limit_mib
 
     @property
     def static(self) -> HostView:
@@ -221,9 +239,9 @@ class HostRow:
     def view(self) -> HostView:
         """The host as it is now."""
         view = self._view
-        used = self.vcpus_limit - self.free_vcpus
-        memory = self.memory_limit_mib - self.free_memory_mib
-        disk = self.disk_limit_mib - self.free_disk_mib
+        used = view.vcpus_limit - self.free_vcpus
+        memory = view.memory_limit_mib - self.free_memory_mib
+        disk = view.disk_limit_mib - self.free_disk_mib
         if (view.vcpus_used, view.memory_used_mib, view.disk_used_mib, view.instances) != (
             used, memory, disk, self.instances
         ):

@@ -39,15 +39,14 @@ _CODED = ("arch", "capabilities", "images", "zone", "rack", "properties", "numa"
 class HostTable:
     """All hosts by id. For one thread at a time; what `columns` gives may be read by any.
 
-    `version` counts the changes. `changed` is the log of them: a row number for each `use`, its
-    complement (`~row`) for each `put`. It starts anew with each `epoch`: then any row may be
-    another.
+    `changed` is the log of changes: a row number for each `use`, its complement (`~row`) for each
+    `put`. It starts anew with each `epoch`: then any row may be another.
     """
 
     def __init__(self, views: Iterable[HostView] = ()) -> None:
-        self.version = 0
         self.epoch = 0
         self.changed: list[int] = []
+        self._past = 0  # changes before those in the log
         self._build(sorted(views, key=attrgetter("id")))
 
     def _build(self, views: list[HostView]) -> None:
@@ -63,7 +62,6 @@ class HostTable:
         self._codings = {name: Coding(name, views) for name in _CODED}
         snapshot._codings = {name: coding.copy() for name, coding in self._codings.items()}
         self._views = views
-        self._stale: set[int] = set()  # rows that the columns do not show yet
         self._unseen: set[int] = set()  # rows that the last snapshot does not show
         self._replaced: set[int] = set()  # rows that were put since the last snapshot
         self._snapshot = snapshot
@@ -74,9 +72,16 @@ class HostTable:
 
     def _begin_epoch(self) -> None:
         self.epoch += 1
+        self._past = self.version
         self.changed = []
+        self._settled = 0  # up to where in the log the columns show it
         self._most_changes = max(_LEAST_LOG, 4 * len(self.rows))
         self._live = LiveColumns(self)
+
+    @property
+    def version(self) -> int:
+        """How many changes there have been."""
+        return self._past + len(self.changed)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -92,9 +97,9 @@ class HostTable:
 
     def put(self, view: HostView) -> None:
         """Add the host, or replace it."""
-        self.version += 1
         row = self._row_of.get(view.id)
         if row is None:
+            self._past += 1
             others = [one.view for one in self.rows]
             self._build(sorted([*others, view], key=attrgetter("id")))
             return
@@ -113,10 +118,7 @@ class HostTable:
                 self._codings[name] = Coding(name, [one.static for one in self.rows])
         self._replaced.add(row)
         self._live.forget(row)
-        self._stale.add(row)
-        self.changed.append(~row)
-        if len(self.changed) > self._most_changes:
-            self._begin_epoch()
+        self._log(~row)
 
     def _tally(self, view: HostView, sign: int) -> None:
         if view.state == "up":
@@ -136,7 +138,7 @@ class HostTable:
     def drop(self, host: int) -> None:
         """Forget the host; nothing where it is not there."""
         if host in self._row_of:
-            self.version += 1
+            self._past += 1
             self._build([one.view for one in self.rows if one.id != host])
 
     def expect(self, host: int, busy_until: float) -> None:
@@ -155,18 +157,20 @@ class HostTable:
         number = self._row_of.get(host)
         if number is None:
             return
-        self.version += 1
         row = self.rows[number]
         row.free_vcpus -= vcpus
         row.free_memory_mib -= memory_mib
         row.free_disk_mib -= disk_mib
         before = row.instances
-        if (before == 0) != (before + instances == 0) and row.static.state == "up":
+        row.instances = now = before + instances
+        if (before == 0) != (now == 0) and row.static.state == "up":
             self._empty_hosts += 1 if before else -1
-        row.instances += instances
-        self._stale.add(number)
-        self.changed.append(number)
+        self._log(number)
+
+    def _log(self, change: int) -> None:
+        self.changed.append(change)
         if len(self.changed) > self._most_changes:
+            self._settle()
             self._begin_epoch()
 
     @property
@@ -199,9 +203,10 @@ class HostTable:
 
     def _settle(self) -> None:
         """Bring the columns up to what the rows say."""
-        stale = self._stale
-        if not stale:
+        if self._settled == len(self.changed):
             return
+        stale = {row if row >= 0 else ~row for row in self.changed[self._settled:]}
+        self._settled = len(self.changed)
         rows, numbers = self.rows, self._numbers
         some = np.fromiter(stale, dtype=np.int64, count=len(stale))
         now = np.array(
@@ -213,7 +218,6 @@ class HostTable:
         numbers[USED:INSTANCES, some] = numbers[LIMIT:USED, some] - now[:3]
         numbers[INSTANCES, some] = now[3]
         self._unseen |= stale
-        stale.clear()
 
 
 class LiveColumns(HostColumns):
