@@ -12,6 +12,7 @@ import numpy as np
 from treadle.scheduler.columns import FloatArray, HostColumns
 from treadle.scheduler.model import HostRow, PlacementRequest
 from treadle.scheduler.policies import ByScore, left_after, row_left_after
+from treadle.scheduler.weighers import left_parts
 
 MEMORY_FOR_CORES = 1.5
 """How many parts of its cores a host can give out with one part of its memory, to lean VMs."""
@@ -39,17 +40,13 @@ class BalancedFit(ByScore):
 
     def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
         """Give the scores, float64 of shape (N,)."""
-        parts = hosts.parts
-        cores, memory = hosts.free_vcpus, hosts.free_memory_mib
-        before = np.maximum(0.0, cores * parts[0] - MEMORY_FOR_CORES * (memory * parts[1]))
-        after = np.maximum(
-            0.0,
-            (cores - request.vcpus) * parts[0]
-            - MEMORY_FOR_CORES * ((memory - request.memory_mib) * parts[1]),
-        )
-        scores: FloatArray = -left_after(hosts, request) - STRANDING * (after - before)
+        free, parts = hosts.free, hosts.parts
+        before = np.maximum(0.0, free[0] * parts[0] - MEMORY_FOR_CORES * (free[1] * parts[1]))
+        cores, memory, disk = left_parts(hosts, request)
+        after = np.maximum(0.0, cores - MEMORY_FOR_CORES * memory)
+        scores: FloatArray = -(cores + memory + disk) - STRANDING * (after - before)
         if not request.scarce:
-            scores -= np.where(hosts.instances == 0, OPENING, 0.0)
+            scores -= OPENING * (hosts.instances == 0)
         return scores
 
     def row_score(self, request: PlacementRequest, /) -> Callable[[HostRow], float]:

@@ -23,10 +23,7 @@ def _shapes(hosts: HostColumns, request: PlacementRequest) -> tuple[FloatArray, 
     need[0], need[1] = request.vcpus, request.memory_mib
     need[2] = hosts.disk_need_mib(request)
     need *= hosts.parts
-    free = np.empty((3, len(hosts)), dtype=np.float64)
-    free[0], free[1], free[2] = hosts.free_vcpus, hosts.free_memory_mib, hosts.free_disk_mib
-    free *= hosts.parts
-    return need, free
+    return need, hosts.free * hosts.parts
 
 
 def _row_shapes(

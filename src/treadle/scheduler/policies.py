@@ -18,7 +18,7 @@ from treadle.errors import InvalidInput
 from treadle.scheduler.columns import FloatArray, HostColumns
 from treadle.scheduler.model import HostRow, PlacementRequest
 from treadle.scheduler.plugin import Candidates, PluginError, Policy, Ranking, Weigher
-from treadle.scheduler.weighers import normalised
+from treadle.scheduler.weighers import left_parts, normalised
 
 _MOST_MULTIPLIER = 1e9
 _MASK = 2**64 - 1
@@ -26,17 +26,10 @@ _MASK = 2**64 - 1
 
 def left_after(hosts: HostColumns, request: PlacementRequest) -> FloatArray:
     """Give `left` as this module defines it, float64 of shape (N,), at most 3."""
-    # A product of int and float is converted piece by piece, which takes ten times as long.
-    parts = hosts.parts
-    left: FloatArray = np.subtract(hosts.free_vcpus, request.vcpus, dtype=np.float64)
-    left *= parts[0]
-    more: FloatArray = np.subtract(hosts.free_memory_mib, request.memory_mib, dtype=np.float64)
-    more *= parts[1]
-    left += more
-    np.subtract(hosts.free_disk_mib, hosts.disk_need_mib(request), out=more, dtype=np.float64)
-    more *= parts[2]
-    left += more
-    return left
+    vcpus, memory, disk = left_parts(hosts, request)
+    vcpus += memory
+    vcpus += disk
+    return vcpus
 
 
 def row_left_after(request: PlacementRequest, sign: float = 1.0) -> Callable[[HostRow], float]:
@@ -120,10 +113,8 @@ class BestFitBy(ByScore):
 
     def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
         """Give minus what is left of it."""
-        free = (hosts.free_vcpus, hosts.free_memory_mib, hosts.free_disk_mib)[self.resource]
         need = (request.vcpus, request.memory_mib, hosts.disk_need_mib(request))[self.resource]
-        scores: FloatArray = np.subtract(need, free, dtype=np.float64)
-        scores *= hosts.parts[self.resource]
+        scores: FloatArray = (need - hosts.free[self.resource]) * hosts.parts[self.resource]
         return scores
 
 

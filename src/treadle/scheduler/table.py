@@ -55,6 +55,7 @@ class HostTable:
         snapshot = HostColumns.from_views(views, self.version)
         self._numbers = snapshot.numbers.copy()
         self._free = self._numbers[LIMIT:USED] - self._numbers[USED:INSTANCES]
+        self._free_float = self._free.astype(np.float64)
         self._up = self._numbers[UP] != 0
         self._parts = parts_of(self._numbers[LIMIT:USED])
         self.rows = [HostRow(view) for view in views]
@@ -108,6 +109,7 @@ class HostTable:
         numbers = self._numbers
         numbers[:, row] = number_row(view)
         self._free[:, row] = numbers[LIMIT:USED, row] - numbers[USED:INSTANCES, row]
+        self._free_float[:, row] = self._free[:, row]
         self._parts[:, row] = parts_of(numbers[LIMIT:USED, row])
         self._up[row] = view.state == "up"
         self.rows[row] = HostRow(view)
@@ -214,7 +216,7 @@ class HostTable:
              for r in map(rows.__getitem__, stale)],
             dtype=np.int64,
         ).T
-        self._free[:, some] = now[:3]
+        self._free[:, some] = self._free_float[:, some] = now[:3]
         numbers[USED:INSTANCES, some] = numbers[LIMIT:USED, some] - now[:3]
         numbers[INSTANCES, some] = now[3]
         self._unseen |= stale
@@ -226,8 +228,9 @@ class LiveColumns(HostColumns):
     def __init__(self, table: HostTable) -> None:
         super().__init__(table._numbers[:], (), table.version)
         self._owner = table
-        # These two are written in place by the table; `put` keeps the codings up to date.
+        # These are written in place by the table; `put` keeps the codings up to date.
         self.__dict__["_free"] = table._free
+        self.__dict__["free"] = table._free_float
         self.__dict__["up"] = table._up
         self.__dict__["parts"] = table._parts
         self._codings = table._codings

@@ -201,10 +201,11 @@ class ZoneSpread(RackSpread):
 
 def left_parts(hosts: HostColumns, request: PlacementRequest) -> FloatArray:
     """What would be left of vcpus, memory and disk as parts of the limits, shape (3, N)."""
-    left = np.empty((3, len(hosts)), dtype=np.float64)
-    np.subtract(hosts.free_vcpus, request.vcpus, out=left[0], dtype=np.float64)
-    np.subtract(hosts.free_memory_mib, request.memory_mib, out=left[1], dtype=np.float64)
-    np.subtract(hosts.free_disk_mib, hosts.disk_need_mib(request), out=left[2], dtype=np.float64)
+    free = hosts.free
+    left = np.empty_like(free)
+    np.subtract(free[0], request.vcpus, out=left[0])
+    np.subtract(free[1], request.memory_mib, out=left[1])
+    np.subtract(free[2], hosts.disk_need_mib(request), out=left[2])
     left *= hosts.parts
     return left
 
