@@ -107,18 +107,11 @@ class HostColumns:
     Built by `from_views`; `take` gives a part of it.
     """
 
-    def __init__(
-        self,
-        table: IntArray,
-        views: tuple[HostView, ...],
-        version: int,
-        parent: tuple[HostColumns, IntArray] | None = None,
-    ) -> None:
+    def __init__(self, table: IntArray, views: tuple[HostView, ...], version: int) -> None:
         """For this package: `table` has the shape (9, N) and is sorted by its first row."""
         self.version = version
         self._table = cast(IntArray, sealed(table))
         self._views = views
-        self._parent = parent
         self._codings: dict[str, Coding] = {}
         self._derived: dict[Hashable, tuple[Callable[[HostView], Any], npt.NDArray[Any]]] = {}
 
@@ -140,7 +133,7 @@ class HostColumns:
 
     def take(self, rows: IntArray) -> HostColumns:
         """Give the hosts at `rows` (row numbers in ascending order), with the same version."""
-        return HostColumns(self._table[:, rows], (), self.version, (self, rows))
+        return _Part(self, rows)
 
     @property
     def scarce(self) -> bool:
@@ -157,7 +150,7 @@ class HostColumns:
     @property
     def whole(self) -> HostColumns:
         """All hosts, also those that did not pass: what these columns were taken from."""
-        return self if self._parent is None else self._parent[0].whole
+        return self
 
     @property
     def numbers(self) -> IntArray:
@@ -165,22 +158,19 @@ class HostColumns:
         return self._table
 
     def __len__(self) -> int:
-        return int(self._table.shape[1])
+        return len(self.ids)
 
     def __iter__(self) -> Iterator[HostView]:
         return (self.view(row) for row in range(len(self)))
 
     def view(self, row: int) -> HostView:
         """Give the host at a row number as a `HostView`."""
-        if self._parent is not None:
-            source, rows = self._parent
-            return source.view(int(rows[row]))
         return self._views[row]
 
     def row_of(self, host: int) -> int | None:
         """Give the row number of a host id, None where it is not there."""
-        row = int(np.searchsorted(self._table[ID], host))
-        return row if row < len(self) and self._table[ID, row] == host else None
+        row = int(np.searchsorted(self.ids, host))
+        return row if row < len(self) and self.ids[row] == host else None
 
     def among(self, hosts: Iterable[int]) -> BoolArray:
         """True where the host's id is one of `hosts`."""
@@ -191,45 +181,48 @@ class HostColumns:
                 mask[row] = True
         return mask
 
+    def _row(self, number: int) -> IntArray:
+        return cast(IntArray, self._table[number])
+
     @property
     def ids(self) -> IntArray:
         """Host ids, ascending."""
-        return cast(IntArray, self._table[ID])
+        return self._row(ID)
 
     @property
     def vcpus_limit(self) -> IntArray:
         """Virtual CPUs that may be given out."""
-        return cast(IntArray, self._table[LIMIT])
+        return self._row(LIMIT)
 
     @property
     def memory_limit_mib(self) -> IntArray:
         """Memory that may be given out, MiB."""
-        return cast(IntArray, self._table[LIMIT + 1])
+        return self._row(LIMIT + 1)
 
     @property
     def disk_limit_mib(self) -> IntArray:
         """Disk that may be given out, MiB."""
-        return cast(IntArray, self._table[LIMIT + 2])
+        return self._row(LIMIT + 2)
 
     @property
     def vcpus_used(self) -> IntArray:
         """Virtual CPUs given out."""
-        return cast(IntArray, self._table[USED])
+        return self._row(USED)
 
     @property
     def memory_used_mib(self) -> IntArray:
         """Memory given out, MiB."""
-        return cast(IntArray, self._table[USED + 1])
+        return self._row(USED + 1)
 
     @property
     def disk_used_mib(self) -> IntArray:
         """Disk given out, MiB."""
-        return cast(IntArray, self._table[USED + 2])
+        return self._row(USED + 2)
 
     @property
     def instances(self) -> IntArray:
         """Instances on the host."""
-        return cast(IntArray, self._table[INSTANCES])
+        return self._row(INSTANCES)
 
     @cached_property
     def up(self) -> BoolArray:
@@ -292,12 +285,7 @@ class HostColumns:
     def _coding(self, attribute: str) -> Coding:
         coding = self._codings.get(attribute)
         if coding is None:
-            if self._parent is not None:
-                source, rows = self._parent
-                coding = source._coding(attribute).copy(rows)
-            else:
-                coding = Coding(attribute, self._views)
-            self._codings[attribute] = coding
+            coding = self._codings[attribute] = Coding(attribute, self._views)
         return coding
 
     def derived(
@@ -311,11 +299,7 @@ class HostColumns:
         known = self._derived.get(key)
         if known is not None:
             return known[1]
-        if self._parent is not None:
-            source, rows = self._parent
-            column = source.derived(key, of, dtype)[rows]
-        else:
-            column = np.array([of(view) for view in self._views], dtype=dtype)
+        column = np.array([of(view) for view in self._views], dtype=dtype)
         self._derived[key] = of, sealed(column)
         return column
 
@@ -340,3 +324,73 @@ class HostColumns:
             return request.disk_mib
         missing = ~self.has_image(request.image)
         return request.disk_mib + missing.astype(np.int64) * request.image_mib
+
+
+class _Part(HostColumns):
+    """Some of the hosts of others. A column is copied when it is asked for: few are."""
+
+    def __init__(self, source: HostColumns, rows: IntArray) -> None:
+        self.version = source.version
+        self._source = source
+        self._rows = rows
+        self._known: dict[int, IntArray] = {}
+        self._codings = {}
+        self._derived = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def whole(self) -> HostColumns:
+        """As of all columns."""
+        return self._source.whole
+
+    @property
+    def numbers(self) -> IntArray:
+        """As of all columns."""
+        return self._source.numbers.take(self._rows, axis=1)
+
+    def view(self, row: int) -> HostView:
+        """As of all columns."""
+        return self._source.view(int(self._rows[row]))
+
+    def _row(self, number: int) -> IntArray:
+        row = self._known.get(number)
+        if row is None:
+            row = self._known[number] = sealed(self._source._row(number).take(self._rows))
+        return row
+
+    @cached_property
+    def up(self) -> BoolArray:
+        """As of all columns."""
+        return sealed(self._source.up.take(self._rows))
+
+    @cached_property
+    def _free(self) -> IntArray:
+        return sealed(self._source._free.take(self._rows, axis=1))
+
+    @cached_property
+    def free(self) -> FloatArray:
+        """As of all columns."""
+        return sealed(self._source.free.take(self._rows, axis=1))
+
+    @cached_property
+    def parts(self) -> FloatArray:
+        """As of all columns."""
+        return sealed(self._source.parts.take(self._rows, axis=1))
+
+    def _coding(self, attribute: str) -> Coding:
+        coding = self._codings.get(attribute)
+        if coding is None:
+            coding = self._codings[attribute] = self._source._coding(attribute).copy(self._rows)
+        return coding
+
+    def derived(
+        self, key: Hashable, of: Callable[[HostView], _T], dtype: npt.DTypeLike = np.bool_
+    ) -> npt.NDArray[Any]:
+        """As of all columns."""
+        known = self._derived.get(key)
+        if known is None:
+            column = sealed(self._source.derived(key, of, dtype).take(self._rows))
+            known = self._derived[key] = of, column
+        return known[1]

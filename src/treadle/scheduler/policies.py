@@ -27,9 +27,9 @@ _MASK = 2**64 - 1
 def left_after(hosts: HostColumns, request: PlacementRequest) -> FloatArray:
     """Give `left` as this module defines it, float64 of shape (N,), at most 3."""
     vcpus, memory, disk = left_parts(hosts, request)
-    vcpus += memory
-    vcpus += disk
-    return vcpus
+    left: FloatArray = vcpus + memory
+    left += disk
+    return left
 
 
 def row_left_after(request: PlacementRequest, sign: float = 1.0) -> Callable[[HostRow], float]:
