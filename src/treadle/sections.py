@@ -260,7 +260,7 @@ class Scheduler(Struct, frozen=True):
         ),
     ] = (
         "state", "pinned", "retry", "excluded", "zone", "aggregate_specs", "image_properties",
-        "capabilities", "affinity", "anti_affinity", "capacity", "instance_limit",
+        "capabilities", "affinity", "anti_affinity", "capacity", "instance_limit", "numa", "pci",
     )
     weighers: Annotated[
         dict[Name, Weight],

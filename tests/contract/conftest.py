@@ -105,7 +105,7 @@ def small_image(folder: Path) -> tuple[ImageSpec, Path]:
 
 
 def fake_world(folder: Path) -> World:
-    host = FakeHost("fake-1")
+    host = FakeHost("fake-1", numa=2)
     image, content = small_image(folder)
 
     def add_foreign(uuid: str) -> None:

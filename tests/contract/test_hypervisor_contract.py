@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import xml.etree.ElementTree as ET
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -16,6 +18,7 @@ from treadle.hypervisor.base import (
     Console,
     Domain,
     EventKind,
+    GuestNode,
     HostRefused,
     HostUnreachable,
     ImageBroken,
@@ -51,6 +54,55 @@ def test_facts_say_what_the_host_is(world: World) -> None:
             "its processors to spend time",
         )
         assert 0 <= load <= 1
+
+
+def test_a_guest_of_nodes_is_bound_to_cells_of_the_host(world: World) -> None:
+    facts = world.driver.facts()
+    assert facts.cells
+    assert sum(cell.vcpus for cell in facts.cells) == facts.vcpus
+    assert [cell.id for cell in facts.cells] == sorted({cell.id for cell in facts.cells})
+    cell = facts.cells[-1]
+    assert cell.memory_mib > 128
+    if world.runs_guests:
+        assert sum(one.memory_mib for one in facts.cells) == facts.memory_mib
+    uuid = world.new(vcpus=2, memory_mib=129, nodes=(GuestNode(cell.id, 2, 129),))
+    world.driver.start(uuid)
+    found = world.driver.observe(uuid)
+    assert found is not None
+    assert (found.power, found.changed, found.room) == (Power.RUNNING, (), None)
+    if world.behind is not None:
+        root = ET.fromstring(world.behind.conn.lookupByUUIDString(uuid).XMLDesc(0))
+        [node], [memory] = root.iterfind("cpu/numa/cell"), root.iterfind("numatune/memory")
+        assert (node.get("cpus"), node.get("memory")) == ("0-1", str(129 * 1024))
+        assert (memory.get("mode"), memory.get("nodeset")) == ("strict", str(cell.id))
+    if world.runs_guests:
+        [process] = running_with(uuid)
+        status = Path(f"/proc/{process}/status").read_text()
+        allowed = next(line for line in status.splitlines() if line.startswith("Cpus_allowed_list"))
+        assert allowed.split()[1] == cell.cpus
+        given = Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        assert f'"host-nodes":[{cell.id}],"policy":"bind"' in given
+    none = max(one.id for one in facts.cells) + 1
+    with pytest.raises(HostRefused, match=f"no NUMA node {none}"):
+        world.new(vcpus=2, nodes=(GuestNode(cell.id, 1, 64), GuestNode(none, 1, 64)))
+    if len(facts.cells) > 1:
+        both = (GuestNode(facts.cells[1].id, 1, 64), GuestNode(facts.cells[0].id, 2, 65))
+        wide = world.new(vcpus=3, memory_mib=129, nodes=both)
+        world.driver.start(wide)
+        assert world.power(wide) is Power.RUNNING
+        world.driver.undefine(wide)
+    world.driver.undefine(uuid)
+
+
+def running_with(uuid: str) -> list[int]:
+    """The processes that name the UUID in how they were started, but for their helpers."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if b"qemu" in words[0] and any(uuid.encode() in word for word in words):
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_memory_is_all_that_the_kernel_has(world: World) -> None:

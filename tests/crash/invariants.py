@@ -17,6 +17,7 @@ from treadle.compute.moves.plan import ENDED, Move, Stage
 from treadle.controller.queue import FAR_S
 from treadle.db.schema import action, allocation, host, host_image, image, instance, orphan, work
 from treadle.hypervisor.base import Power
+from treadle.placement import cells
 from treadle.placement.ledger import ImageState
 
 if TYPE_CHECKING:
@@ -177,6 +178,12 @@ def _of_ledger(
             yield f"host {row.id}: the ledger says {used}, claims and moves {summed}"
         if used > limit:
             yield f"host {row.id}: {used} of {limit} are taken"
+    for cell in cells.of_text(row.cells):
+        shares = [share for one in held for share in cells.shares_of(one.cells)]
+        mine = [share for share in shares if share.cell == cell.id]
+        taken = sum(one.vcpus for one in mine), sum(one.memory_mib for one in mine)
+        if (cell.vcpus_used, cell.memory_used_mib) != taken or min(cell.free) < 0:
+            yield f"host {row.id}: {cell}, and {taken} of it are held"
 
 
 def _of_image(world: World, row: Any, jobs: dict[tuple[str, str], Any]) -> Iterator[str]:

@@ -23,7 +23,7 @@ def queued(world: World) -> None:
 
 
 SCENARIOS = [
-    Scenario("move", running, act("migrate"), MOVED),
+    Scenario("move", told(flavor=6), act("migrate"), MOVED),
     Scenario("move a paused one", told("pause"), act("migrate"), ends(P)),
     Scenario("a move taken up when begun", moved_until("before move"), look, MOVED),
     Scenario("a move taken up when made", moved_until("after move"), look, MOVED),

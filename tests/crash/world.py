@@ -30,7 +30,7 @@ from treadle.compute.kinds import (
     KIND,
     SNAPSHOT_KIND,
 )
-from treadle.compute.model import HA_KEY, MOST_KEYS, SETTLED, Instance
+from treadle.compute.model import HA_KEY, MOST_KEYS, NUMA_KEY, SETTLED, Instance
 from treadle.compute.moves import actions as moving
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.actions import Patience
@@ -157,7 +157,7 @@ class World:
         for number, vcpus in enumerate(self.sizes, 1):
             machine = FakeHost(
                 f"h{number}", vcpus=vcpus, memory_mib=4096, disk_mib=102400,
-                trap=self._trap(number),
+                trap=self._trap(number), numa=1,
             )
             machine.foreign[FOREIGN] = Power.RUNNING
             self.machines[number] = machine
@@ -192,6 +192,8 @@ class World:
         store.put_flavor(conn, store.Flavor(3, 1, 256, 1, extra_specs=most))
         store.put_flavor(conn, store.Flavor(4, 2, 512, 2, extra_specs=most))
         store.put_flavor(conn, store.Flavor(5, 1, 256, 2))
+        bound = {NUMA_KEY: "1"}
+        store.put_flavor(conn, store.Flavor(6, 1, 256, 1, extra_specs=bound))
 
     @property
     def sha256(self) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from tests.store.test_ledger import SMALL, add_host, add_instances, assert_balanced, together
 
-from treadle.compute import placing, store
+from treadle.compute import changes, placing, store
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import Kind, Stage
 from treadle.db.engine import Database
@@ -131,7 +132,7 @@ def test_a_move_and_a_create_at_once_keep_the_rule(database: Database) -> None:
         def hold(conn: sa.Connection) -> None:
             allowed = groups.rule(conn, group, goer)
             for host in hosts[1:]:
-                if allowed(host) and ledger.hold(conn, host, SMALL):
+                if allowed(host) and ledger.hold(conn, host, SMALL) is not None:
                     moves.insert(
                         conn, instance_id=goer, kind=Kind.LIVE, stage=Stage.READY,
                         source_id=hosts[0], target_id=host, deadline=1e12, revision=2,
@@ -152,7 +153,8 @@ def asked(database: Database, id: int) -> Any:
     def read(conn: sa.Connection) -> Any:
         one = store.get(conn, id)
         assert one is not None
-        return placing.request_of(conn, one, SMALL, with_flavors=False)
+        room = replace(SMALL, nodes=changes.nodes_held(one))
+        return placing.request_of(conn, one, room, with_flavors=False)
 
     return database.read(read)
 

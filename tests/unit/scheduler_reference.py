@@ -52,7 +52,8 @@ def numa(host: HostView, request: PlacementRequest) -> bool:
     if not count:
         return True
     share = -(-request.vcpus // count), -(-request.memory_mib // count)
-    return len([1 for v, m in host.numa if v >= share[0] and m >= share[1]]) >= count
+    fit = [1 for v, m in host.numa if v >= share[0] and m >= share[1]]
+    return len(fit) >= count and request.vcpus >= count
 
 
 def specs(host: HostView, request: PlacementRequest) -> bool:

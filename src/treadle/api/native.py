@@ -91,7 +91,10 @@ def host_body(host: Host) -> dict[str, Any]:
     """A host for people who run it. Memory and disk in MiB."""
     facts = None
     if host.facts is not None:
-        facts = asdict(host.facts) | {"capabilities": sorted(host.facts.capabilities)}
+        facts = asdict(host.facts) | {
+            "capabilities": sorted(host.facts.capabilities),
+            "cells": [cell._asdict() for cell in host.facts.cells],
+        }
     return {
         "id": host.id, "uri": host.uri, "name": host.name, "state": host.state,
         "error": host.error, "note": host.note, "virt_type": host.virt_type,
@@ -99,6 +102,11 @@ def host_body(host: Host) -> dict[str, Any]:
         "vcpus": {"limit": host.vcpus_limit, "used": host.vcpus_used},
         "memory_mib": {"limit": host.memory_limit_mib, "used": host.memory_used_mib},
         "disk_mib": {"limit": host.disk_limit_mib, "used": host.disk_used_mib},
+        "numa": [{
+            "id": cell.id,
+            "vcpus": {"limit": cell.vcpus_limit, "used": cell.vcpus_used},
+            "memory_mib": {"limit": cell.memory_limit_mib, "used": cell.memory_used_mib},
+        } for cell in host.cells],
         "facts": facts, "fence": fence_body(host),
     }
 

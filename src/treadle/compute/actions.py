@@ -23,6 +23,7 @@ from treadle.compute.model import (
     State,
     Task,
     is_settled,
+    numa_nodes,
     task_state,
     vm_state,
     word,
@@ -308,14 +309,20 @@ def resize(
 ) -> Instance:
     """Another size, on the same host, which can be confirmed or taken back once it is reached. The
     larger of both is taken of the host at once. Errors: those of `sized`; `CannotPlace` where its
-    host has no room for it."""
+    host has no room for it, or it would have another number of NUMA nodes."""
     instance, size = sized(conn, id, wanted, by)
+    before, after = instance.nodes, numa_nodes(size["flavor"])
+    if before and after and before != after:
+        raise CannotPlace("a host keeps it on the NUMA nodes that it is on", {
+            "host": f"needs {after} NUMA nodes in place of {before}"
+        })
     wish(conn, instance, "resize", changes.resized(instance, size), request_id, by, deadline_s)
     if not store.hold(conn, id):
+        nodes = f" on {after} NUMA nodes" if after else ""
         raise CannotPlace("its host has no room for that size", {
             "host": f"needs {size['vcpus']} vcpus, {size['memory_mib']} MiB of memory and "
             f"{size['disk_gib']} GiB of disk in place of {instance.vcpus}, {instance.memory_mib} "
-            f"and {instance.disk_gib}"
+            f"and {instance.disk_gib}{nodes}"
         })
     return instance
 

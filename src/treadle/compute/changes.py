@@ -11,7 +11,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from treadle.compute.model import Goal, Instance, Mode, Phase, State, Task, is_settled
+from treadle.compute.model import (
+    Goal,
+    Instance,
+    Mode,
+    Phase,
+    State,
+    Task,
+    is_settled,
+    numa_nodes,
+)
 
 Columns = dict[str, Any]
 
@@ -40,6 +49,12 @@ def held(instance: Instance) -> tuple[int, int, int]:
     then = tuple(before.get(name, size) for name, size in zip(SIZES, now, strict=True))
     vcpus, memory_mib, disk_gib = map(max, now, then)
     return vcpus, memory_mib, disk_gib * 1024
+
+
+def nodes_held(instance: Instance) -> int:
+    """Of how many of its host's NUMA cells it holds something, likewise."""
+    before = json.loads(instance.before) if instance.before else {}
+    return max(instance.nodes, numa_nodes(before.get("flavor") or ""))
 
 
 def rescued(instance: Instance, image_id: int) -> Columns:
@@ -128,6 +143,8 @@ def grown(instance: Instance) -> frozenset[str]:
     ):
         return frozenset()
     before = json.loads(instance.before)
+    if numa_nodes(before.get("flavor") or "") != instance.nodes:
+        return frozenset()
     now = dict(zip(SIZES, (instance.vcpus, instance.memory_mib, instance.disk_gib), strict=True))
     under = instance.disks[1:] if now["disk_gib"] > before["disk_gib"] else instance.disks
     if any(now[name] < before[name] for name in SIZES) or under != _numbers(before["disks"]):

@@ -13,11 +13,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.compute import placing, store
+from treadle.compute.model import NUMA_KEY
 from treadle.db.clock import now
 from treadle.db.schema import decision, instance, server_group
 from treadle.errors import InvalidInput, NotFound
 from treadle.image import store as images
-from treadle.placement.views import snapshot
+from treadle.placement.views import cell_limits, snapshot
+from treadle.scheduler import nodes
 from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.model import HostView, PlacementRequest
 from treadle.scheduler.record import Decision
@@ -76,6 +78,8 @@ def request_of(conn: sa.Connection, question: Question) -> PlacementRequest:
         image_mib=size if sha256 else 0, zone=question.zone, only_hosts=question.only_hosts,
         excluded_hosts=question.excluded_hosts, capabilities=question.capabilities,
         extra_specs=tuple(sorted(specs.items())), tenant=question.project_id,
+        numa_nodes=placing.whole(specs.get(NUMA_KEY)),
+        pci=placing.devices(specs.get("pci_passthrough:alias", "")),
     )
 
 
@@ -116,6 +120,7 @@ def take(table: HostTable, host: int, one: PlacementRequest) -> str:
     assert view is not None
     table.put(replace(
         view, vcpus_used=view.vcpus_used + one.vcpus,
+        numa=nodes.without(view.numa, one.numa_nodes, one.vcpus, one.memory_mib),
         memory_used_mib=view.memory_used_mib + one.memory_mib,
         disk_used_mib=view.disk_used_mib + view.disk_need_mib(one),
         instances=view.instances + 1,
@@ -156,9 +161,10 @@ def recorded(conn: sa.Connection, since: float) -> dict[str, Any]:
         .where(sa.or_(instance.c.deleted_at.is_(None), instance.c.deleted_at > since))
         .order_by(instance.c.created_at, instance.c.id)
     ).all()
+    cells = cell_limits(conn)
     return {
         "at": float(conn.execute(sa.select(now())).scalar_one()),
-        "hosts": [host_of(view) for view in snapshot(conn)],
+        "hosts": [host_of(view, cells.get(view.id, ())) for view in snapshot(conn)],
         "instances": [
             {
                 "id": row.uuid, "at": row.created_at, "until": row.deleted_at, "vcpus": row.vcpus,
@@ -172,14 +178,14 @@ def recorded(conn: sa.Connection, since: float) -> dict[str, Any]:
     }
 
 
-def host_of(view: HostView) -> dict[str, Any]:
-    """A host as a line of a record."""
+def host_of(view: HostView, cells: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """A host as a line of a record. `cells`: as `cell_limits` gives them."""
     return {
         "id": view.id, "name": view.name, "state": view.state, "arch": view.arch,
         "capabilities": sorted(view.capabilities), "images": sorted(view.images),
         "vcpus_limit": view.vcpus_limit, "memory_limit_mib": view.memory_limit_mib,
         "disk_limit_mib": view.disk_limit_mib, "disk_used_mib": view.disk_used_mib,
-        "zone": view.zone, "rack": view.rack, "properties": view.properties,
+        "zone": view.zone, "rack": view.rack, "properties": view.properties, "numa": cells,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -112,6 +114,18 @@ MOST_KEYS = ("treadle:max_vcpus", "treadle:max_memory_mib")
 """The keys under which a flavor's extra specs say what its instances can come to while they run."""
 
 
+NUMA_KEY = "hw:numa_nodes"
+"""The key under which a flavor's extra specs say of how many NUMA nodes its instances are made."""
+
+
+def numa_nodes(flavor: str) -> int:
+    """What a flavor, as an instance's row keeps it, says by `NUMA_KEY`; 0: nothing."""
+    if NUMA_KEY not in flavor:
+        return 0
+    said = str(json.loads(flavor).get("extra_specs", {}).get(NUMA_KEY, ""))
+    return int(said) if re.fullmatch("[0-9]{1,4}", said) else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One row of the instance table. Memory in MiB, disk in GiB, times in seconds since 1970.
@@ -126,8 +140,9 @@ class Instance:
     must be placed, if anywhere. `files` are what its first boot puts there, as `injected.text` has
     them. `before` is a JSON object:
     columns as they were before the wish that is being carried out, or can still be taken back.
-    `ha` and `most` are no columns: its metadata or its flavor say them. `most`: the vcpus and the
-    memory that it can come to while it runs, each at least what it has.
+    `ha`, `most` and `nodes` are no columns: its metadata or its flavor say them. `most`: the vcpus
+    and the memory that it can come to while it runs, each at least what it has. `nodes`: the NUMA
+    nodes that it is made of, 0: as it comes.
     """
 
     id: int
@@ -180,6 +195,7 @@ class Instance:
     ha: Ha = Ha.UNSAID
     kept: int | None = None
     most: tuple[int, int] | None = None
+    nodes: int = 0
 
 
 SETTLED = {

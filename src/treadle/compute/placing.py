@@ -17,10 +17,12 @@ from treadle.db.engine import Database, note
 from treadle.db.prepared import Prepared
 from treadle.db.schema import flavor, host, image
 from treadle.db.schema import instance as table
+from treadle.hypervisor.base import GuestNode
 from treadle.placement import groups, ledger
 from treadle.placement.board import Board
 from treadle.placement.ledger import ImageState, Room
 from treadle.scheduler.model import Pairs, PlacementRequest
+from treadle.scheduler.nodes import split
 from treadle.scheduler.plugin import Ranking
 from treadle.scheduler.record import Decision
 
@@ -145,7 +147,21 @@ def mib(size_bytes: int) -> int:
 def room_of(loaded: Loaded) -> Room:
     """What the instance takes of a host."""
     image = loaded.image
-    return Room(*changes.held(loaded.instance), image.sha256, mib(image.size_bytes))
+    return Room(
+        *changes.held(loaded.instance), image.sha256, mib(image.size_bytes),
+        changes.nodes_held(loaded.instance),
+    )
+
+
+def nodes_of(loaded: Loaded) -> tuple[GuestNode, ...]:
+    """Its NUMA nodes, each with an even share of what it has, on the cells that it holds."""
+    instance = loaded.instance
+    if not instance.nodes or len(loaded.cells) != instance.nodes:
+        return ()
+    return tuple(map(
+        GuestNode, loaded.cells, split(instance.vcpus, instance.nodes),
+        split(instance.memory_mib, instance.nodes),
+    ))
 
 
 def request_of(
@@ -185,8 +201,8 @@ def request_of(
         image_properties=properties,
         group=None if rule is None else rule.policy, group_hosts=tuple(there.items()),
         max_per_host=1 if rule is None else rule.max_per_host,
-        numa_nodes=_whole(dict(specs).get("hw:numa_nodes")),
-        pci=_devices(dict(specs).get("pci_passthrough:alias", "")),
+        numa_nodes=room.nodes,
+        pci=devices(dict(specs).get("pci_passthrough:alias", "")),
         tenant=row.project_id or None, batch=instance.batch, asked_at=instance.created_at,
         flavors=tuple((size.vcpus, size.memory_mib, size.disk_gib * 1024) for size in flavors),
     )
@@ -236,17 +252,18 @@ def _pairs(found: Any) -> Pairs:
     return tuple(sorted((key, value) for key, value in values.items() if isinstance(value, str)))
 
 
-def _whole(text: str | None) -> int:
+def whole(text: str | None) -> int:
+    """The number that an extra spec says; 0 for none."""
     return int(text) if text is not None and text.isascii() and text.isdecimal() else 0
 
 
-def _devices(text: str) -> tuple[tuple[str, int], ...]:
+def devices(text: str) -> tuple[tuple[str, int], ...]:
     """Of "gpu:1,nic:2": how many of each alias."""
     found: dict[str, int] = {}
     for part in text.split(","):
         alias, _, count = part.strip().partition(":")
         if alias:
-            found[alias] = found.get(alias, 0) + (_whole(count) or 1)
+            found[alias] = found.get(alias, 0) + (whole(count) or 1)
     return tuple(sorted(found.items()))
 
 

@@ -136,6 +136,7 @@ def spec_of(loaded: Loaded, cloud_id: str, evacuates: bool) -> DomainSpec:
         metadata=metadata,
         disks=instance.disks, rescue=loaded.rescue, rescue_on=loaded.rescue_on,
         most=instance.most,
+        nodes=placing.nodes_of(loaded),
     )
 
 

@@ -22,6 +22,7 @@ from treadle.compute.model import (
     Phase,
     State,
     Task,
+    numa_nodes,
 )
 from treadle.db.clock import now
 from treadle.db.engine import note
@@ -29,6 +30,7 @@ from treadle.db.prepared import Prepared
 from treadle.db.schema import (
     action,
     action_step,
+    allocation,
     decision,
     flavor,
     host,
@@ -39,6 +41,7 @@ from treadle.db.schema import (
 from treadle.db.schema import instance as table
 from treadle.hypervisor.base import ImageSpec
 from treadle.placement import ledger
+from treadle.placement.cells import shares_of
 from treadle.placement.ledger import HostStatus, ImageState
 
 RESCUE_DEVICES = frozenset({"disk", "cdrom"})
@@ -75,7 +78,8 @@ class Flavor:
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """An instance with what one pass needs to know of its host and its images: that under its
-    root disk, and that which it is rescued with. `shared`: other hosts see its host's storage."""
+    root disk, and that which it is rescued with. `shared`: other hosts see its host's storage.
+    `cells`: the host's NUMA cells on which its nodes are, in their order."""
 
     instance: Instance
     image: ImageSpec
@@ -91,6 +95,7 @@ class Loaded:
     moving: int | None = None
     rescue_on: tuple[str, str] | None = None
     shared: bool = False
+    cells: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,7 @@ def load(conn: sa.Connection, uuid: str) -> Loaded | None:
         ),
         ImageState(row.rescue_state) if row.rescue_state else None, row.rescue_error, row.moving,
         _rescue_on(row.rescue_properties), bool(row.shared),
+        tuple(share.cell for share in shares_of(row.cells)) if row.cells else (),
     )
 
 
@@ -161,7 +167,7 @@ def hold(conn: sa.Connection, id: int) -> bool:
     where its host has not got that much."""
     instance = get(conn, id)
     assert instance is not None
-    return ledger.resize(conn, id, *changes.held(instance))
+    return ledger.resize(conn, id, *changes.held(instance), changes.nodes_held(instance))
 
 
 def live_ids(conn: sa.Connection) -> list[int]:
@@ -423,7 +429,7 @@ def flavor_of(row: Any) -> Flavor:
 # -- statements
 
 _COLUMNS = (
-    *(name for name in Instance.__dataclass_fields__ if name not in ("ha", "most")),
+    *(name for name in Instance.__dataclass_fields__ if name not in ("ha", "most", "nodes")),
     "metadata", "flavor",
 )
 
@@ -445,7 +451,7 @@ def of_row(row: Any) -> Instance:
         tuple(int(n) for n in row.disks.split(",")), row.disk_image_id, row.rescue_image_id,
         row.shelf_image_id, row.snapshot_image_id, row.before, row.locked_by, row.locked_reason,
         row.user_id, row.group_id, row.only_host_id, row.files, ha_of(row.metadata, row.flavor),
-        row.kept, most_of(row),
+        row.kept, most_of(row), numa_nodes(row.flavor),
     )
 
 
@@ -495,11 +501,12 @@ _LOAD = Prepared(
         _RESCUE.c.format.label("rescue_format"), _RESCUE.c.size_bytes.label("rescue_size"),
         _RESCUE.c.virtual_bytes.label("rescue_virtual"),
         _RESCUE_HERE.c.state.label("rescue_state"), _RESCUE_HERE.c.error.label("rescue_error"),
-        table.c.moving, host.c.sees_others.label("shared"),
+        table.c.moving, host.c.sees_others.label("shared"), allocation.c.cells,
     )
     .select_from(
         table.join(image, image.c.id == _UNDER)
         .outerjoin(host, host.c.id == table.c.host_id)
+        .outerjoin(allocation, allocation.c.instance_id == table.c.id)
         .outerjoin(host_image, sa.and_(
             host_image.c.host_id == table.c.host_id, host_image.c.sha256 == image.c.sha256,
         ))

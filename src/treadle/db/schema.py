@@ -94,6 +94,7 @@ host = Table(
     Column("fenced_at", Float),  # of what `fence` says
     Column("fence_note", Text),
     Column("sees_others", Boolean, nullable=False, server_default=text("false")),  # its storage
+    Column("cells", Text, nullable=False, server_default=""),  # of NUMA, and what is taken of them
     Index("ix_host_uuid", "uuid", unique=True),
     Index("ix_host_sees_others", "id", sqlite_where=text("sees_others = 1"),
           postgresql_where=text("sees_others")),
@@ -364,6 +365,7 @@ allocation = Table(
     Column("vcpus", Integer, nullable=False),
     Column("memory_mib", Integer, nullable=False),
     Column("disk_mib", BigInteger, nullable=False),
+    Column("cells", Text, nullable=False, server_default=""),  # what it holds of the host's
     Index("ix_allocation_host_id", "host_id"),
 )
 
@@ -427,6 +429,7 @@ migration = Table(
     Column("updated_at", Float, nullable=False),
     Column("kind", String(14), nullable=False, server_default="live-migration"),
     Column("left_off", Boolean, nullable=False, server_default=text("false")),
+    Column("cells", Text, nullable=False, server_default=""),
     Index("ix_migration_uuid", "uuid", unique=True),
     Index("ix_migration_instance_id", "instance_id"),
     sqlite_autoincrement=True,

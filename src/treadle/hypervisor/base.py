@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from treadle.errors import Permanent, RetryLater
 
@@ -103,6 +103,24 @@ class Domain:
     stored: int = 0
 
 
+class NumaCell(NamedTuple):
+    """Processors and the memory that is near them: one NUMA node of a host. `cpus` names the
+    processors as libvirt does ("0-3,8"), `vcpus` is how many they are."""
+
+    id: int
+    cpus: str
+    vcpus: int
+    memory_mib: int
+
+
+class GuestNode(NamedTuple):
+    """One NUMA node of a guest, with what it has, on the host's cell `cell`."""
+
+    cell: int
+    vcpus: int
+    memory_mib: int
+
+
 @dataclass(frozen=True, slots=True)
 class HostFacts:
     """What a host is. Memory and disk in MiB; `disk_mib` is the whole pool.
@@ -115,7 +133,8 @@ class HostFacts:
     `processor` is the vendor and the model of what guests run on where they are not emulated, and
     `features` what that has; "" and none where that is not known. `load` is the part of its
     processors' time (0 to 1, in steps of 0.05) that was spent since it was last asked over this
-    connection; None the first time, and where it is not counted.
+    connection; None the first time, and where it is not counted. `cells`, by id, are its NUMA
+    nodes that guests can be bound to; none where they cannot.
 
     `storage_token` is what the host has last written into its pool to say that it is there, and
     `storage_others` are those of other hosts that it sees in it, each "HOST_UUID.…": hosts that
@@ -140,6 +159,7 @@ class HostFacts:
     processor: str = ""
     features: tuple[str, ...] = ()
     load: float | None = None
+    cells: tuple[NumaCell, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +209,9 @@ class DomainSpec:
     of this image, the own one beside it; with `rescue_on`, a device and a bus, it comes after the
     others, which keep their names. `most`: the vcpus and the memory in MiB that it may come to
     while it runs, each at least what it has; where the host has no "grow", it counts for nothing.
-    `mac` is that of its one network card, "" where it has none.
+    `mac` is that of its one network card, "" where it has none. `nodes`: the NUMA nodes that it is
+    made of, bound each to its cell of the host; none: it has one and may be anywhere. With `nodes`,
+    `most` counts for nothing.
     """
 
     uuid: str
@@ -206,6 +228,7 @@ class DomainSpec:
     rescue: ImageSpec | None = None
     rescue_on: tuple[str, str] | None = None
     most: tuple[int, int] | None = None
+    nodes: tuple[GuestNode, ...] = ()
 
 
 NOT_BY_HOST = "not-by-host"

@@ -90,7 +90,7 @@ class FakeHypervisor:
             storage_token=host.storage.token(host) if host.prepared else "",
             storage_others=tuple(map(host.storage.token, host.storage.others(host))),
             machines=host.machines, processor="Fake 1", features=host.features,
-            load=host.load,
+            load=host.load, cells=host.cells,
         )
         return self._call("facts", "", lambda: facts)
 
@@ -275,6 +275,9 @@ class FakeHypervisor:
             theirs = {number for one in others for number in one.guests[spec.uuid].disks}
             if guest is None and theirs.intersection(spec.disks):
                 raise HostRefused(f"its disk is in shared storage, and that of {others[0].name}")
+            missing = {node.cell for node in spec.nodes} - {cell.id for cell in self.host.cells}
+            if missing:
+                raise HostRefused(f"it has no NUMA node {min(missing)}")
             there = guest.disks if guest is not None else {}
             for image in (spec.image if spec.disks[0] not in there else None, spec.rescue):
                 if image is not None and image.sha256 not in self.host.images:
@@ -597,10 +600,10 @@ def tiny_qcow2(text: str) -> bytes:
 class FakeFleet:
     """Fake hosts by URI, so that a driver made again finds the machine as it left it.
 
-    `fake://NAME?vcpus=16&memory_mib=65536&disk_mib=1048576`
+    `fake://NAME?vcpus=16&memory_mib=65536&disk_mib=1048576&numa=2`
     """
 
-    LIMITS = ("vcpus", "memory_mib", "disk_mib")
+    LIMITS = ("vcpus", "memory_mib", "disk_mib", "numa")
 
     def __init__(self) -> None:
         self.hosts: dict[str, FakeHost] = {}

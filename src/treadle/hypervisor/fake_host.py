@@ -15,6 +15,7 @@ from treadle.hypervisor.base import (
     DomainSpec,
     EventKind,
     HostRefused,
+    NumaCell,
     Power,
     StopCause,
     Watcher,
@@ -101,7 +102,7 @@ class Guest:
             self.running_generation = self.spec.generation
             self.live = self.spec.vcpus, self.spec.memory_mib, self.spec.disk_gib
             self.on, self.moved_to = self.spec.disks[0], 0
-            self.room = self.spec.most
+            self.room = None if self.spec.nodes else self.spec.most
             self.card, self.cut = self.spec.mac, False
             self.console = (
                 "firmware\r\nboot loader\r\nkernel\r\n"
@@ -131,7 +132,8 @@ class Guest:
 
 @dataclass
 class FakeHost:
-    """The machine. Memory and disk in MiB. `verb_s` seconds pass in each verb that changes it."""
+    """The machine. Memory and disk in MiB. `verb_s` seconds pass in each verb that changes it. It
+    has `numa` NUMA cells, 0: none that guests can be bound to."""
 
     name: str
     vcpus: int = 16
@@ -141,6 +143,7 @@ class FakeHost:
     machines: tuple[str, ...] = ("fake-1",)
     features: tuple[str, ...] = ()
     load: float | None = None
+    numa: int = 0
     verb_s: float = 0.0
     up: bool = True
     powered: bool = True
@@ -164,6 +167,15 @@ class FakeHost:
     def uuid(self) -> str:
         """Of the machine."""
         return str(UUID(hashlib.sha256(self.name.encode()).hexdigest()[:32]))
+
+    @property
+    def cells(self) -> tuple[NumaCell, ...]:
+        """`numa` of them, alike."""
+        each = self.vcpus // max(self.numa, 1)
+        return tuple(
+            NumaCell(id, f"{id * each}-{(id + 1) * each - 1}", each, self.memory_mib // self.numa)
+            for id in range(self.numa)
+        )
 
     @property
     def images(self) -> set[str]:

@@ -16,6 +16,7 @@ from treadle.db.engine import Database
 from treadle.placement import ledger
 from treadle.placement.ledger import Room
 from treadle.placement.views import snapshot
+from treadle.scheduler import nodes
 from treadle.scheduler.columns import HostColumns
 from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.model import HostView, PlacementRequest
@@ -154,4 +155,5 @@ def _taken(view: HostView, room: Room) -> HostView:
         disk_used_mib=view.disk_used_mib + room.disk_mib + image_mib,
         instances=view.instances + 1,
         images=view.images | {room.sha256},
+        numa=nodes.without(view.numa, room.nodes, room.vcpus, room.memory_mib),
     )

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 
@@ -27,7 +27,9 @@ from treadle.db.schema import (
     instance,
     orphan,
 )
-from treadle.hypervisor.base import HostFacts
+from treadle.hypervisor.base import HostFacts, NumaCell
+from treadle.placement import cells
+from treadle.placement.cells import Cell
 
 CHANGED = "host"
 """What `note` tells of: ids of hosts that are not as they were."""
@@ -104,6 +106,7 @@ class Host:
     fence: Fence = Fence.NONE
     fenced_at: float | None = None
     fence_note: str | None = None
+    cells: tuple[Cell, ...] = ()
 
     @property
     def state(self) -> str:
@@ -125,13 +128,53 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What one instance takes of a host. `image_mib` only where the image is not there yet."""
+    """What one instance takes of a host. `image_mib` only where the image is not there yet.
+
+    `nodes`: so many NUMA nodes, each of a cell of its own; on the `cells`, where they are named, in
+    that order.
+    """
 
     vcpus: int
     memory_mib: int
     disk_mib: int
     sha256: str
     image_mib: int
+    nodes: int = 0
+    cells: tuple[int, ...] = ()
+
+
+class Held(Protocol):
+    """What is held of a host: a row of the ledger, or of what holds room besides. `cells` is what
+    it holds of the host's NUMA cells, as `Taken` has it."""
+
+    @property
+    def vcpus(self) -> int:
+        """Virtual CPUs."""
+
+    @property
+    def memory_mib(self) -> int:
+        """Memory."""
+
+    @property
+    def disk_mib(self) -> int:
+        """Disk, without that of an image."""
+
+    @property
+    def cells(self) -> str:
+        """Of the NUMA cells; "" for nothing."""
+
+
+@dataclass(slots=True)
+class Taken:
+    """Takes room with `hold`, and remembers what that has come to of the host's NUMA cells."""
+
+    cells: str = ""
+
+    def hold(self, conn: sa.Connection, host_id: int, room: Room) -> bool:
+        """As the function `hold`: False, and nothing is taken, where the host has not got it."""
+        held = hold(conn, host_id, room)
+        self.cells = held or ""
+        return held is not None
 
 
 # -- hosts
@@ -226,6 +269,12 @@ def set_up(conn: sa.Connection, host_id: int, facts: HostFacts, virt_type: str) 
         "v": int(facts.vcpus * ratios.cpu_ratio), "m": int(memory),
         "d": int(facts.disk_mib * ratios.disk_ratio),
     })
+    wanted = cells.limits(
+        facts, ratios.cpu_ratio, ratios.memory_ratio, ratios.reserved_memory_mib
+    )
+    if not cells.same_limits(ratios.cells, wanted):
+        text = cells.relimited(_lock_cells(conn, host_id), wanted)
+        _PUT_CELLS(conn, {"h": host_id, "x_cells": text})
     note(conn, CHANGED, host_id)
 
 
@@ -247,6 +296,7 @@ def read_facts(body: str) -> HostFacts:
     data["storage_others"] = tuple(data.get("storage_others", ()))
     data["machines"] = tuple(data.get("machines", ()))
     data["features"] = tuple(data.get("features", ()))
+    data["cells"] = tuple(NumaCell(*one) for one in data.get("cells", ()))
     return HostFacts(**data)
 
 
@@ -258,6 +308,7 @@ def _host(row: sa.Row[Any]) -> Host:
         row.vcpus_limit, row.memory_limit_mib, row.disk_limit_mib,
         row.vcpus_used, row.memory_used_mib, row.disk_used_mib, row.instances, row.seen_at,
         row.uuid, row.forced_down, row.added_at, Fence(row.fence), row.fenced_at, row.fence_note,
+        tuple(cells.of_text(row.cells)),
     )
 
 
@@ -270,54 +321,72 @@ def claim(conn: sa.Connection, host_id: int, instance_id: int, room: Room) -> bo
     False, and nothing is taken, where the host has not got it or takes nothing. The host's row is
     locked first, so the image is counted once however many claims come together.
     """
-    if not hold(conn, host_id, room):
+    held = hold(conn, host_id, room)
+    if held is None:
         return False
     _ALLOCATE(conn, {
         "i": instance_id, "h": host_id, "v": room.vcpus, "m": room.memory_mib, "d": room.disk_mib,
+        "x_cells": held,
     })
     return True
 
 
-def hold(conn: sa.Connection, host_id: int, room: Room) -> bool:
-    """`claim` without saying for whom: the caller keeps that with the change that needs it."""
+def hold(conn: sa.Connection, host_id: int, room: Room) -> str | None:
+    """`claim` without saying for whom: the caller keeps that with the change that needs it, and
+    what comes back: the NUMA cells that it has come to, "" for none. None where nothing is taken.
+    """
     bound = {
         "h": host_id, "v": room.vcpus, "m": room.memory_mib, "d": room.disk_mib, "n": 1,
     }
     if _TAKE(conn, bound).rowcount != 1:
-        return False
+        return None
+    held = ""
+    if room.nodes:
+        found = cells.taken(
+            _lock_cells(conn, host_id), room.nodes, room.vcpus, room.memory_mib, room.cells
+        )
+        if found is None:
+            _GIVE(conn, bound)
+            return None
+        text, held = found
+        _PUT_CELLS(conn, {"h": host_id, "x_cells": text})
     if not want_image(conn, host_id, room.sha256, room.image_mib):
         _GIVE(conn, bound)
-        return False
+        _give_cells(conn, host_id, held)
+        return None
     note(conn, CHANGED, host_id)
-    return True
+    return held
 
 
-def let_go(conn: sa.Connection, host_id: int, vcpus: int, memory_mib: int, disk_mib: int) -> None:
+def let_go(conn: sa.Connection, host_id: int, held: Held) -> None:
     """Give back what `hold` took."""
-    _GIVE(conn, {"h": host_id, "v": vcpus, "m": memory_mib, "d": disk_mib, "n": 1})
+    _GIVE(conn, {
+        "h": host_id, "v": held.vcpus, "m": held.memory_mib, "d": held.disk_mib, "n": 1,
+    })
+    _give_cells(conn, host_id, held.cells)
     note(conn, CHANGED, host_id)
 
 
-def moved(conn: sa.Connection, instance_id: int, host_id: int) -> None:
+def moved(conn: sa.Connection, instance_id: int, host_id: int, held_cells: str = "") -> None:
     """What the instance holds is given back where it was; what was taken of the host with `hold`,
-    the same size, is its own now."""
+    the same size, is its own now, and so are the cells of it."""
     row = _HELD(conn, {"i": instance_id}).one()
-    let_go(conn, row.host_id, row.vcpus, row.memory_mib, row.disk_mib)
+    let_go(conn, row.host_id, row)
     conn.execute(
         sa.update(allocation).where(allocation.c.instance_id == instance_id)
-        .values(host_id=host_id)
+        .values(host_id=host_id, cells=held_cells)
     )
 
 
-def exchange(
-    conn: sa.Connection, instance_id: int, host_id: int, vcpus: int, memory_mib: int, disk_mib: int
-) -> Any:
+def exchange(conn: sa.Connection, instance_id: int, host_id: int, held: Held) -> Any:
     """What was taken of the host with `hold` is the instance's own now, and what it held until
-    now (a row with host_id, vcpus, memory_mib, disk_mib) is as if taken with `hold`."""
+    now (a row that is `Held`, with its host_id) is as if taken with `hold`."""
     row = _HELD(conn, {"i": instance_id}).one()
     conn.execute(
-        sa.update(allocation).where(allocation.c.instance_id == instance_id)
-        .values(host_id=host_id, vcpus=vcpus, memory_mib=memory_mib, disk_mib=disk_mib)
+        sa.update(allocation).where(allocation.c.instance_id == instance_id).values(
+            host_id=host_id, vcpus=held.vcpus, memory_mib=held.memory_mib,
+            disk_mib=held.disk_mib, cells=held.cells,
+        )
     )
     for changed in (host_id, row.host_id):
         note(conn, CHANGED, changed)
@@ -331,14 +400,20 @@ def release(conn: sa.Connection, instance_id: int) -> None:
         _GIVE(conn, {
             "h": row.host_id, "v": row.vcpus, "m": row.memory_mib, "d": row.disk_mib, "n": 1,
         })
+        _give_cells(conn, row.host_id, row.cells)
         note(conn, CHANGED, row.host_id)
 
 
 def resize(
-    conn: sa.Connection, instance_id: int, vcpus: int, memory_mib: int, disk_mib: int
+    conn: sa.Connection, instance_id: int, vcpus: int, memory_mib: int, disk_mib: int,
+    nodes: int = 0,
 ) -> bool:
-    """Have the instance hold that much of its host, instead of what it holds. False, and nothing
-    is changed, where the host has not got it. Nothing where the instance holds nothing."""
+    """Have the instance hold that much of its host, and so many of its NUMA cells, instead of what
+    it holds. False where the host has not got it; whoever asks for more then gives up the
+    transaction. Nothing where the instance holds nothing.
+
+    Nodes keep their cells: what is to have another number of them has to go to another host.
+    """
     row = _HELD(conn, {"i": instance_id}).one_or_none()
     if row is None:
         return True
@@ -346,15 +421,51 @@ def resize(
         "h": row.host_id, "v": vcpus - row.vcpus, "m": memory_mib - row.memory_mib,
         "d": disk_mib - row.disk_mib, "n": 0,
     }
-    if not (change["v"] or change["m"] or change["d"]):
+    bound = bool(nodes or row.cells)
+    if not (change["v"] or change["m"] or change["d"] or bound):
         return True
     grows = change["v"] > 0 or change["m"] > 0 or change["d"] > 0
     # What only shrinks is taken whatever the host is doing.
     if (_TAKE_MORE if grows else _TAKE_LESS)(conn, change).rowcount != 1:
         return False
-    _HOLD(conn, {"i": instance_id, "v": vcpus, "m": memory_mib, "d": disk_mib})
+    held, fits = row.cells, True
+    if bound:
+        fits, held = _resize_cells(conn, row, nodes, vcpus, memory_mib)
+    _HOLD(conn, {
+        "i": instance_id, "v": vcpus, "m": memory_mib, "d": disk_mib, "x_cells": held,
+    })
     note(conn, CHANGED, row.host_id)
-    return True
+    return fits
+
+
+def _resize_cells(
+    conn: sa.Connection, row: Any, nodes: int, vcpus: int, memory_mib: int
+) -> tuple[bool, str]:
+    """Whether its cells have that much, and what it holds of them then."""
+    before = _lock_cells(conn, row.host_id)
+    text, held = cells.given(before, row.cells), ""
+    if nodes:
+        own = tuple(share.cell for share in cells.shares_of(row.cells))
+        found = None
+        if not own or len(own) == nodes:
+            found = cells.taken(text, nodes, vcpus, memory_mib, own)
+        if found is None:
+            return False, row.cells
+        text, held = found
+    if text != before:
+        _PUT_CELLS(conn, {"h": row.host_id, "x_cells": text})
+    return True, held
+
+
+def _lock_cells(conn: sa.Connection, host_id: int) -> str:
+    """The host's NUMA cells, which nobody else changes until the transaction is over."""
+    return str(_CELLS(conn, {"h": host_id}).scalar() or "")
+
+
+def _give_cells(conn: sa.Connection, host_id: int, held: str) -> None:
+    if held:
+        text = cells.given(_lock_cells(conn, host_id), held)
+        _PUT_CELLS(conn, {"h": host_id, "x_cells": text})
 
 
 # -- images on hosts
@@ -481,7 +592,8 @@ _STILL_DOWN = Prepared(
     .values(error=sa.bindparam("x_error", type_=sa.Text))
 )
 _RATIOS = sa.select(
-    host.c.cpu_ratio, host.c.memory_ratio, host.c.disk_ratio, host.c.reserved_memory_mib
+    host.c.cpu_ratio, host.c.memory_ratio, host.c.disk_ratio, host.c.reserved_memory_mib,
+    host.c.cells,
 ).where(host.c.id == sa.bindparam("h"))
 _SET_UP = sa.update(host).where(host.c.id == sa.bindparam("h")).values(
     status=HostStatus.UP, error=None, fence=Fence.NONE, fenced_at=None, fence_note=None,
@@ -490,6 +602,13 @@ _SET_UP = sa.update(host).where(host.c.id == sa.bindparam("h")).values(
     vcpus_limit=_limit(host.c.vcpus_used, "v"),
     memory_limit_mib=_limit(host.c.memory_used_mib, "m"),
     disk_limit_mib=_limit(host.c.disk_used_mib, "d"),
+)
+_CELLS = Prepared(
+    sa.select(host.c.cells).where(host.c.id == sa.bindparam("h")).with_for_update()
+)
+_PUT_CELLS = Prepared(
+    sa.update(host).where(host.c.id == sa.bindparam("h"))
+    .values(cells=sa.bindparam("x_cells", type_=sa.Text))
 )
 _HOST = Prepared(sa.select(host).where(host.c.id == sa.bindparam("h")))
 _TAKE = Prepared(
@@ -531,17 +650,20 @@ _TAKE_MORE = Prepared(
 _HELD = Prepared(sa.select(allocation).where(allocation.c.instance_id == _p("i")))
 _HOLD = Prepared(
     sa.update(allocation).where(allocation.c.instance_id == _p("i")).values(
-        vcpus=_p("v"), memory_mib=_p("m"), disk_mib=_p("d")
+        vcpus=_p("v"), memory_mib=_p("m"), disk_mib=_p("d"),
+        cells=sa.bindparam("x_cells", type_=sa.Text),
     )
 )
 _ALLOCATE = Prepared(
     sa.insert(allocation).values(
         instance_id=_p("i"), host_id=_p("h"), vcpus=_p("v"), memory_mib=_p("m"), disk_mib=_p("d"),
+        cells=sa.bindparam("x_cells", type_=sa.Text),
     )
 )
 _FREE = Prepared(
     sa.delete(allocation).where(allocation.c.instance_id == _p("i")).returning(
-        allocation.c.host_id, allocation.c.vcpus, allocation.c.memory_mib, allocation.c.disk_mib
+        allocation.c.host_id, allocation.c.vcpus, allocation.c.memory_mib, allocation.c.disk_mib,
+        allocation.c.cells,
     )
 )
 _THIS_IMAGE = sa.and_(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 
 from treadle.db.prepared import Prepared
 from treadle.db.schema import aggregate, aggregate_host, host, host_image
+from treadle.placement import cells
 from treadle.placement.ledger import DEFAULT_ZONE, HostStatus, ImageState, read_facts
 from treadle.scheduler.model import HostView, Pairs
 
@@ -37,6 +39,7 @@ def snapshot(conn: sa.Connection, only: Collection[int] | None = None) -> list[H
             images=frozenset(images[row.id]) if row.id in images else nothing,
             zone=zone or DEFAULT_ZONE, properties=properties,
             rack=next((value for key, value in properties if key == "rack"), None), load=load,
+            numa=_free_cells(row.cells) if row.cells else (),
         ))
     return views
 
@@ -83,6 +86,19 @@ def _traits(body: str | None) -> _Traits:
     return found
 
 
+def cell_limits(conn: sa.Connection) -> dict[int, tuple[tuple[int, int], ...]]:
+    """What the NUMA cells of hosts have, taken or not: vCPUs and MiB of each, with overcommit."""
+    rows = conn.execute(sa.select(host.c.id, host.c.cells).where(host.c.cells != ""))
+    return {
+        row.id: tuple(cell[1:3] for cell in cells.of_text(row.cells)) for row in rows
+    }
+
+
+@lru_cache(10_000)
+def _free_cells(text: str) -> tuple[tuple[int, int], ...]:
+    return cells.free_of(text)
+
+
 def _all_or_one(statement: sa.Select[Any], key: sa.Column[int]) -> tuple[Prepared, Prepared]:
     return Prepared(statement), Prepared(statement.where(key == sa.bindparam("h")))
 
@@ -90,7 +106,7 @@ def _all_or_one(statement: sa.Select[Any], key: sa.Column[int]) -> tuple[Prepare
 _SNAPSHOT = _all_or_one(sa.select(
     host.c.id, host.c.name, host.c.status, host.c.enabled, host.c.facts, host.c.vcpus_limit,
     host.c.vcpus_used, host.c.memory_limit_mib, host.c.memory_used_mib, host.c.disk_limit_mib,
-    host.c.disk_used_mib, host.c.instances, host.c.forced_down,
+    host.c.disk_used_mib, host.c.instances, host.c.forced_down, host.c.cells,
 ).order_by(host.c.id), host.c.id)
 _PLACES = _all_or_one(sa.select(
     aggregate_host.c.host_id, aggregate.c.availability_zone, aggregate.c.metadata,

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from treadle.scheduler import nodes
 from treadle.scheduler.columns import BoolArray, HostColumns, IntArray
 from treadle.scheduler.model import HostRow, HostView, Pairs, PlacementRequest
 from treadle.scheduler.plugin import Cause
@@ -217,9 +218,9 @@ class NumaFit:
     """Passes hosts with enough NUMA nodes that each have room for an even share.
 
     passes = (at least n nodes with free vcpus >= ceil(vcpus / n) and free memory >=
-    ceil(memory / n)), n = `numa_nodes`; True where the request asks for no nodes. It goes by the
-    rows' `numa`, which the ledger does not count down: the number of vcpus and MiB of memory that
-    are free on each node are those that were last reported.
+    ceil(memory / n), and vcpus >= n), n = `numa_nodes`; True where the request asks for no nodes.
+    It goes by the rows' `numa`: what the host's nodes have, less what instances that ask for nodes
+    hold of them. The claim judges the same again.
     """
 
     name = "numa"
@@ -232,29 +233,40 @@ class NumaFit:
     def passes(self, hosts: HostColumns, request: PlacementRequest, /) -> BoolArray:
         """Give True where the nodes fit."""
         key = self.name, request.numa_nodes, request.vcpus, request.memory_mib
-        return hosts.matching("numa", key, lambda nodes: _fitting(nodes, request) >= key[1])
+        return hosts.matching("numa", key, lambda free: _fitting(free, request) >= key[1])
 
     def row_test(self, request: PlacementRequest, /) -> Callable[[HostRow], bool]:
         """As `passes`, of one."""
         return lambda host: _fitting(host.static.numa, request) >= request.numa_nodes
 
     def reason(self, host: HostView, request: PlacementRequest, /) -> str:
-        """Say how many nodes fit."""
+        """Say how many nodes fit, and what each has to have."""
+        count = request.numa_nodes
+        if request.vcpus < count:
+            return f"needs {count} NUMA nodes for {request.vcpus} vcpus: a node without one"
         have = _fitting(host.numa, request)
-        return f"needs {request.numa_nodes} NUMA nodes with room for a share each, has {have}"
+        share = f"{-(-request.vcpus // count)} vcpus and {-(-request.memory_mib // count)} MiB"
+        return (f"needs {count} NUMA node{'s' * (count > 1)} with {share} free, "
+                f"has {have} of {len(host.numa)}")
+
+    def causes(self, refused: HostColumns, request: PlacementRequest, /) -> Sequence[Cause]:
+        """One cause: how many nodes there have to be."""
+        what = f"{request.numa_nodes} NUMA node{'s' * (request.numa_nodes > 1)} with room"
+        return [Cause("numa", len(refused), f"lacks {what}", f"lack {what}")]
 
 
-def _fitting(nodes: tuple[tuple[int, int], ...], request: PlacementRequest) -> int:
+def _fitting(free: tuple[tuple[int, int], ...], request: PlacementRequest) -> int:
     count = max(request.numa_nodes, 1)
-    vcpus, memory = -(-request.vcpus // count), -(-request.memory_mib // count)
-    return sum(free >= vcpus and mib >= memory for free, mib in nodes)
+    if request.vcpus < count:
+        return 0
+    return len(nodes.fitting(free, count, request.vcpus, request.memory_mib))
 
 
 class PciDevices:
     """Passes hosts with enough free devices of each kind that is asked for.
 
-    passes = (for each alias: free devices >= asked for). As with NUMA nodes, what is free is what
-    the row says; the ledger does not count devices.
+    passes = (for each alias: free devices >= asked for). What is free is what the row says; the
+    ledger does not count devices. Live, no host reports any: Treadle passes no devices through.
     """
 
     name = "pci"
@@ -278,10 +290,15 @@ class PciDevices:
         """Say what is short."""
         return "; ".join(_missing(host.pci, request))
 
+    def causes(self, refused: HostColumns, request: PlacementRequest, /) -> Sequence[Cause]:
+        """One cause, which names the aliases that are asked for."""
+        what = "PCI devices: " + ", ".join(f"{count} {alias}" for alias, count in request.pci)
+        return [Cause("pci", len(refused), f"lacks {what}", f"lack {what}")]
+
 
 def _missing(free: tuple[tuple[str, int], ...], request: PlacementRequest) -> list[str]:
     have = dict(free)
     return [
-        f"needs {count} {alias}, has {have.get(alias, 0)}"
+        f"needs {count} PCI devices {alias}, has {have.get(alias, 0)}"
         for alias, count in request.pci if have.get(alias, 0) < count
     ]

@@ -289,13 +289,14 @@ class _Host(msgspec.Struct):
     zone: str | None = None
     rack: str | None = None
     properties: Pairs = ()
+    numa: tuple[tuple[Whole, Whole], ...] = ()
 
     def view(self) -> HostView:
         return HostView(
             self.id, self.name or str(self.id), self.state, self.arch, self.capabilities,
             self.vcpus_limit, 0, self.memory_limit_mib, 0, self.disk_limit_mib, self.disk_used_mib,
             images=self.images, zone=self.zone, rack=self.rack,
-            properties=tuple(sorted(self.properties)),
+            properties=tuple(sorted(self.properties)), numa=self.numa,
         )
 
 
@@ -381,9 +382,9 @@ def record_lines(record: dict[str, Any]) -> Iterator[str]:
 
     The first line is `{"kind": "treadle-record", "version": 1, "at": now}`; then a line for each
     host (kind "host": id, name, state, arch, capabilities, images, the three limits, the disk in
-    use, zone, rack, and properties as pairs), then one for each instance (kind "instance": id, at,
-    until or null, vcpus, memory_mib, disk_mib, batch, tenant, group, host, and the request that
-    it was first placed by). Times are seconds since 1970.
+    use, zone, rack, properties as pairs, and numa, the vcpus and MiB of each NUMA node), then one
+    for each instance (kind "instance": id, at, until or null, vcpus, memory_mib, disk_mib, batch,
+    tenant, group, host, and the request that it was first placed by). Times are seconds since 1970.
     """
     yield json.dumps({"kind": FORMAT, "version": VERSION, "at": record["at"]}) + "\n"
     for kind, rows in (("host", record["hosts"]), ("instance", record["instances"])):

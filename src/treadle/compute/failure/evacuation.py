@@ -199,10 +199,11 @@ class EvacuationHandler:
         ):
             return None
         spare = 0 if scene.heirs is None else scene.room.disk_mib
+        taken = ledger.Taken()
 
         def hold(conn: sa.Connection, host_id: int, _room: Room) -> bool:
             storages.allow(conn, host_id, spare)
-            if ledger.hold(conn, host_id, scene.room):
+            if taken.hold(conn, host_id, scene.room):
                 return True
             storages.allow(conn, host_id, -spare)
             return False
@@ -211,7 +212,7 @@ class EvacuationHandler:
         if target is None:
             return None
         queue.remove(conn, ticket)
-        ledger.moved(conn, instance.id, target)
+        ledger.moved(conn, instance.id, target, taken.cells)
         storages.allow(conn, move.source_id, -spare)
         became = changes.evacuated if scene.heirs is None else changes.inherited
         store.update(
@@ -269,7 +270,9 @@ def _scene(conn: sa.Connection, id: int) -> Scene | None:
     heirs = storages.heirs(conn, move.source_id)
     return Scene(
         move, loaded, ledger.get_host(conn, move.source_id),
-        Room(*changes.held(instance), sha256, placing.mib(size)),
+        Room(
+            *changes.held(instance), sha256, placing.mib(size), changes.nodes_held(instance)
+        ),
         queue.is_leased(conn, KIND, instance.uuid),
         heirs.ids if heirs.known and instance.launched_at is not None else None,
     )

@@ -220,13 +220,11 @@ class EveryMove(MoveHandler):
         queue.finish(conn, ticket, delay=FAR_S)
         time_now = float(conn.execute(sa.select(now())).scalar_one())
         before = store.columns(conn, instance.id, (*changes.SIZE_COLUMNS, "goal"))
-        left = ledger.exchange(
-            conn, instance.id, move.target_id, move.vcpus, move.memory_mib, move.disk_mib
-        )
+        left = ledger.exchange(conn, instance.id, move.target_id, move)
         moves.update(
             conn, move.id, stage=Stage.FINISHED, before=store.compact(before),
             progress=course.text(), vcpus=left.vcpus, memory_mib=left.memory_mib,
-            disk_mib=left.disk_mib,
+            disk_mib=left.disk_mib, cells=left.cells,
         )
         asked: dict[str, Any] = (
             {"mode": Mode.RESIZED, "task": Task.RESIZE_FINISH} if move.ask else {}
@@ -254,10 +252,8 @@ class EveryMove(MoveHandler):
         instance = store.get(conn, scene.loaded.instance.id)
         assert instance is not None
         queue.remove(conn, ticket)
-        left = ledger.exchange(
-            conn, instance.id, move.source_id, move.vcpus, move.memory_mib, move.disk_mib
-        )
-        ledger.let_go(conn, left.host_id, left.vcpus, left.memory_mib, left.disk_mib)
+        left = ledger.exchange(conn, instance.id, move.source_id, move)
+        ledger.let_go(conn, left.host_id, left)
         moves.update(conn, move.id, stage=Stage.REVERTED, held=False)
         columns = dict(move.before)
         if instance.goal not in ON_A_HOST:
@@ -296,7 +292,7 @@ class EveryMove(MoveHandler):
         """Nothing of it is at the source any more."""
         move = scene.move
         queue.remove(conn, ticket)
-        ledger.let_go(conn, move.source_id, move.vcpus, move.memory_mib, move.disk_mib)
+        ledger.let_go(conn, move.source_id, move)
         moves.update(conn, move.id, stage=Stage.DONE, held=False)
         store.update(conn, scene.loaded.instance.id, kept=None)
 

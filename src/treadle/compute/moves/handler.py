@@ -219,13 +219,15 @@ class MoveHandler:
             )
 
         def commit(conn: sa.Connection, offer: placing.Offer) -> Ticket | None:
-            host_id, room = offer.take(conn, instance, ledger.hold), offer.room
+            taken = ledger.Taken()
+            host_id, room = offer.take(conn, instance, taken.hold), offer.room
             if host_id is None:
                 return None
             following = queue.carry(conn, ticket, self._policy.lease_s, lane=ticket.lane)
             moves.update(
                 conn, move.id, stage=Stage.READY, target_id=host_id, held=True,
                 vcpus=room.vcpus, memory_mib=room.memory_mib, disk_mib=room.disk_mib,
+                cells=taken.cells,
             )
             store.record_decision(conn, instance.id, host_id, offer.record.to_dict())
             return following
@@ -377,7 +379,7 @@ class MoveHandler:
     def _arrive(self, conn: sa.Connection, scene: Scene) -> None:
         move, instance = scene.move, scene.loaded.instance
         assert move.target_id is not None
-        ledger.moved(conn, instance.id, move.target_id)
+        ledger.moved(conn, instance.id, move.target_id, move.cells)
         moves.update(conn, move.id, stage=Stage.ARRIVED, held=False)
         columns: dict[str, Any] = {"host_id": move.target_id, "address": None}
         if len(instance.disks) > 1:
@@ -416,7 +418,7 @@ class MoveHandler:
         def end(conn: sa.Connection) -> None:
             queue.remove(conn, ticket)
             if move.held and move.holder is not None:
-                ledger.let_go(conn, move.holder, move.vcpus, move.memory_mib, move.disk_mib)
+                ledger.let_go(conn, move.holder, move)
             moves.update(conn, move.id, stage=stage, held=False, error=reason or None)
             current = store.get(conn, instance.id)
             columns: dict[str, Any] = {"moving": None}

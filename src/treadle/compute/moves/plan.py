@@ -92,6 +92,7 @@ class Move:
     ask: bool = False
     after: Mapping[str, Any] = field(default_factory=dict)
     before: Mapping[str, Any] = field(default_factory=dict)
+    cells: str = ""
 
     @property
     def holder(self) -> int | None:

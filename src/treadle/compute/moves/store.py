@@ -91,6 +91,7 @@ def _move(row: Any) -> Move:
         row.disk_mib, row.revision, row.user_id, row.project_id,
         tuple(json.loads(row.progress)), row.error, row.created_at, row.updated_at,
         Kind(row.kind), row.left_off, row.ask, json.loads(row.after), json.loads(row.before),
+        row.cells,
     )
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.compute import placing
+from treadle.compute.model import numa_nodes
 from treadle.compute.placing import Asked, room_of
 from treadle.compute.store import Loaded
 from treadle.placement import ledger
-from treadle.placement.ledger import Host
+from treadle.placement.ledger import Host, Room
 from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.model import HostView
+from treadle.scheduler.nodes import fitting
 from treadle.scheduler.record import sentence
 from treadle.scheduler.table import HostTable
 
@@ -45,8 +47,11 @@ def asked(conn: sa.Connection, loaded: Loaded, wish: Wish, *, with_flavors: bool
     if after:
         room = replace(
             room, vcpus=after["vcpus"], memory_mib=after["memory_mib"],
-            disk_mib=after["disk_gib"] * 1024,
+            disk_mib=after["disk_gib"] * 1024, nodes=numa_nodes(after["flavor"]),
         )
+    if not wish.cold:
+        # What runs goes on by its definition, which names the cells that it is bound to.
+        room = replace(room, cells=loaded.cells)
     request = placing.request_of(
         conn, instance, room, with_flavors=with_flavors, flavor=after.get("flavor"),
     )
@@ -54,7 +59,9 @@ def asked(conn: sa.Connection, loaded: Loaded, wish: Wish, *, with_flavors: bool
     if wish.wanted_id is not None:
         named = frozenset({wish.wanted_id})
         only = named if only is None else only & named
-    unfit = _unfit(ledger.list_hosts(conn), wish) if wish.cold or wish.machine else {}
+    unfit = {}
+    if wish.cold or wish.machine or room.cells:
+        unfit = _unfit(ledger.list_hosts(conn), wish, room)
     barred = request.excluded_hosts | {wish.source_id} | unfit.keys()
     return Asked(
         replace(request, only_hosts=only, excluded_hosts=barred), room, barred,
@@ -62,9 +69,9 @@ def asked(conn: sa.Connection, loaded: Loaded, wish: Wish, *, with_flavors: bool
     )
 
 
-def _unfit(hosts: Iterable[Host], wish: Wish) -> dict[int, tuple[str, str]]:
-    """The hosts that cannot take a disk of the source, or run the guest's machine, each with its
-    name and the reason."""
+def _unfit(hosts: Iterable[Host], wish: Wish, room: Room) -> dict[int, tuple[str, str]]:
+    """The hosts that cannot take a disk of the source, or run the guest's machine on the cells that
+    it is bound to, each with its name and the reason."""
     known = {host.id: host for host in hosts}
     source = known.get(wish.source_id)
     here = None if source is None else source.facts
@@ -75,11 +82,11 @@ def _unfit(hosts: Iterable[Host], wish: Wish) -> dict[int, tuple[str, str]]:
             continue
         why = ""
         if not wish.cold:
-            if there.machines and wish.machine not in there.machines:
+            if wish.machine and there.machines and wish.machine not in there.machines:
                 why = (f"its {there.hypervisor} {there.hypervisor_version} has no machine type "
                        f"{wish.machine}, which the guest runs on")
             else:
-                why = _other_processor(source, host)
+                why = _other_processor(source, host) or _other_cells(source, host, room)
         elif there.arch != here.arch:
             why = f"its architecture is {there.arch}, the guest's is {here.arch}"
         elif there.hypervisor != here.hypervisor:
@@ -109,6 +116,26 @@ def _other_processor(source: Host, host: Host) -> str:
     more = f" and {len(lacks) - SHOWN} more" if len(lacks) > SHOWN else ""
     return (f"its processor ({there.processor}) lacks {', '.join(lacks[:SHOWN])}{more}, which the "
             f"guest's ({here.processor}) has")
+
+
+def _other_cells(source: Host, host: Host, room: Room) -> str:
+    """Why what is bound to NUMA cells of `source` cannot be bound to those of `host`."""
+    here, there = source.facts, host.facts
+    assert here is not None
+    assert there is not None
+    if not room.cells:
+        return ""
+    known = {cell.id: cell.cpus for cell in there.cells}
+    for cell in here.cells:
+        if cell.id in room.cells and known.get(cell.id) != cell.cpus:
+            return (f"its NUMA node {cell.id} has processors {known.get(cell.id, 'none')}, and "
+                    f"the guest is bound to {cell.cpus}")
+    fit = fitting([cell.free for cell in host.cells], room.nodes, room.vcpus, room.memory_mib)
+    full = sorted(set(room.cells) - {host.cells[number].id for number in fit})
+    if full:
+        return (f"its NUMA node{'s' * (len(full) > 1)} {', '.join(map(str, full))}, where the "
+                "guest is bound to, has no room for it")
+    return ""
 
 
 def forecast(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import libvirt
 
+from treadle.hypervisor.base import NumaCell
 from treadle.hypervisor.libvirt import errors, growth
 from treadle.hypervisor.libvirt.connection import Attempt, Link
+from treadle.hypervisor.libvirt.shape import kib
 
 #: Kinds whose guests run, and are on the host's network.
 GUESTS = ("QEMU", "LXC")
@@ -48,6 +51,7 @@ class Shape:
     virt_types: tuple[str, ...]
     machine: str
     machines: tuple[str, ...] = ()
+    cells: tuple[NumaCell, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +158,48 @@ def read_shape(text: str) -> Shape:
             machine = "q35"
     types.sort(key=lambda t: PREFERENCE.index(t) if t in PREFERENCE else len(PREFERENCE))
     return Shape(
-        root.findtext("host/uuid") or "", arch, tuple(types), machine, tuple(sorted(machines))
+        root.findtext("host/uuid") or "", arch, tuple(types), machine, tuple(sorted(machines)),
+        tuple(sorted(map(_cell, root.iterfind("host/topology/cells/cell")))),
     )
+
+
+def _cell(element: ET.Element) -> NumaCell:
+    found = sorted(int(cpu.get("id", "0")) for cpu in element.iterfind("cpus/cpu"))
+    memory = element.find("memory")
+    return NumaCell(
+        int(element.get("id", "0")), ranges(found), len(found), kib(memory) // 1024,
+    )
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as libvirt writes them: 0 1 2 3 8 is "0-3,8"."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in found)
+
+
+def cells(link: Link, attempt: Attempt, whole_mib: int) -> tuple[NumaCell, ...]:
+    """The NUMA cells that guests can be bound to. The only one has the whole of the memory: what
+    was added while the host ran, the capabilities leave out, and so may the cell's counters."""
+    if link.kind not in ("QEMU", "TEST"):
+        return ()
+    found: list[NumaCell] = []
+    known = shape_of(link, attempt).cells
+    if len(known) == 1:
+        return (known[0]._replace(memory_mib=whole_mib),)
+    for cell in known:
+        try:
+            stats = attempt(link.conn.getMemoryStats, cell.id, 0)
+            found.append(cell._replace(memory_mib=int(stats["total"]) // 1024))
+        except libvirt.libvirtError as error:
+            if errors.is_broken(error):
+                raise
+            found.append(cell)
+    return tuple(found)
 
 
 def memory_mib(link: Link, attempt: Attempt) -> int:

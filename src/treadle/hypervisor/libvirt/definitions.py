@@ -44,6 +44,7 @@ def place_of(
         network="" if setup.bridge or link.session else setup.network,
         bridge=setup.bridge,
         net_filter=network.FILTER if filtered else "",
+        cells=shape.cells,
     )
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from treadle.errors import InvalidInput
-from treadle.hypervisor.base import DomainSpec, ImageSpec
-from treadle.hypervisor.libvirt import growth
+from treadle.hypervisor.base import DomainSpec, ImageSpec, NumaCell
+from treadle.hypervisor.libvirt import growth, nodes
 from treadle.hypervisor.libvirt.shape import shape_of
 
 NAMESPACE = "urn:treadle:instance:1"
@@ -40,6 +40,7 @@ class Place:
     network: str = ""
     bridge: str = ""
     net_filter: str = ""
+    cells: tuple[NumaCell, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +159,18 @@ def image_volume(sha256: str) -> str:
 
 
 def domain_xml(spec: DomainSpec, place: Place, mark: Mark) -> str:
-    """The definition of an instance. Errors: `InvalidInput` for text that XML cannot carry."""
+    """The definition of an instance. Errors: `InvalidInput` for text that XML cannot carry;
+    `HostRefused` where the host has not got the cells of its nodes."""
     root = opened(spec, place, mark)
     beside = spec.rescue is not None and spec.rescue_on is not None
     features = _machine(root, place, ordered=beside)
     if place.arch in ("x86_64", "i686", ""):
         ET.SubElement(features, "apic")
     _cpu(root, place)
-    growth.allow(root, spec.most, place.arch)
+    if spec.nodes:
+        nodes.bind(root, spec.nodes, place.cells)
+    else:
+        growth.allow(root, spec.most, place.arch)
     ET.SubElement(root, "clock", {"offset": "utc"})
     _leaf(root, "on_poweroff", "destroy")
     _leaf(root, "on_reboot", "restart")

@@ -127,11 +127,12 @@ class LibvirtDriver:
             found = sharing.look_around(link, attempt, self._setup.pool)
             vcpus = int(attempt(link.conn.getInfo)[2])
             spent = capabilities.spent(link, attempt)
+            memory_mib = capabilities.memory_mib(link, attempt)
             return HostFacts(
                 hostname=attempt(link.conn.getHostname),
                 host_uuid=shape.host_uuid,
                 vcpus=vcpus,
-                memory_mib=capabilities.memory_mib(link, attempt),
+                memory_mib=memory_mib,
                 disk_mib=self._disk_mib(link, attempt),
                 arch=shape.arch,
                 virt_types=shape.virt_types,
@@ -148,6 +149,7 @@ class LibvirtDriver:
                 machines=shape.machines if link.kind == "QEMU" else (),
                 processor=processor.name, features=processor.features,
                 load=None if spent is None else capabilities.load_since(link, spent),
+                cells=capabilities.cells(link, attempt, memory_mib),
             )
 
         return self._run("facts", self._options.deadlines.look, act)

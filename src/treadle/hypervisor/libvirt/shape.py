@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import xml.etree.ElementTree as ET
 
-PARTS = ("memory", "vcpus", "disks", "cards", "devices")
+PARTS = ("memory", "vcpus", "disks", "cards", "devices", "nodes")
 KIB = {"b": 1 / 1024, "bytes": 1 / 1024, "KiB": 1, "k": 1, "MiB": 1024, "GiB": 1 << 20}
 OTHERS = ("hostdev", "redirdev", "shmem", "tpm", "vsock", "nvram")
 
@@ -30,6 +30,7 @@ def shape_of(root: ET.Element) -> str:
         _digest([_disk(one) for one in found if one.tag in ("disk", "filesystem")]),
         _digest([_card(one) for one in found if one.tag == "interface"]),
         _digest([one.tag for one in found if one.tag in OTHERS]),
+        _nodes(root),
     ))
 
 
@@ -52,6 +53,21 @@ def kib(element: ET.Element | None) -> int:
     if element is None:
         return 0
     return round(int((element.text or "0").strip()) * KIB.get(element.get("unit", "KiB"), 1))
+
+
+def _nodes(root: ET.Element) -> str:
+    """What binds it to NUMA cells of its host; "" for nothing."""
+    found = [
+        f"{one.tag}|{one.get('mode', '')}|{one.get('cellid', '')}|{one.get('nodeset', '')}"
+        for one in root.iterfind("numatune/*")
+    ]
+    found += [
+        f"{one.get('vcpu', '')}|{one.get('cpuset', '')}" for one in root.iterfind("cputune/vcpupin")
+    ]
+    vcpu = root.find("vcpu")
+    if vcpu is not None and vcpu.get("cpuset"):
+        found.append(vcpu.get("cpuset", ""))
+    return _digest(found) if found else ""
 
 
 def _disk(element: ET.Element) -> str:

@@ -10,8 +10,10 @@ from treadle.api.openstack.compute.server_schemas import TAG
 from treadle.api.openstack.compute.servers import asker, find
 from treadle.api.openstack.wire import Ask, Call, Schema
 from treadle.compute import interfaces
+from treadle.compute import store as instances
 from treadle.compute.listing import Key
 from treadle.compute.model import Instance, is_settled
+from treadle.compute.placing import nodes_of
 from treadle.errors import Conflict, InvalidInput, NotFound
 from treadle.network import store
 from treadle.network.model import Port
@@ -119,9 +121,21 @@ async def detach(ask: Ask) -> None:
 
 
 async def topology(ask: Ask) -> Body:
-    """The NUMA nodes of a server: guests have none of their own."""
-    await ask.read(lambda conn: find(conn, ask))
-    return {"nodes": [], "pagesize_kb": None}
+    """The NUMA nodes of a server; none where it was not asked for any. Administrators see of each
+    on which of its host's it is. Processors are not pinned one by one, but to those of a node."""
+    loaded = await ask.read(lambda conn: instances.load(conn, find(conn, ask).uuid))
+    nodes: list[Body] = []
+    first = 0
+    for node in () if loaded is None else nodes_of(loaded):
+        shown: Body = {
+            "memory_mb": node.memory_mib, "siblings": [],
+            "vcpu_set": list(range(first, first + node.vcpus)),
+        }
+        if ask.allows("compute:servers:extended"):
+            shown |= {"host_node": node.cell, "cpu_pinning": {}}
+        nodes.append(shown)
+        first += node.vcpus
+    return {"nodes": nodes, "pagesize_kb": None}
 
 
 _ADDRESS = closed({"ip_address": {"type": "string", "maxLength": 64}}, ["ip_address"])
