@@ -10,11 +10,12 @@ from typing import Any
 import sqlalchemy as sa
 from cloudkit import ROOMY, Cloud, Start, until
 
-from treadle.compute import creating, store
+from treadle.compute import actions, creating, store
 from treadle.compute.model import Instance, State
 from treadle.config import Settings
-from treadle.db.schema import aggregate, aggregate_host, server_group
+from treadle.db.schema import aggregate, aggregate_host, allocation, instance, server_group
 from treadle.placement.ledger import CHANGED, note
+from treadle.placement.views import snapshot
 from treadle.scheduler.engine import Scheduler
 from treadle.scheduler.simulate import Outcome, replay
 from treadle.scheduler.simulate_cloud import before, cloud_now
@@ -155,3 +156,37 @@ def test_a_broken_plug_in_is_named_counted_and_fallen_back_from(
     [failed] = ends(strict, ask(strict, 1))
     assert failed.state is State.ERROR
     assert "the filter 'odd' is broken" in (failed.fault or "")
+
+
+def test_lifetimes_are_learnt_live_and_at_a_start(start: Start, tmp_path: Path) -> None:
+    chosen = {"settings": {"scheduler.policy": "lifetime-aware"}, "folder": tmp_path / "same"}
+    cloud = start(*HOSTS, **chosen)
+    database = cloud.treadle.database
+
+    def lives(one: Instance) -> float:
+        """How many seconds from its beginning to the end that is expected of it."""
+        row = database.read(lambda conn: conn.execute(
+            sa.select(allocation).where(allocation.c.instance_id == one.id)
+        ).one())
+        busy = {view.id: view.busy_until for view in database.read(
+            lambda conn: snapshot(conn, ends=True)
+        )}
+        assert busy[row.host_id] == row.ends_at
+        return float(row.ends_at - one.created_at)
+
+    [first] = ends(cloud, ask(cloud, 1))
+    assert lives(first) == 3600.0
+    database.write(lambda conn: conn.execute(
+        sa.update(instance).values(created_at=instance.c.created_at - 7200)
+    ))
+    database.write(lambda conn: actions.delete(conn, first.id, request_id="r"))
+    cloud.treadle.signals.work_is_due()
+    until(lambda: not cloud.guests() and not cloud.open_work())
+    [second] = ends(cloud, ask(cloud, 1))
+    known = lives(second)
+    assert 7200 <= known < 7260
+    cloud.stop()
+    again = start(*HOSTS, **chosen)
+    database = again.treadle.database
+    [third] = ends(again, ask(again, 1))
+    assert lives(third) == known

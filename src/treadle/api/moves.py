@@ -80,7 +80,7 @@ async def hosts_drain(context: Context, request: Request) -> Any:
         if host is None:
             raise NotFound(f"there is no host {id}")
         asked = drain.asked(conn, id, with_flavors=context.scheduler.wants_flavors)
-        return host, asked, snapshot(conn)
+        return host, asked, snapshot(conn, ends=context.scheduler.goes_by_lifetimes)
 
     host, asked, views = await context.read(read)
     going, staying = await asyncio.to_thread(drain.plan, context.scheduler, views, id, asked)

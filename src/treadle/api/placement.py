@@ -76,7 +76,10 @@ async def placements_dry_run(context: Context, request: Request) -> Any:
         project,
     )
     asked, views = await context.read(
-        lambda conn: (forecast.request_of(conn, question), snapshot(conn))
+        lambda conn: (
+            forecast.request_of(conn, question),
+            snapshot(conn, ends=context.scheduler.goes_by_lifetimes),
+        )
     )
     found = await asyncio.to_thread(
         forecast.dry_run, context.scheduler, views, asked, wanted.count

@@ -79,6 +79,7 @@ def request_of(conn: sa.Connection, question: Question) -> PlacementRequest:
         excluded_hosts=question.excluded_hosts, capabilities=question.capabilities,
         extra_specs=tuple(sorted(specs.items())), tenant=question.project_id,
         numa_nodes=placing.whole(specs.get(NUMA_KEY)),
+        asked_at=float(conn.execute(sa.select(now())).scalar_one()),
         pci=placing.devices(specs.get("pci_passthrough:alias", "")),
     )
 

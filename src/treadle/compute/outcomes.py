@@ -21,10 +21,12 @@ from treadle.compute.moves.plan import Stage
 from treadle.compute.store import Loaded
 from treadle.controller import queue
 from treadle.controller.queue import FAR_S
+from treadle.db.engine import note
 from treadle.hypervisor.base import Domain
 from treadle.image import actions as image_actions
 from treadle.image import store as images
 from treadle.placement import ledger
+from treadle.placement.lifetimes import ENDED
 from treadle.scheduler.record import Decision, sentence
 
 ADDRESS_POLL_S = 0.5
@@ -84,6 +86,8 @@ def settle(conn: sa.Connection, instance: Instance, state: State, values: Column
     """Write the `values` of `settled`, and what follows from them."""
     if values:
         store.update(conn, instance.id, **values)
+    if "deleted_at" in values:
+        note(conn, ENDED, instance.id)
     if values.keys() & {"before", "mode", "settled_mode"} and instance.host_id is not None:
         store.hold(conn, instance.id)
     if instance.snapshot_image_id is not None and instance.host_id is not None:

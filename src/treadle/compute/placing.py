@@ -126,7 +126,7 @@ def place(
                     return NoRoom(asked, outlook.record, outlook.unknown)
                 continue
             _ = outlook.record.detail  # worked out here, not in the transaction
-            offer = before(Offer(hosts, asked.room, outlook.record))
+            offer = before(Offer(hosts, outlook.room, outlook.record))
 
             def take(conn: sa.Connection, offer: Offer = offer) -> T | None:
                 return commit(conn, offer)

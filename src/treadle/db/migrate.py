@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from treadle.db.engine import Database, DatabaseUnfit
 from treadle.db.schema import metadata
 
-HEAD = "0015"
+HEAD = "0016"
 """The newest revision in `migrations/versions`; a test compares it with Alembic's own answer."""
 
 LOCK = 0x747265

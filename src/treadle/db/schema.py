@@ -273,6 +273,8 @@ instance = Table(
     Index("ix_instance_batch", "batch"),
     Index("ix_instance_usage", "project_id", "user_id", "vcpus", "memory_mib", "state",
           sqlite_where=text("state != 'deleted'"), postgresql_where=text("state != 'deleted'")),
+    Index("ix_instance_deleted_at", "deleted_at", sqlite_where=text("deleted_at IS NOT NULL"),
+          postgresql_where=text("deleted_at IS NOT NULL")),
     Index("ix_instance_live", "id", sqlite_where=text("state != 'deleted'"),
           postgresql_where=text("state != 'deleted'")),
     sqlite_autoincrement=True,
@@ -366,6 +368,7 @@ allocation = Table(
     Column("memory_mib", Integer, nullable=False),
     Column("disk_mib", BigInteger, nullable=False),
     Column("cells", Text, nullable=False, server_default=""),  # what it holds of the host's
+    Column("ends_at", Float),  # as it is expected, where the policy asks
     Index("ix_allocation_host_id", "host_id"),
 )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from treadle.db.engine import Database
 from treadle.placement import ledger
 from treadle.placement.ledger import Room
+from treadle.placement.lifetimes import ENDED, Lifetimes
 from treadle.placement.views import snapshot
 from treadle.scheduler import nodes
 from treadle.scheduler.columns import HostColumns
@@ -32,13 +33,15 @@ REREAD_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """An order of hosts. `exact`: ranked on all that the database says, and on no held room."""
+    """An order of hosts. `exact`: ranked on all that the database says, and on no held room.
+    `room`: what was asked for, with when it is expected to end where the policy goes by that."""
 
     ranking: Ranking
     record: Decision
     exact: bool
     unknown: bool
     """Whether some hosts have not been reached yet."""
+    room: Room
 
 
 class Board:
@@ -55,6 +58,8 @@ class Board:
         self._notes = threading.Lock()
         self._held: dict[str, tuple[int, Room]] = {}
         self._changed: set[int] = set()
+        self._ended: set[int] = set()
+        self._lifetimes = Lifetimes(database, scheduler) if scheduler.goes_by_lifetimes else None
         self._read_at: float | None = None
         self._reading_took = 0.0
         database.watch(self._committed)
@@ -73,12 +78,14 @@ class Board:
             unknown = not len(ranking) and any(
                 view.state == ledger.HostStatus.NEW for view in self._table.columns()
             )
+            if self._lifetimes is not None:
+                room = replace(room, ends_at=self._lifetimes.expects(request))
             if len(ranking):
                 host = int(ranking.ids[0])
                 with self._notes:
                     self._held[request.instance_id] = host, room
                 self._put(host)
-        return Outlook(ranking, record, exact, unknown)
+        return Outlook(ranking, record, exact, unknown, room)
 
     def look(self) -> HostColumns:
         """The hosts as the next placement will find them. Errors: `DatabaseBusy`."""
@@ -99,14 +106,21 @@ class Board:
             for instance in noted.get(ledger.PLACED, ()):
                 self._held.pop(str(instance), None)
             self._changed.update(map(int, noted.get(ledger.CHANGED, ())))
+            if self._lifetimes is not None:
+                self._ended.update(map(int, noted.get(ENDED, ())))
 
     def _refresh(self, anew: bool) -> bool:
         """Read what has changed, or everything (then True)."""
         began = time.monotonic()
+        ends = self._lifetimes is not None
         if anew or self._is_old(began):
             with self._notes:
                 self._changed.clear()
-            views = {view.id: view for view in self._db.read(snapshot)}
+                self._ended.clear()
+            if self._lifetimes is not None:
+                self._lifetimes.learn(None)
+            found = self._db.read(lambda conn: snapshot(conn, ends=ends))
+            views = {view.id: view for view in found}
             self._views = views
             self._table = HostTable(views.values())
             for host in {host for host, _ in list(self._held.values())}:
@@ -116,12 +130,15 @@ class Board:
             return True
         with self._notes:
             changed, self._changed = self._changed, set()
+            ended, self._ended = self._ended, set()
+        if ended and self._lifetimes is not None:
+            self._lifetimes.learn(ended)
         if changed:
-            read = self._db.read(lambda conn: snapshot(conn, changed))
-            found = {view.id: view for view in read}
+            read = self._db.read(lambda conn: snapshot(conn, changed, ends=ends))
+            now = {view.id: view for view in read}
             for host in changed:
-                if host in found:
-                    self._views[host] = found[host]
+                if host in now:
+                    self._views[host] = now[host]
                     self._put(host)
                 else:
                     self._views.pop(host, None)
@@ -156,4 +173,5 @@ def _taken(view: HostView, room: Room) -> HostView:
         instances=view.instances + 1,
         images=view.images | {room.sha256},
         numa=nodes.without(view.numa, room.nodes, room.vcpus, room.memory_mib),
+        busy_until=max(view.busy_until, room.ends_at or 0.0),
     )

@@ -131,7 +131,7 @@ class Room:
     """What one instance takes of a host. `image_mib` only where the image is not there yet.
 
     `nodes`: so many NUMA nodes, each of a cell of its own; on the `cells`, where they are named, in
-    that order.
+    that order. `ends_at`: when it is expected to end, seconds since 1970; None where nobody asks.
     """
 
     vcpus: int
@@ -141,6 +141,7 @@ class Room:
     image_mib: int
     nodes: int = 0
     cells: tuple[int, ...] = ()
+    ends_at: float | None = None
 
 
 class Held(Protocol):
@@ -326,7 +327,7 @@ def claim(conn: sa.Connection, host_id: int, instance_id: int, room: Room) -> bo
         return False
     _ALLOCATE(conn, {
         "i": instance_id, "h": host_id, "v": room.vcpus, "m": room.memory_mib, "d": room.disk_mib,
-        "x_cells": held,
+        "x_cells": held, "e": room.ends_at,
     })
     return True
 
@@ -657,7 +658,7 @@ _HOLD = Prepared(
 _ALLOCATE = Prepared(
     sa.insert(allocation).values(
         instance_id=_p("i"), host_id=_p("h"), vcpus=_p("v"), memory_mib=_p("m"), disk_mib=_p("d"),
-        cells=sa.bindparam("x_cells", type_=sa.Text),
+        cells=sa.bindparam("x_cells", type_=sa.Text), ends_at=sa.bindparam("e", type_=sa.Float),
     )
 )
 _FREE = Prepared(

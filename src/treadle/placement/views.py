@@ -10,14 +10,20 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.db.prepared import Prepared
-from treadle.db.schema import aggregate, aggregate_host, host, host_image
+from treadle.db.schema import aggregate, aggregate_host, allocation, host, host_image
 from treadle.placement import cells
 from treadle.placement.ledger import DEFAULT_ZONE, HostStatus, ImageState, read_facts
 from treadle.scheduler.model import HostView, Pairs
 
 
-def snapshot(conn: sa.Connection, only: Collection[int] | None = None) -> list[HostView]:
-    """Every host, or `only` those of the ids, as the scheduler sees it."""
+def snapshot(
+    conn: sa.Connection, only: Collection[int] | None = None, *, ends: bool = False
+) -> list[HostView]:
+    """Every host, or `only` those of the ids, as the scheduler sees it. `ends`: also when the last
+    of its instances is expected to end, for a policy that goes by that."""
+    busy_until: dict[int, float] = {}
+    if ends:
+        busy_until = {row.host_id: row.last for row in _each(conn, _ENDS, only)}
     images: dict[int, set[str]] = {}
     for host_id, sha256 in _each(conn, _IMAGES, only):
         images.setdefault(host_id, set()).add(sha256)
@@ -40,6 +46,7 @@ def snapshot(conn: sa.Connection, only: Collection[int] | None = None) -> list[H
             zone=zone or DEFAULT_ZONE, properties=properties,
             rack=next((value for key, value in properties if key == "rack"), None), load=load,
             numa=_free_cells(row.cells) if row.cells else (),
+            busy_until=busy_until.get(row.id, 0.0),
         ))
     return views
 
@@ -113,6 +120,11 @@ _PLACES = _all_or_one(sa.select(
 ).join_from(
     aggregate_host, aggregate, aggregate.c.id == aggregate_host.c.aggregate_id
 ), aggregate_host.c.host_id)
+_ENDS = _all_or_one(
+    sa.select(allocation.c.host_id, sa.func.max(allocation.c.ends_at).label("last"))
+    .where(allocation.c.ends_at.is_not(None)).group_by(allocation.c.host_id),
+    allocation.c.host_id,
+)
 _IMAGES = _all_or_one(sa.select(host_image.c.host_id, host_image.c.sha256).where(
     sa.or_(host_image.c.state == ImageState.READY, host_image.c.state == ImageState.WANTED)
 ), host_image.c.host_id)

@@ -106,6 +106,7 @@ class Scheduler:
         else:
             self.unused_weighers = tuple(weighers)
         self._predictor: Predictor | None = None
+        self._predictor_name = predictor
         if isinstance(chosen, UsesPredictor):
             self._predictor = registry.predictor(predictor)
             chosen = chosen.with_predictor(self._predictor)
@@ -135,6 +136,11 @@ class Scheduler:
     def wants_flavors(self) -> bool:
         """Whether a plug-in goes by the flavors on offer."""
         return self._wants_flavors
+
+    @property
+    def goes_by_lifetimes(self) -> bool:
+        """Whether the policy goes by a predictor, which is to be told of those that ended."""
+        return self._predictor is not None
 
     @property
     def keeps_scores(self) -> bool:
@@ -256,17 +262,33 @@ class Scheduler:
     def expects(self, request: PlacementRequest) -> float | None:
         """How long the instance is expected to live, seconds; None where the policy does not ask.
 
-        For `HostView.busy_until`, which the caller keeps. Raises `PluginError`.
+        For `HostView.busy_until`, which the caller keeps. Raises `PluginError`, also for what is no
+        length of time.
         """
         if self._predictor is None:
             return None
-        name = type(self._predictor).__name__
-        return call_plugin("predictor", name, self._predictor.lifetime_s, request)
+        name = self._predictor_name
+        try:
+            found = call_plugin("predictor", name, self._predictor.lifetime_s, request)
+            if not isinstance(found, int | float) or not 0 <= found < inf:
+                raise PluginError("predictor", name, f"it gave {found!r} for a length of time")
+        except PluginError as error:
+            self._count(error)
+            raise
+        return float(found)
 
     def ended(self, request: PlacementRequest, lifetime_s: float) -> None:
-        """Tell the predictor, where the policy uses one, how long an instance has lived."""
-        if self._predictor is not None:
-            self._predictor.ended(request, lifetime_s)
+        """Tell the predictor, where the policy uses one, how long an instance has lived. Raises
+        `PluginError`."""
+        if self._predictor is None:
+            return
+        try:
+            call_plugin(
+                "predictor", self._predictor_name, self._predictor.ended, request, lifetime_s
+            )
+        except PluginError as error:
+            self._count(error)
+            raise
 
     def _make_cache(self) -> ScoreCache | None:
         policy = self._policy

@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 class PluginError(Permanent):
     """A filter, weigher or policy raised, or gave back what it must not.
 
-    `kind` is "filter", "weigher" or "policy", `plugin` the name it is chosen by.
+    `kind` is "filter", "weigher", "policy" or "predictor", `plugin` the name it is chosen by.
     """
 
     def __init__(self, kind: str, plugin: str, problem: str) -> None:

@@ -135,7 +135,7 @@ async def _refused(
         loaded = store.load(conn, row.instance.uuid)
         assert loaded is not None
         asked = targets.asked(conn, loaded, wish, with_flavors=scheduler.wants_flavors)
-        return asked, snapshot(conn)
+        return asked, snapshot(conn, ends=scheduler.goes_by_lifetimes)
 
     asked, views = await _in_words(ask, name, ask.read, read)
     return await asyncio.to_thread(targets.forecast, scheduler, views, asked)
