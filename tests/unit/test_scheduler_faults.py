@@ -78,6 +78,7 @@ def test_a_late_answer_is_named_counted_and_dropped(
     assert any("'late'" in note and "are allowed" in note for note in record.notes)
     assert engine.faults == {(kind, "late"): 1}
     assert engine.pick(HostTable(HOSTS), REQUEST) == 3
+    assert engine.faults == {(kind, "late"): 2}
 
 
 def test_without_a_fallback_a_late_answer_fails_the_placement() -> None:

@@ -8,6 +8,7 @@ looks at them but filters that say which they refuse (`NamesHosts`).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 from math import isfinite
@@ -61,6 +62,9 @@ class RowFault(Exception):
     """A formula for single rows raised; the columns' formula has the word then."""
 
 
+_id_of = attrgetter("id")
+
+
 def _elements(array: Any) -> Any:
     return memoryview(array)
 
@@ -84,10 +88,10 @@ class _Kind:
         self.request = request
         self.at = at
         self.used = 0
-        self.static = static
         self.scores = scores
         # Single elements are read and written faster through these than through the arrays.
-        self.static_at = _elements(static.view(np.uint8))
+        self.static_at = bytearray(static)
+        self.static: BoolArray = np.frombuffer(self.static_at, dtype=np.bool_)
         self.scores_at = _elements(scores)
         self.bounds: FloatArray | None = None
         self.bounds_at: Any = None
@@ -152,6 +156,7 @@ class _Places:
         self._kind = kind
         self._table = table
         self._rows: IntArray | None = None
+        self._found: dict[int, int] = {}
         self._ends: IntArray | None = None
         if kind.counts is None:
             self._rows = np.flatnonzero(kind.scores != NEVER)
@@ -166,12 +171,15 @@ class _Places:
     def row(self, place: int) -> int:
         if self._rows is not None:
             return int(self._rows[place])
-        assert self._ends is not None
-        block = int(self._ends.searchsorted(place, side="right"))
-        before = int(self._ends[block - 1]) if block else 0
-        start = block * BLOCK
-        inside = np.flatnonzero(self._kind.scores[start:start + BLOCK] != NEVER)
-        return start + int(inside[place - before])
+        row = self._found.get(place)
+        if row is None:
+            assert self._ends is not None
+            block = int(self._ends.searchsorted(place, side="right"))
+            before = int(self._ends[block - 1]) if block else 0
+            start = block * BLOCK
+            inside = np.flatnonzero(self._kind.scores[start:start + BLOCK] != NEVER)
+            row = self._found[place] = start + int(inside[place - before])
+        return row
 
     def id(self, place: int, /) -> int:
         return self._table.rows[self.row(place)].id
@@ -180,7 +188,8 @@ class _Places:
         return float(self._kind.scores_at[self.row(place)])
 
     def after(self, host: int, /) -> int:
-        row = int(self._table.live.ids.searchsorted(host, side="right"))
+        known = self._table.row_of(host)
+        row = bisect_right(self._table.rows, host, key=_id_of) if known is None else known + 1
         if self._rows is not None:
             place = int(self._rows.searchsorted(row))
         else:

@@ -19,6 +19,7 @@ from treadle.scheduler.columns import BoolArray, HostColumns
 from treadle.scheduler.model import PlacementRequest
 from treadle.scheduler.plugin import (
     Cause,
+    Chooses,
     Concerns,
     ExplainsCauses,
     Filter,
@@ -95,6 +96,10 @@ class Scheduler:
         self.weighers = dict(weighers)
         self.unused_weighers: tuple[str, ...] = ()
         self._filters = tuple((name, registry.filter(name)) for name in filters)
+        # Whether an object is of a Protocol takes Python longer to find out than a filter to run.
+        self._concerns = {
+            name: one.concerns for name, one in self._filters if isinstance(one, Concerns)
+        }
         chosen = registry.policy(policy)
         loaded: list[tuple[str, Weigher, float]] = []
         if isinstance(chosen, UsesWeighers):
@@ -122,7 +127,13 @@ class Scheduler:
         # Weighers are timed one by one: a late one is not the policy's fault.
         self._policy_asker = Asker(inf) if loaded else self._asker
         self._turn = threading.Lock()
-        self._cache = self._make_cache()
+        self._scored: ScoresHosts | None = None
+        self._cache: ScoreCache | None = None
+        if isinstance(chosen, ScoresHosts):
+            if ScoreCache.suits(self._filters, chosen):
+                self._cache = ScoreCache(self._filters, policy, chosen, self._asker)
+            if not isinstance(chosen, Chooses | Remembers):
+                self._scored = chosen
         self._faults: Counter[tuple[str, str]] = Counter()
         self._faults_lock = threading.Lock()
 
@@ -168,9 +179,7 @@ class Scheduler:
         everyone = np.ones(len(hosts), dtype=np.bool_)
         for name, one in self._filters:
             try:
-                if isinstance(one, Concerns) and not call_plugin(
-                    "filter", name, one.concerns, request
-                ):
+                if not self._concerned(name, request):
                     masks.append(everyone)
                     refused[name] = 0
                     continue
@@ -221,9 +230,13 @@ class Scheduler:
 
         Only the table's writer may ask. Raises `PluginError` as `rank` does.
         """
-        if self._cache is not None and not self._is_drawn(request):
+        quick = self._scored if self._cache is None else self._cache
+        if quick is not None and not (request.group_hosts and self._is_drawn(request)):
             try:
-                host = self._cache.pick(table, request)
+                if isinstance(quick, ScoreCache):
+                    host = quick.pick(table, request)
+                else:
+                    host = self._highest(table, request, quick)
             except (PluginError, RowFault) as error:
                 # `rank` meets it again, counts it, and falls back as the settings say.
                 log.debug("pick_failed", error=str(error))
@@ -233,6 +246,25 @@ class Scheduler:
                 return host
         ranking, _ = self.rank(table.columns(), request)
         return int(ranking.ids[0]) if len(ranking) else None
+
+    def _highest(
+        self, table: HostTable, request: PlacementRequest, policy: ScoresHosts
+    ) -> int | None:
+        """The host with the highest score of those that pass, of equals the first."""
+        hosts = table.live
+        if self._wants_cloud:
+            request = replace(request, scarce=table.scarce, small=table.small)
+        passing = np.ones(len(hosts), dtype=np.bool_)
+        for name, one in self._filters:
+            if self._concerned(name, request):
+                passing &= self._asker.passes(name, one, hosts, request)
+        rows = np.flatnonzero(passing)
+        if not len(rows):
+            return None
+        every = np.ones(len(rows), dtype=np.bool_)
+        part = hosts.take(rows)
+        scores = self._policy_asker.masked(self.policy, policy, part, request, every)
+        return int(hosts.ids[rows[scores.argmax()]])
 
     def place(
         self, hosts: HostColumns, requests: Sequence[PlacementRequest]
@@ -290,11 +322,10 @@ class Scheduler:
             self._count(error)
             raise
 
-    def _make_cache(self) -> ScoreCache | None:
-        policy = self._policy
-        if isinstance(policy, ScoresHosts) and ScoreCache.suits(self._filters, policy):
-            return ScoreCache(self._filters, self.policy, policy, self._asker)
-        return None
+    def _concerned(self, name: str, request: PlacementRequest) -> bool:
+        """Whether the filter may refuse any host. Errors: `PluginError`."""
+        concerns = self._concerns.get(name)
+        return concerns is None or call_plugin("filter", name, concerns, request)
 
     def _order(
         self, hosts: HostColumns, request: PlacementRequest, faults: list[str], *, dry_run: bool

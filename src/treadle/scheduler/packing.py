@@ -12,7 +12,7 @@ import numpy as np
 
 from treadle.scheduler.columns import FloatArray, HostColumns
 from treadle.scheduler.model import HostRow, PlacementRequest
-from treadle.scheduler.plugin import Policy, Predictor, Ranking
+from treadle.scheduler.plugin import Policy, Predictor
 from treadle.scheduler.policies import ByScore, disk_need, left_after
 from treadle.scheduler.weighers import stranding
 
@@ -146,7 +146,7 @@ class FragmentationAware(ByScore):
         return score
 
 
-class LifetimeAware:
+class LifetimeAware(ByScore):
     """Puts together what is expected to end together, so that whole hosts become free.
 
     With end = asked_at + the predictor's lifetime and over = max(end - busy_until, 0), in seconds:
@@ -155,6 +155,8 @@ class LifetimeAware:
     best fit decides within a step. After lifetime alignment in LAVA (J. Ling et al., MLSys 2025).
     """
 
+    row_local = False
+
     def __init__(self, predictor: Predictor | None = None) -> None:
         self._predictor = predictor
 
@@ -162,15 +164,14 @@ class LifetimeAware:
         """Give this policy with a predictor of lifetimes."""
         return LifetimeAware(predictor)
 
-    def rank(
-        self, request: PlacementRequest, hosts: HostColumns, _rng: np.random.Generator, /
-    ) -> Ranking:
-        """Order by how much longer a host is kept busy."""
+    def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
+        """Give the score."""
         lifetime = self._predictor.lifetime_s(request) if self._predictor else 3600.0
         end = request.asked_at + lifetime
         over = np.maximum(end - hosts.busy_until, 0.0)
         steps = np.floor(np.log2(1 + over / 3600))
-        return Ranking.by_score(hosts, -steps - left_after(hosts, request) / 1000)
+        scores: FloatArray = -steps - left_after(hosts, request) / 1000
+        return scores
 
 
 class SizeMeans:

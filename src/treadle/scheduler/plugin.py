@@ -260,9 +260,9 @@ class ScoresHosts(Protocol):
 
     `row_local` True promises that a score depends on that host's row, and on the request without
     its instance_id, seed, asked_at, batch and tenant: the scores are kept, and only those of rows
-    that change are worked out anew. `rank` gives `Ranking.by_score` of the same scores, unless the
-    policy has `choose` as well. A score that depends on `flavors`, `scarce` or `small` says so:
-    reads = ("flavors",).
+    that change are worked out anew. Without it a pick scores all hosts that pass.
+    `rank` gives `Ranking.by_score` of the same scores, unless the policy has `choose` as well. A
+    score that depends on `flavors`, `scarce` or `small` says so: reads = ("flavors",).
     """
 
     row_local: bool

@@ -276,6 +276,8 @@ class Weighted:
     weighers every score is 0: the lowest id is taken.
     """
 
+    row_local = False
+
     def __init__(self, weighers: Sequence[tuple[str, Weigher, float]] = ()) -> None:
         """Raise `InvalidInput` when a multiplier is not a number from -1e9 to 1e9."""
         for name, _, multiplier in weighers:
@@ -287,6 +289,14 @@ class Weighted:
     def with_weighers(self, weighers: Sequence[tuple[str, Weigher, float]], /) -> Policy:
         """Give this policy with `weighers`: name, weigher, multiplier."""
         return Weighted(weighers)
+
+    def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
+        """Give the sum. Errors: `PluginError`, where `rank` leaves a weigher out."""
+        total = np.zeros(len(hosts), dtype=np.float64)
+        for name, weigher, multiplier in self._weighers:
+            if multiplier != 0:
+                total += multiplier * normalised(name, weigher, hosts, request)
+        return total
 
     def rank(
         self, request: PlacementRequest, hosts: HostColumns, _rng: np.random.Generator, /

@@ -66,16 +66,18 @@ class HostTable:
         self._unseen: set[int] = set()  # rows that the last snapshot does not show
         self._replaced: set[int] = set()  # rows that were put since the last snapshot
         self._snapshot = snapshot
+        self._settled = len(self.changed)  # up to where in the log the columns show it
         self._begin_epoch()
 
         up = [view for view in views if view.state == "up"]
         self._up_hosts, self._empty_hosts = len(up), sum(1 for one in up if not one.instances)
 
     def _begin_epoch(self) -> None:
+        self._settle()
         self.epoch += 1
         self._past = self.version
         self.changed = []
-        self._settled = 0  # up to where in the log the columns show it
+        self._settled = 0
         self._most_changes = max(_LEAST_LOG, 4 * len(self.rows))
         self._live = LiveColumns(self)
 
@@ -120,7 +122,9 @@ class HostTable:
                 self._codings[name] = Coding(name, [one.static for one in self.rows])
         self._replaced.add(row)
         self._live.forget(row)
-        self._log(~row)
+        self.changed.append(~row)
+        if len(self.changed) > self._most_changes:
+            self._begin_epoch()
 
     def _tally(self, view: HostView, sign: int) -> None:
         if view.state == "up":
@@ -167,12 +171,9 @@ class HostTable:
         row.instances = now = before + instances
         if (before == 0) != (now == 0) and row.static.state == "up":
             self._empty_hosts += 1 if before else -1
-        self._log(number)
-
-    def _log(self, change: int) -> None:
-        self.changed.append(change)
-        if len(self.changed) > self._most_changes:
-            self._settle()
+        changed = self.changed
+        changed.append(number)
+        if len(changed) > self._most_changes:
             self._begin_epoch()
 
     @property
