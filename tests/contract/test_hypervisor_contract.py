@@ -120,6 +120,31 @@ def test_preparing_twice_is_preparing_once(world: World) -> None:
     again.close()
 
 
+def test_a_verb_prepares_a_host_that_nobody_has(world: World) -> None:
+    """Of another process, which found the host good before."""
+    known = None
+    late = world.make()
+    late.assume(lambda: known)
+    known = world.setup
+    try:
+        assert late.observe(str(uuid4())) is None
+        found = late.facts()
+        assert replace(found, load=None) == replace(world.driver.facts(), load=None)
+        spec = world.spec(str(uuid4()))
+        late.ensure_image(world.image, world.content)
+        late.define(spec)
+        if world.behind is not None:
+            mine = world.spec(str(uuid4()))
+            world.driver.define(mine)
+            for one in (spec.uuid, mine.uuid):
+                root = ET.fromstring(world.behind.conn.lookupByUUIDString(one).XMLDesc(0))
+                assert root.get("type") == world.setup.virt_type
+            world.driver.undefine(mine.uuid)
+        late.undefine(spec.uuid)
+    finally:
+        late.close()
+
+
 def test_what_a_driver_cannot_do_it_says_and_refuses(world: World) -> None:
     capabilities = world.driver.facts().capabilities
     uuid = world.new()

@@ -30,7 +30,7 @@ from treadle.compute.failure.fencing import FenceHandler
 from treadle.compute.failure.verdict import Patience
 from treadle.compute.failure.watch import Watch, WatchPolicy
 from treadle.compute.fleet import Fleet
-from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy
+from treadle.compute.hosts import HostHandler, HostImageHandler, HostPolicy, setup_of
 from treadle.compute.inventory import register_host, register_image
 from treadle.compute.kinds import (
     EVACUATION_KIND,
@@ -172,7 +172,6 @@ def assemble(
     upgrade(database)
     cloud_id = database.write(_cloud_id)
     signals = Signals()
-    fleet = Fleet(driver)
     limits = settings.controller
     hosts = settings.host_defaults
     evacuates = settings.instances.on_host_failure == "evacuate"
@@ -184,6 +183,7 @@ def assemble(
         guest_pool=hosts.guest_pool, resync_s=limits.resync_s, image_share=limits.image_share,
         evacuates=evacuates,
     )
+    fleet = Fleet(driver, lambda id: _setup_of(database, policy, id))
     timing = Timing(
         limits.lease_s, limits.build_deadline_s, limits.build_attempts,
         reclaim_s=settings.instances.reclaim_s,
@@ -307,6 +307,13 @@ def _cloud_id(conn: sa.Connection) -> str:
         known = str(uuid4())
         conn.execute(sa.insert(meta).values(key="cloud_id", value=known))
     return known
+
+
+def _setup_of(database: Database, policy: HostPolicy, host_id: int) -> HostSetup | None:
+    """What the host is set up with; None where its own pass has still to find out what it runs."""
+    host = database.read(lambda conn: ledger.get_host(conn, host_id))
+    setup = None if host is None else setup_of(policy, host)
+    return None if setup is None or setup.virt_type == "auto" else setup
 
 
 def _register(conn: sa.Connection, defaults: HostDefaults, inventory: Inventory) -> None:

@@ -7,14 +7,21 @@ from collections.abc import Callable
 from typing import Any
 
 from treadle.db.engine import forbid_in_transaction
-from treadle.hypervisor.base import DriverFactory, HostRefused, Hypervisor
+from treadle.hypervisor.base import DriverFactory, HostRefused, HostSetup, Hypervisor
 
 
 class Fleet:
     """Hands out drivers by host. A driver is made anew where the host's URI has changed."""
 
-    def __init__(self, factory: DriverFactory) -> None:
+    def __init__(
+        self, factory: DriverFactory,
+        setup_of: Callable[[int], HostSetup | None] = lambda _host_id: None,
+    ) -> None:
+        """`setup_of`: what a host is set up with, by its number, as far as it is known. A pass over
+        a guest may be the first that this process makes on its host: the host's own may be due
+        later, or be made by another process."""
         self._factory = factory
+        self._setup_of = setup_of
         self._drivers: dict[int, tuple[str, Hypervisor]] = {}
         self._lock = threading.Lock()
 
@@ -25,6 +32,7 @@ class Fleet:
             if known is not None and known[0] == uri:
                 return known[1]
             made = self._factory(uri)
+            made.assume(lambda: self._setup_of(host_id))
             self._drivers[host_id] = (uri, made)
         if known is not None:
             known[1].close()

@@ -98,6 +98,15 @@ def subnet_of(pool: str, host_id: int) -> str:
     return f"{network.network_address + 256 * host_id}/24"
 
 
+def setup_of(policy: HostPolicy, host: Host) -> HostSetup:
+    """What the host is set up with, as far as it is known. Errors: those of `subnet_of`."""
+    virt_type = policy.setup.virt_type
+    return replace(
+        policy.setup, subnet=subnet_of(policy.guest_pool, host.id),
+        virt_type=host.virt_type if virt_type == "auto" else virt_type,
+    )
+
+
 class HostHandler:
     """Makes passes over hosts."""
 
@@ -143,12 +152,8 @@ class HostHandler:
         if host.status is HostStatus.UP and self._prepared.get(host.id) == host.uri:
             return host.virt_type
         self._prepared.pop(host.id, None)
-        wanted = self._policy.setup.virt_type
-        virt_type = host.virt_type if wanted == "auto" else wanted
-        setup = replace(
-            self._policy.setup, subnet=subnet_of(self._policy.guest_pool, host.id),
-            virt_type=virt_type,
-        )
+        setup = setup_of(self._policy, host)
+        virt_type = setup.virt_type
         driver.watch(self._watcher(host.id))
         call(driver, "prepare", setup)
         if virt_type == "auto":

@@ -253,6 +253,11 @@ class Hypervisor(Protocol):
     def prepare(self, setup: HostSetup) -> None:
         """Connect, and make the storage pool and the network that `setup` names."""
 
+    def assume(self, setup: Callable[[], HostSetup | None]) -> None:
+        """Unless `prepare` comes first, have the next verb prepare the host with what `setup` gives
+        then; None: it is not known yet. Does not connect. A verb that finds that the host cannot be
+        prepared raises `HostUnreachable`."""
+
     def facts(self) -> HostFacts:
         """What the host is, measured now."""
 

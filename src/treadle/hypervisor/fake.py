@@ -58,11 +58,13 @@ class FakeHypervisor:
         self.host = host
         self._watcher: Watcher | None = None
         self._prepared = False
+        self._assumed: Callable[[], HostSetup | None] | None = None
 
     # -- the machine
 
     def prepare(self, setup: HostSetup) -> None:
         def act() -> None:
+            self._assumed = None
             if setup.subnet:
                 self.host.subnet = setup.subnet
             if not self._prepared:
@@ -72,6 +74,9 @@ class FakeHypervisor:
                 self.host.watchers.append(self._watcher)
 
         self._call("prepare", "", act)
+
+    def assume(self, setup: Callable[[], HostSetup | None]) -> None:
+        self._assumed = setup
 
     def facts(self) -> HostFacts:
         host = self.host
@@ -538,6 +543,9 @@ class FakeHypervisor:
 
     def _call(self, verb: str, uuid: str, act: Callable[[], T]) -> T:
         host = self.host
+        setup = None if self._assumed is None or verb == "prepare" else self._assumed()
+        if setup is not None:
+            self.prepare(setup)
         if host.trap is not None:
             host.trap("before", verb, uuid)
         with host.lock:

@@ -29,6 +29,7 @@ from treadle.hypervisor.base import (
     HostFacts,
     HostRefused,
     HostSetup,
+    HostUnreachable,
     Hypervisor,
     ImageSpec,
     MoveOptions,
@@ -81,6 +82,8 @@ class LibvirtDriver:
         self.uri = uri
         self._options = options
         self._setup = HostSetup()
+        self._assumed: Callable[[], HostSetup | None] | None = None
+        self._preparing = threading.Lock()
         self._filtered = False
         self._watcher: Watcher | None = None
         self._stops = probe.Stops()
@@ -113,8 +116,12 @@ class LibvirtDriver:
             wanted = self._options.anti_spoofing and link.kind == "QEMU" and not link.session
             return wanted and bool(bridge) and network.prepare_filter(link, attempt, bridge)
 
-        self._filtered = self._run("prepare", self._options.deadlines.change, act)
-        self._setup = setup
+        self._filtered = self._main.run("prepare", self._options.deadlines.change, act)
+        self._setup, self._assumed = setup, None
+
+    def assume(self, setup: Callable[[], HostSetup | None]) -> None:
+        """Whoever comes first prepares it; the others wait."""
+        self._assumed = setup
 
     def facts(self) -> HostFacts:
         """What the host is. `disk_mib` is 0 before `prepare`."""
@@ -685,6 +692,8 @@ class LibvirtDriver:
         body: Callable[[Link, Attempt], T],
         lane: Connection | None = None,
     ) -> T:
+        self._get_ready(verb)
+
         def whole(link: Link, attempt: Attempt) -> T:
             try:
                 return body(link, attempt)
@@ -697,6 +706,20 @@ class LibvirtDriver:
                 return body(link, attempt)
 
         return (lane or self._main).run(verb, seconds, whole)
+
+    def _get_ready(self, verb: str) -> None:
+        if self._assumed is None:
+            return
+        if not self._preparing.acquire(timeout=self._options.deadlines.change):
+            raise HostUnreachable(f"{verb}: the host is still being prepared")
+        try:
+            setup = None if self._assumed is None else self._assumed()
+            if setup is not None:
+                self.prepare(setup)
+        except HostRefused as error:
+            raise HostUnreachable(f"{verb}: {error}") from error
+        finally:
+            self._preparing.release()
 
     def _change(
         self,
