@@ -33,6 +33,9 @@ MOVING = replace(READY, stage=Stage.MOVING)
 RUNS, PAUSED, OFF, LEFT = (
     Domain(UUID, power) for power in (Power.RUNNING, Power.PAUSED, Power.OFF, Power.REMNANT)
 )
+HALF, STUCK = (
+    Domain(UUID, power, split=True) for power in (Power.RUNNING, Power.PAUSED)
+)
 LOST = Lost.HOST
 FAILED = Stage.FAILED
 
@@ -61,6 +64,15 @@ FAILED = Stage.FAILED
     (MOVING, LEFT, OFF, Context(), End),
     (MOVING, RUNS, None, Context(), End),
     (MOVING, PAUSED, None, Context(unwanted=True), End),
+    (MOVING, STUCK, HALF, Context(), Wait),
+    (MOVING, STUCK, HALF, Context(unwanted=True, late=True), Wait),
+    (MOVING, LOST, HALF, Context(), Wait),
+    (MOVING, LOST, HALF, Context(late=True), Arrive),
+    (MOVING, STUCK, HALF, Context(unwanted=True, deleted=True), Arrive),
+    (MOVING, None, HALF, Context(), Arrive),
+    (MOVING, STUCK, RUNS, Context(), Arrive),
+    (MOVING, STUCK, LEFT, Context(), Arrive),
+    (MOVING, STUCK, None, Context(), End),
     (replace(MOVING, stage=Stage.ARRIVED), LEFT, RUNS, Context(), Clean),
     (replace(MOVING, stage=Stage.ARRIVED), LOST, RUNS, Context(), End),
     (replace(MOVING, stage=Stage.ARRIVED), None, LOST, Context(), End),
@@ -71,20 +83,24 @@ def test_what_comes_next(
     assert isinstance(plan(move, here, there, context), wanted)
 
 
-@pytest.mark.parametrize("here", [RUNS, PAUSED, OFF, LEFT, None, LOST])
-@pytest.mark.parametrize("there", [RUNS, PAUSED, OFF, LEFT, None, LOST])
+@pytest.mark.parametrize("here", [RUNS, PAUSED, STUCK, OFF, LEFT, None, LOST])
+@pytest.mark.parametrize("there", [RUNS, PAUSED, HALF, STUCK, OFF, LEFT, None, LOST])
 @pytest.mark.parametrize("move", [MOVE, READY, MOVING, replace(MOVING, stage=Stage.ARRIVED)])
 def test_what_runs_alone_is_never_removed(move: Move, here: Seen, there: Seen) -> None:
     """From every pair of sights: no act may take away the only copy that may be alive."""
     action = plan(move, here, there, Context())
     alive = (RUNS, PAUSED, LOST)
     if isinstance(action, Clean) and action.target:
-        assert there is not RUNS
-        assert there is not PAUSED or here in (RUNS, PAUSED)
+        assert there not in (RUNS, HALF, STUCK)
+        assert there is not PAUSED or here in (RUNS, PAUSED, STUCK)
     if isinstance(action, Clean) and not action.target:
         assert move.stage is Stage.ARRIVED
     if isinstance(action, Arrive):
-        assert there in (RUNS, PAUSED)
-        assert there is RUNS or here not in alive
+        if there in (HALF, STUCK):
+            assert here not in (*alive, STUCK), "it needs what is there"
+        elif there in (OFF, LEFT):
+            assert here is STUCK, "which can never go on"
+        else:
+            assert there is RUNS or (there is PAUSED and here not in alive)
     if isinstance(action, Begin):
         assert move.stage is Stage.READY

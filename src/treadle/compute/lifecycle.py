@@ -287,7 +287,8 @@ def _move(instance: Instance, seen: Domain, context: Context) -> Action:
     """One step from what is seen towards the goal; they differ."""
     match instance.goal:
         case Goal.RUNNING if seen.power is Power.PAUSED:
-            return Call("resume")
+            # Nothing brings the rest of its memory any more.
+            return Call("power_off" if seen.split else "resume")
         case Goal.RUNNING if _stopped_itself(instance, seen):
             return Adopt(State.STOPPED, "the guest shut itself down")
         case Goal.STOPPED if seen.power is Power.RUNNING and not context.late:
@@ -372,8 +373,9 @@ def stored_differs(instance: Instance, seen: Domain) -> bool:
 
 
 def _somebody_did(seen: Domain) -> bool:
-    """Whether what is seen was done by hand: a host that lost its power did not mean it."""
-    return seen.power is not Power.OFF or seen.cause is StopCause.FORCED
+    """Whether what is seen was done by hand: a host that lost its power did not mean it, nor one
+    that lost the other half of a guest."""
+    return not seen.split and (seen.power is not Power.OFF or seen.cause is StopCause.FORCED)
 
 
 def _stopped_itself(instance: Instance, seen: Domain) -> bool:

@@ -85,7 +85,8 @@ class Domain:
     `room`: the vcpus and the memory in MiB that it can come to while it runs; None where it can be
     given no more. `disk_grows`: whether its root disk can become larger while it runs. `disk`: the
     number of the volume that it was moved onto for that, or is about to be; 0 where it is on the
-    one that it was started with.
+    one that it was started with. `split`: it has gone on at another host before all its memory was
+    there (post-copy): each of the two domains has a part that the other lacks.
     """
 
     uuid: str
@@ -101,6 +102,7 @@ class Domain:
     disk_grows: bool = False
     disk: int = 0
     stored: int = 0
+    split: bool = False
 
 
 class NumaCell(NamedTuple):

@@ -171,7 +171,7 @@ class MoveHandler:
         }.get(scene.image or ImageState.WANTED, ImageOnHost.PENDING)
         wanted = scene.loaded.instance.goal not in (Goal.DELETED, Goal.FAILED)
         return Context(
-            image=on_target, unwanted=scene.move.stop or not wanted,
+            image=on_target, unwanted=scene.move.stop or not wanted, deleted=not wanted,
             late=scene.loaded.now > scene.move.deadline, trouble=trouble,
         )
 

@@ -6,7 +6,8 @@ run, and none may be lost.
 
 The rules behind it: a guest that runs at the target has arrived, whatever the source shows. A move
 that was begun is never begun again: its outcome is looked for. Where the target does not answer,
-nothing is decided, since the guest may run there.
+nothing is decided, since the guest may run there. One whose memory is in part at either host
+(post-copy) has neither half taken away: it goes on by itself, whether a controller is there or not.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ ENDED = frozenset({Stage.DONE, Stage.REVERTED, Stage.FAILED, Stage.CANCELLED})
 LANDED = frozenset({Stage.FINISHED, Stage.REVERTING})
 """The stages in which it is the source whose room is held, for what is kept there."""
 RUNS = frozenset({Power.RUNNING, Power.PAUSED})
+ENDED_THERE = frozenset({Power.OFF, Power.REMNANT})
 
 Seen = Domain | Lost | None
 
@@ -147,10 +149,12 @@ Action = Choose | AwaitImage | Begin | Arrive | Clean | End | Wait
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a plan needs besides. `unwanted`: somebody has ended it, or deletes the instance."""
+    """What a plan needs besides. `unwanted`: somebody has ended it, or deletes the instance, which
+    is `deleted` then."""
 
     image: ImageOnHost = ImageOnHost.READY
     unwanted: bool = False
+    deleted: bool = False
     late: bool = False
     trouble: str = ""
 
@@ -164,6 +168,13 @@ def plan(move: Move, here: Seen, there: Seen, context: Context) -> Action:
     if there is Lost.HOST:
         return Wait("the target does not answer: the guest may run there")
     assert not isinstance(there, Lost)
+    if there is not None and there.split and not context.deleted:
+        if here is Lost.HOST and not context.late:
+            return Wait("the source, which has a part of its memory, does not answer")
+        if _is_alive(here):
+            return Wait("a part of its memory is still at the source")
+    if isinstance(here, Domain) and here.split and there is not None and there.power in ENDED_THERE:
+        return Arrive()  # it has ended there; its disk is there, newer than the source's
     if there is not None and there.power is Power.RUNNING:
         return Arrive()
     if there is not None and there.power is Power.PAUSED:

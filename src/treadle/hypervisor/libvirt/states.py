@@ -29,6 +29,14 @@ CAUSES = {
     libvirt.VIR_DOMAIN_SHUTOFF_FAILED: StopCause.CRASHED,
 }
 
+#: Of a move that ends at the target, on either side: under way, or broken off.
+SPLIT = frozenset({
+    (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY),
+    (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY_FAILED),
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY),
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED),
+})
+
 
 def power_of(state: int) -> Power | None:
     """None where there is no process."""
@@ -50,5 +58,5 @@ def domain_of(
     return Domain(
         uuid, power, mark.generation, cause, addresses, autostart,
         room=mark.most if live else None, disk_grows=live and disk_grows,
-        disk=mark.disk if live else 0,
+        disk=mark.disk if live else 0, split=(state, reason) in SPLIT,
     )
