@@ -24,7 +24,8 @@ from treadle.image.sources import parse_source
 from treadle.lab.fabric import Lab, LabHost
 from treadle.lab.guest import build_guest
 
-IDLE = "&image_id=2"
+LINUX, RESTING = 1, 2
+IDLE = f"&image_id={RESTING}"
 """For one of which nothing but its domain matters."""
 
 
@@ -211,8 +212,8 @@ def running_cloud(
     treadle.controller.start()
     treadle.register(Inventory(
         [HostEntry(n, one.uri, one.address) for n, one in enumerate(lab.status(), 1)],
-        [ImageEntry(1, parse_source(str(guest_image)), "guest"),
-         ImageEntry(2, parse_source(str(idle_disk(folder))), "idle")],
+        [ImageEntry(LINUX, parse_source(str(guest_image)), "guest"),
+         ImageEntry(RESTING, parse_source(str(idle_disk(folder))), "idle")],
         [FlavorEntry(1, 1, 128, 1), FlavorEntry(2, 1, 256, 2)],
     ))
     client = TestClient(treadle.app, client=("127.0.0.1", 9), base_url="http://127.0.0.1")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.conftest import Cloud, all_up, running_cloud
+from tests.lab.conftest import LINUX, RESTING, Cloud, all_up, running_cloud
 from tests.waiting import wait_for
 from treadle.compute import creating, store
 from treadle.compute.creating import Wish
@@ -42,14 +42,16 @@ def cloud(
         yield one
 
 
-def create(cloud: Cloud, host: int, names: list[str], ha: str) -> list[int]:
+def create(
+    cloud: Cloud, host: int, names: list[str], ha: str, image: int = RESTING
+) -> list[int]:
     """VMs that run on that very host."""
     others = [row.id for row in cloud.treadle.database.read(ledger.list_hosts) if row.id != host]
     for other in others:
         cloud.treadle.database.write(lambda conn, id=other: ledger.disable_host(conn, id, None))
     ids = [
         cloud.treadle.database.write(lambda conn, name=name: creating.create(
-            conn, Wish(name, 1, 1, metadata={HA_KEY: ha} if ha else {},
+            conn, Wish(name, 1, image, metadata={HA_KEY: ha} if ha else {},
                  ssh_keys=tuple(cloud.treadle.settings.guest.ssh_keys)), request_id="req",
             build_deadline_s=120,
         ))[0].id for name in names
@@ -87,7 +89,8 @@ def running(cloud: Cloud, host: LabHost) -> set[str]:
 def test_guests_of_a_host_that_dies_run_elsewhere(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asks = create(cloud, 1, ["ha1", "ha2", "ha3"], "evacuate")
+    asks = create(cloud, 1, ["ha1"], "evacuate", LINUX)
+    asks += create(cloud, 1, ["ha2", "ha3"], "evacuate")
     [waits] = create(cloud, 1, ["waits"], "")
     [moved] = create(cloud, 1, ["by-hand"], "wait")
     host = cloud.host(1)
