@@ -41,7 +41,7 @@ MOST_BYTES = 64 << 20
 """How many vectors are kept, and how much memory they take: the least recently used goes first."""
 BLOCK = 256
 BLOCKED_FROM = 8 * BLOCK
-MANY = 96
+MANY = 256
 """From so many changed rows on, the columns' formula is quicker than that of single rows."""
 
 _ASKED = (
@@ -360,10 +360,11 @@ class ScoreCache:
                 del self._kinds[min(self._kinds, key=lambda one: self._kinds[one].used)]
             kind = self._kinds[key] = self._begin(table, request)
         elif kind.at < len(changed):
-            if self._row_score is not None and len(changed) - kind.at <= MANY:
-                self._renew_rows(kind, table, changed[kind.at:])
+            missed = set(changed[kind.at:])
+            if self._row_score is not None and len(missed) <= MANY:
+                self._renew_rows(kind, table, missed)
             else:
-                rows = np.unique(np.array([r if r >= 0 else ~r for r in changed[kind.at:]]))
+                rows = np.unique(np.array([r if r >= 0 else ~r for r in missed]))
                 hosts = table.live
                 if len(rows) <= len(table) // 4:
                     static, scores = self._evaluate(hosts.take(rows), kind.request)
@@ -416,13 +417,13 @@ class ScoreCache:
             passing = passing & mask
         return static, self._asker.masked(self._name, self._policy, hosts, request, passing)
 
-    def _renew_rows(self, kind: _Kind, table: HostTable, changed: list[int]) -> None:
+    def _renew_rows(self, kind: _Kind, table: HostTable, changed: set[int]) -> None:
         rows, static, scores, bounds = table.rows, kind.static_at, kind.scores_at, kind.bounds_at
         score, counted = kind.score, kind.counts is not None
         assert kind.tests is not None
         assert score is not None
         first, second = kind.tests
-        for row in changed if len(changed) < 3 else set(changed):
+        for row in changed:
             if row < 0:
                 row = ~row
                 assert kind.static_test is not None
