@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from treadle.scheduler.checks import array_problem
-from treadle.scheduler.columns import FloatArray, HostColumns, IntArray
+from treadle.scheduler.columns import FloatArray, HostColumns
 from treadle.scheduler.model import PlacementRequest
 from treadle.scheduler.plugin import PluginError, Weigher, call_plugin
 
@@ -201,32 +201,33 @@ class ZoneSpread(RackSpread):
 
 def left_parts(hosts: HostColumns, request: PlacementRequest) -> FloatArray:
     """What would be left of vcpus, memory and disk as parts of the limits, shape (3, N)."""
-    free = hosts.free
-    left = np.empty_like(free)
-    np.subtract(free[0], request.vcpus, out=left[0])
-    np.subtract(free[1], request.memory_mib, out=left[1])
-    np.subtract(free[2], hosts.disk_need_mib(request), out=left[2])
+    left = _free_after(hosts, request)
     left *= hosts.parts
     return left
 
 
+def _free_after(hosts: HostColumns, request: PlacementRequest) -> FloatArray:
+    free = hosts.free
+    after = np.empty_like(free)
+    np.subtract(free[0], request.vcpus, out=after[0])
+    np.subtract(free[1], request.memory_mib, out=after[1])
+    np.subtract(free[2], hosts.disk_need_mib(request), out=after[2])
+    return after
+
+
 def stranding(hosts: HostColumns, request: PlacementRequest) -> FloatArray:
     """The score of `Fragmentation`."""
-    free = np.stack([hosts.free_vcpus, hosts.free_memory_mib, hosts.free_disk_mib])
-    after = np.stack([
-        hosts.free_vcpus - request.vcpus,
-        hosts.free_memory_mib - request.memory_mib,
-        hosts.free_disk_mib - hosts.disk_need_mib(request),
-    ])
-    return _stranded(free, hosts.parts, request) - _stranded(after, hosts.parts, request)
+    before = _stranded(hosts.free, hosts.parts, request)
+    return before - _stranded(_free_after(hosts, request), hosts.parts, request)
 
 
-def _stranded(free: IntArray, parts: FloatArray, request: PlacementRequest) -> FloatArray:
-    room = np.maximum(free * parts, 0.0)
+def _stranded(free: FloatArray, parts: FloatArray, request: PlacementRequest) -> FloatArray:
+    room = free * parts
+    np.maximum(room, 0.0, out=room)
     mean: FloatArray = (room[0] + room[1] + room[2]) / 3
-    unfit = np.zeros(mean.shape, dtype=np.int64)
-    for flavor in request.flavors:
-        unfit += ~((free[0] >= flavor[0]) & (free[1] >= flavor[1]) & (free[2] >= flavor[2]))
+    unfit = np.zeros(mean.shape, dtype=np.uint16)
+    for vcpus, memory, disk in request.flavors:
+        unfit += (free[0] < vcpus) | (free[1] < memory) | (free[2] < disk)
     return mean * unfit / max(len(request.flavors), 1)
 
 
