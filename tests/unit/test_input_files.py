@@ -19,8 +19,10 @@ from treadle.cli.files import (
     read_image_file,
     read_pm_file,
 )
+from treadle.hypervisor.fake import FakeFleet
 from treadle.image.sources import HttpUrl, LocalPath, SshPath
 
+WHOLE = "&".join(f"{name}=1" for name in FakeFleet.LIMITS)
 READERS: list[Callable[[Path], list]] = [read_pm_file, read_image_file, read_flavor_file]
 
 
@@ -141,6 +143,7 @@ class TestEveryFile:
         ("lxc+ssh://root@h/", "lxc+ssh://root@h/", "h"),
         ("qemu+tls://h:16000/system?pkipath=/x", "qemu+tls://h:16000/system?pkipath=/x", "h"),
         ("fake://a?vcpus=4&memory_mib=8", "fake://a?vcpus=4&memory_mib=8", "a"),
+        (f"fake://a?{WHOLE}", f"fake://a?{WHOLE}", "a"),
     ],
 )
 def test_machine(put: Put, text: str, uri: str, address: str) -> None:

@@ -49,7 +49,7 @@ _HOW_TO_CONNECT = frozenset(
     {"keyfile", "known_hosts", "known_hosts_verify", "sshauth", "no_verify", "no_tty"}
     | {"pkipath", "tls_priority", "netcat", "proxy", "command"}
 )
-_FAKE_SIZES = ("vcpus", "memory_mib", "disk_mib")
+_FAKE_SIZES = ("vcpus", "memory_mib", "disk_mib", "numa")
 _FAKE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 _SCOPE = re.compile(r"[A-Za-z0-9._-]{1,32}")
 
