@@ -292,6 +292,14 @@ class Scheduler(Struct, frozen=True):
             "nonsense or answers too late. Empty: fail the placement.",
         ),
     ] = "first-fit"
+    batch_limit_s: Annotated[
+        float,
+        Meta(
+            ge=0, le=30,
+            description="How long a policy that places together (solver) may take over the "
+            "instances of one request, in seconds; then they are placed one by one. 0: always so.",
+        ),
+    ] = 2.0
     plugin_limit_s: Annotated[
         float,
         Meta(

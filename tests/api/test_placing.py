@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from cloudkit import ROOMY, Cloud, Start, until
 
@@ -190,3 +191,26 @@ def test_lifetimes_are_learnt_live_and_at_a_start(start: Start, tmp_path: Path) 
     database = again.treadle.database
     [third] = ends(again, ask(again, 1))
     assert lives(third) == known
+
+
+TIGHT = ("fake://small?vcpus=1&memory_mib=65536", "fake://big?vcpus=16&memory_mib=65536")
+"""Where best fit puts the first member of a group, there is room for four."""
+
+
+@pytest.mark.parametrize(("limit_s", "run"), [(20.0, 6), (0.0, 4)])
+def test_a_group_asked_for_at_once_is_placed_at_once(
+    start: Start, limit_s: float, run: int
+) -> None:
+    settings = {"scheduler.policy": "solver", "scheduler.batch_limit_s": limit_s}
+    cloud = start(*TIGHT, settings=settings)
+    found = ends(cloud, ask(cloud, 6, group=group(cloud, "affinity")))
+    assert [one.state for one in found].count(State.RUNNING) == run
+    [host] = {one.host_id for one in found if one.state is State.RUNNING}
+    name = {2: "big", 1: "small"}[host or 0]
+    assert name == ("big" if run == 6 else "small")
+    assert sorted(vcpus for vcpus, _, _ in cloud.used()) == [0, run]
+    record = cloud.native("GET", f"/instances/{found[0].id}/decision").json()
+    said = any("at once" in note for note in record["notes"])
+    assert said is (run == 6)
+    [alone] = ends(cloud, ask(cloud, 1))
+    assert alone.state is State.RUNNING

@@ -204,7 +204,7 @@ def assemble(
         Vault(folder),
     )
     watching = HostHandler(database, fleet, signals, policy)
-    board = Board(database, scheduler)
+    board = Board(database, scheduler, settings.scheduler.batch_limit_s)
     handlers: dict[str, Handler] = {
         KIND: InstanceHandler(database, fleet, board, timing, cloud_id),
         HOST_KIND: watching,

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from treadle.compute import changes
+from treadle.compute import changes, store
 from treadle.compute.kinds import enqueue_image
-from treadle.compute.model import Instance
+from treadle.compute.model import Goal, Instance, Phase, State
 from treadle.compute.store import Loaded
 from treadle.db.engine import Database, note
 from treadle.db.prepared import Prepared
@@ -137,6 +137,22 @@ def place(
         if taken is not None:
             return taken
     return None
+
+
+def batch_of(
+    conn: sa.Connection, batch: str, *, with_flavors: bool
+) -> list[tuple[PlacementRequest, Room]]:
+    """What the instances of a batch that are still to be placed need. `with_flavors`: as for
+    `request_of`."""
+    found = []
+    for one in store.of_batch(conn, batch):
+        new = one.phase is Phase.QUEUED and one.state is State.BUILDING
+        if new and one.goal is Goal.RUNNING and one.attempts == 0 and one.launched_at is None:
+            loaded = store.load(conn, one.uuid)
+            assert loaded is not None
+            room = room_of(loaded)
+            found.append((request_of(conn, one, room, with_flavors=with_flavors), room))
+    return found
 
 
 def mib(size_bytes: int) -> int:

@@ -309,6 +309,10 @@ class InstanceHandler:
             row = store.load(conn, instance.uuid)
             return replace(following, row=(time.monotonic(), row)), row
 
+        if self._board.batches.wanted and instance.attempts == 0 and instance.launched_at is None:
+            self._board.plan(instance.batch, lambda: self._db.read(lambda conn: placing.batch_of(
+                conn, instance.batch, with_flavors=self._board.scheduler.wants_flavors,
+            )))
         try:
             placed = placing.place(self._db, self._board, instance.uuid, ask, commit)
         except PluginError as error:

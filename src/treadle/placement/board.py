@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from treadle.db.engine import Database
 from treadle.placement import ledger
+from treadle.placement.batches import Batches
 from treadle.placement.ledger import Room
 from treadle.placement.lifetimes import ENDED, Lifetimes
 from treadle.placement.views import snapshot
@@ -27,6 +28,8 @@ from treadle.scheduler.table import HostTable
 
 REREAD_S = 1.0
 """How old the whole may be where other processes write too."""
+PLAN_S = 30.0
+"""How long room is held for an instance that was placed with others and is not ranked."""
 REREAD_SHARE = 0.05
 """How much of the time reading the whole may take at most."""
 
@@ -48,8 +51,13 @@ class Board:
     """One for all that place, ranked by one scheduler. Safe to use from several threads; they are
     ranked one after the other."""
 
-    def __init__(self, database: Database, scheduler: Scheduler) -> None:
+    def __init__(
+        self, database: Database, scheduler: Scheduler, batch_limit_s: float = 0.0
+    ) -> None:
+        """`batch_limit_s` as in `Batches`."""
         self._db = database
+        self.batches = Batches(scheduler, batch_limit_s)
+        self._planned: dict[str, tuple[int, float]] = {}
         self.scheduler = scheduler
         self._views: dict[int, HostView] = {}
         self._table = HostTable()
@@ -73,7 +81,8 @@ class Board:
         """
         with self._ranking:
             whole = self._refresh(anew)
-            ranking, record = self.scheduler.rank(self._table.columns(), request)
+            first = self._called_for(request.instance_id)
+            ranking, record = self.scheduler.rank(self._table.columns(), request, first=first)
             exact = whole and not self._held
             unknown = not len(ranking) and any(
                 view.state == ledger.HostStatus.NEW for view in self._table.columns()
@@ -86,6 +95,44 @@ class Board:
                     self._held[request.instance_id] = host, room
                 self._put(host)
         return Outlook(ranking, record, exact, unknown, room)
+
+    def plan(
+        self, batch: str, ask: Callable[[], Sequence[tuple[PlacementRequest, Room]]]
+    ) -> None:
+        """Have the hosts of a batch's instances chosen together, once, where the policy can: the
+        room is held for each until it is ranked, which then begins with that host.
+
+        `ask` gives what they need. It ends within `limit_s`, and where nothing has come of it by
+        then they are ranked one by one, as they are when the batch is too large. Errors:
+        `DatabaseBusy`.
+        """
+        plan = self.batches.plan_of(batch)
+        if plan is None:
+            return
+        try:
+            wanted = ask()
+            chosen = self.batches.solve(self.look(), [request for request, _ in wanted])
+            with self._ranking:
+                for (request, room), host in zip(wanted, chosen, strict=False):
+                    if host is not None:
+                        with self._notes:
+                            self._held[request.instance_id] = host, room
+                        self._planned[request.instance_id] = host, time.monotonic()
+                        self._put(host)
+        finally:
+            plan.set()
+
+    def _called_for(self, instance: str) -> int | None:
+        """The host that was chosen for the instance with others; its room is held no more."""
+        for one, (_, since) in list(self._planned.items()):
+            if one == instance or time.monotonic() - since > PLAN_S:
+                host, _ = self._planned.pop(one)
+                with self._notes:
+                    self._held.pop(one, None)
+                self._put(host)
+                if one == instance:
+                    return host
+        return None
 
     def look(self) -> HostColumns:
         """The hosts as the next placement will find them. Errors: `DatabaseBusy`."""

@@ -154,17 +154,24 @@ class Scheduler:
         return self._predictor is not None
 
     @property
+    def places_together(self) -> bool:
+        """Whether `place` sees several requests at once, not one after the other."""
+        return isinstance(self._policy, PlacesTogether)
+
+    @property
     def keeps_scores(self) -> bool:
         """Whether `pick` keeps scores between picks; else it ranks all hosts each time."""
         return self._cache is not None
 
     def rank(
-        self, hosts: HostColumns, request: PlacementRequest, *, dry_run: bool = False
+        self, hosts: HostColumns, request: PlacementRequest, *, dry_run: bool = False,
+        first: int | None = None,
     ) -> tuple[Ranking, Decision]:
         """Order the hosts that pass every filter, best first, and give the record of it.
 
         No host passes: the order is empty and `explain` says why. A dry run leaves no trace in a
-        policy that remembers. What was done about a broken plug-in is noted in the record.
+        policy that remembers. `first`: a host that comes before the policy's own order, if it is in
+        that. What was done about a broken plug-in is noted in the record.
 
         Raises `PluginError` when a filter or the policy is broken and the settings name nothing to
         fall back to.
@@ -200,6 +207,7 @@ class Scheduler:
         ranking = Ranking.empty()
         if left:
             ranking = self._order(candidates, request, faults, dry_run=dry_run)
+            ranking = _led(ranking, first)
         for fault in ranking.faults:
             self._count(fault)
 
@@ -279,7 +287,11 @@ class Scheduler:
             for row, request in enumerate(requests):
                 for name, one in self._filters:
                     masks[row] &= self._asker.passes(name, one, hosts, request)
-            return self._asker.place(self.policy, self._policy, requests, hosts, masks)
+            try:
+                return self._asker.place(self.policy, self._policy, requests, hosts, masks)
+            except PluginError as error:
+                self._count(error)
+                raise
         table = HostTable(hosts)
         placed: list[int | None] = []
         for request in requests:
@@ -375,6 +387,19 @@ def _drawn(ranking: Ranking, request: PlacementRequest) -> Ranking:
         ranking.ids[order], ranking.scores[order],
         {name: share[order] for name, share in ranking.shares.items()},
         (*ranking.notes, f"the group's {request.group} came before the policy"), ranking.faults,
+    )
+
+
+def _led(ranking: Ranking, first: int | None) -> Ranking:
+    """The same order, but one of its hosts before all others."""
+    if first is None or first not in ranking.ids:
+        return ranking
+    order = np.argsort(ranking.ids != first, kind="stable")
+    return Ranking(
+        ranking.ids[order], ranking.scores[order],
+        {name: share[order] for name, share in ranking.shares.items()},
+        (*ranking.notes, "the first was chosen for all of the request's instances at once"),
+        ranking.faults,
     )
 
 
