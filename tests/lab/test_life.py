@@ -19,7 +19,7 @@ from treadle.cli.serve import Inventory
 from treadle.compute import actions, creating, interfaces, store
 from treadle.compute.creating import Wish
 from treadle.compute.kinds import KIND
-from treadle.compute.model import MOST_KEYS, Instance, task_state, vm_state
+from treadle.compute.model import MOST_KEYS, NUMA_KEY, Instance, task_state, vm_state
 from treadle.compute.moves import actions as moving
 from treadle.controller import queue
 from treadle.image import store as images
@@ -339,6 +339,44 @@ def found_on_it(cloud: Cloud, vmid: int, disk_gib: int) -> set[int]:
     """What the guest has read on its disk since it was booted, while that was so large."""
     lines = re.findall(rf"DISK={disk_gib * SECTORS} LAST=(\d+)\.".encode(), cloud.console(vmid))
     return {int(line) // SECTORS for line in lines}
+
+
+def test_one_of_a_numa_node_is_bound_to_it_wherever_it_goes(cloud: Cloud) -> None:
+    for id, nodes in ((41, "1"), (42, "2")):
+        size = store.Flavor(id, 2, 128, 1, extra_specs={NUMA_KEY: nodes})
+        ask(cloud, lambda conn: store.put_flavor(conn, size))  # noqa: B023
+
+    def make(flavor: int) -> int:
+        [made] = ask(cloud, lambda conn: creating.create(
+            conn, Wish("bound", flavor, 2), request_id="req-lab", build_deadline_s=120.0,
+        ))
+        return int(made.id)
+
+    def bound() -> dict[int, tuple[int, int]]:
+        """What is taken of the one node of each host."""
+        return {
+            host["id"]: (one["vcpus"]["used"], one["memory_mib"]["used"])
+            for host in cloud.admin("/hosts")["hosts"] for one in host["numa"]
+        }
+
+    assert set(bound().values()) == {(0, 0)}
+    vmid = make(41)
+    one = reaches(cloud, vmid, "active")
+    first = one.host_id or 0
+    assert {id for id, taken in bound().items() if taken == (2, 128)} == {first}
+    ask(cloud, lambda conn: moving.live_migrate(
+        conn, vmid, None, request_id="req-lab", deadline_s=120.0
+    ))
+    one = reaches(cloud, vmid, "active", 120)
+    assert (one.fault, one.host_id != first) == (None, True)
+    assert {id for id, taken in bound().items() if taken == (2, 128)} == {one.host_id}
+    for options in ((), ("--inactive",)):
+        host = cloud.host(one.host_id or 0).name
+        text = cloud.lab.exec(host, "virsh", "dumpxml", *options, one.uuid).stdout
+        assert "<memory mode='strict' nodeset='0'/>" in text
+        assert "<memnode cellid='0' mode='strict' nodeset='0'/>" in text
+    failed = reaches(cloud, make(42), "error")
+    assert "needs 2 NUMA nodes with 1 vcpus and 64 MiB free, has 1 of 1" in (failed.fault or "")
 
 
 def test_it_is_given_more_while_it_runs_and_takes_it_along(cloud: Cloud) -> None:
