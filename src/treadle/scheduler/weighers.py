@@ -225,7 +225,7 @@ def _stranded(free: FloatArray, parts: FloatArray, request: PlacementRequest) ->
     room = free * parts
     np.maximum(room, 0.0, out=room)
     mean: FloatArray = (room[0] + room[1] + room[2]) / 3
-    unfit = np.zeros(mean.shape, dtype=np.uint16)
+    unfit = np.zeros(mean.shape, dtype=np.uint32)
     for vcpus, memory, disk in request.flavors:
         unfit += (free[0] < vcpus) | (free[1] < memory) | (free[2] < disk)
     return mean * unfit / max(len(request.flavors), 1)
