@@ -28,6 +28,10 @@ class ByName:
         """Give the only hosts that can take it, None for any."""
         return None
 
+    def concerns(self, request: PlacementRequest, /) -> bool:
+        """Only requests that name some."""
+        return bool(self.refuses(request)) or self.confines(request) is not None
+
     def passes(self, hosts: HostColumns, request: PlacementRequest, /) -> BoolArray:
         """Give True where the host is not refused."""
         confined = self.confines(request)
