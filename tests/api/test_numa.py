@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import sqlalchemy as sa
 from cloudkit import Cloud, Start, until
 
 from treadle.compute import actions, creating, store
 from treadle.compute.model import Instance, State
 from treadle.compute.store import Flavor
+from treadle.db.schema import instance
 from treadle.errors import CannotPlace
 from treadle.hypervisor.base import GuestNode
 
@@ -56,6 +58,7 @@ def test_instances_of_nodes_fill_cells(start: Start) -> None:
     offer(cloud, 12, 1, 4096, hw__numa_nodes="1")
     offer(cloud, 13, 2, 4000, hw__numa_nodes="3")
     offer(cloud, 14, 4, 3000, hw__numa_nodes="2")
+    offer(cloud, 16, 2, 1024, hw__numa_nodes="2", **{"hw__numa_mem.0": "1000"})
     offer(cloud, 15, 1, 1024, pci_passthrough__alias="gpu:2,nic:1")
     first = ask(cloud, 11)
     assert first.state is State.RUNNING
@@ -81,10 +84,15 @@ def test_instances_of_nodes_fill_cells(start: Start) -> None:
     assert refused.state is State.ERROR
     assert "needs 1 NUMA node with 1 vcpus and 4096 MiB free, has 0 of 2" in (refused.fault or "")
     assert "plain: needs 1 NUMA node" in (refused.fault or "")
-    assert "a node without one" in (ask(cloud, 13).fault or "")
+    assert "leave a node without one" in (ask(cloud, 13).fault or "")
+    assert "hw:numa_mem.0 is set, and all NUMA nodes" in (ask(cloud, 16).fault or "")
     devices = ask(cloud, 15)
     assert devices.state is State.ERROR
     assert "needs 2 PCI devices gpu, has 0; needs 1 PCI devices nic, has 0" in (devices.fault or "")
+    told = cloud.treadle.database.read(lambda conn: conn.execute(
+        sa.select(instance.c.public_fault).where(instance.c.id == devices.id)
+    ).scalar_one())
+    assert "lack PCI devices: 2 gpu, 1 nic" in told
 
     def resize(flavor: int) -> None:
         cloud.treadle.database.write(lambda conn: actions.resize(

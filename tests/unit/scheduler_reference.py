@@ -53,7 +53,8 @@ def numa(host: HostView, request: PlacementRequest) -> bool:
         return True
     share = -(-request.vcpus // count), -(-request.memory_mib // count)
     fit = [1 for v, m in host.numa if v >= share[0] and m >= share[1]]
-    return len(fit) >= count and request.vcpus >= count
+    own = [key for key, _ in request.extra_specs if key.startswith(("hw:numa_cpus", "hw:numa_mem"))]
+    return len(fit) >= count and request.vcpus >= count and not own
 
 
 def specs(host: HostView, request: PlacementRequest) -> bool:

@@ -116,6 +116,7 @@ def a_request(chance: Random, hosts: Sequence[HostView]) -> PlacementRequest:
         zone=rarely("a", "b", often=None),
         extra_specs=rarely(
             (("disk", "ssd"),), (("hw:cpu_policy", "shared"),), (("gen", ">= 3"),),
+            (("hw:numa_mem.0", "1"),),
             (("aggregate_instance_extra_specs:disk", "<or> hdd <or> ssd"),), often=(),
         ),
         image_properties=rarely(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -314,7 +315,7 @@ class Scheduler:
         name = self._predictor_name
         try:
             found = call_plugin("predictor", name, self._predictor.lifetime_s, request)
-            if not isinstance(found, int | float) or not 0 <= found < inf:
+            if not isinstance(found, Real) or not 0 <= float(found) < inf:
                 raise PluginError("predictor", name, f"it gave {found!r} for a length of time")
         except PluginError as error:
             self._count(error)

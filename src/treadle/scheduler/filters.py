@@ -214,11 +214,15 @@ def most_instances(properties: Pairs) -> int:
     return min(numbers, default=1 << 62)
 
 
+UNEVEN = ("hw:numa_cpus.", "hw:numa_mem.")
+
+
 class NumaFit:
     """Passes hosts with enough NUMA nodes that each have room for an even share.
 
     passes = (at least n nodes with free vcpus >= ceil(vcpus / n) and free memory >=
-    ceil(memory / n), and vcpus >= n), n = `numa_nodes`; True where the request asks for no nodes.
+    ceil(memory / n), and vcpus >= n), n = `numa_nodes`; True where the request asks for no nodes,
+    False where an extra spec gives a node a share of its own (`hw:numa_cpus.`, `hw:numa_mem.`).
     It goes by the rows' `numa`: what the host's nodes have, less what instances that ask for nodes
     hold of them. The claim judges the same again.
     """
@@ -232,18 +236,22 @@ class NumaFit:
 
     def passes(self, hosts: HostColumns, request: PlacementRequest, /) -> BoolArray:
         """Give True where the nodes fit."""
+        if _no_shares(request):
+            return np.zeros(len(hosts), dtype=np.bool_)
         key = self.name, request.numa_nodes, request.vcpus, request.memory_mib
         return hosts.matching("numa", key, lambda free: _fitting(free, request) >= key[1])
 
     def row_test(self, request: PlacementRequest, /) -> Callable[[HostRow], bool]:
         """As `passes`, of one."""
+        if _no_shares(request):
+            return lambda _host: False
         return lambda host: _fitting(host.static.numa, request) >= request.numa_nodes
 
     def reason(self, host: HostView, request: PlacementRequest, /) -> str:
         """Say how many nodes fit, and what each has to have."""
         count = request.numa_nodes
-        if request.vcpus < count:
-            return f"needs {count} NUMA nodes for {request.vcpus} vcpus: a node without one"
+        if _no_shares(request):
+            return _no_shares(request)
         have = _fitting(host.numa, request)
         share = f"{-(-request.vcpus // count)} vcpus and {-(-request.memory_mib // count)} MiB"
         return (f"needs {count} NUMA node{'s' * (count > 1)} with {share} free, "
@@ -251,14 +259,23 @@ class NumaFit:
 
     def causes(self, refused: HostColumns, request: PlacementRequest, /) -> Sequence[Cause]:
         """One cause: how many nodes there have to be."""
+        if _no_shares(request):
+            why = f"no such nodes: {_no_shares(request)}"
+            return [Cause("numa", len(refused), f"makes {why}", f"make {why}")]
         what = f"{request.numa_nodes} NUMA node{'s' * (request.numa_nodes > 1)} with room"
         return [Cause("numa", len(refused), f"lacks {what}", f"lack {what}")]
 
 
+def _no_shares(request: PlacementRequest) -> str:
+    """Why no host can make such nodes; "" where it can."""
+    if request.vcpus < request.numa_nodes:
+        return f"{request.numa_nodes} NUMA nodes for {request.vcpus} vcpus leave a node without one"
+    own = next((key for key, _ in request.extra_specs if key.startswith(UNEVEN)), None)
+    return "" if own is None else f"{own} is set, and all NUMA nodes have even shares"
+
+
 def _fitting(free: tuple[tuple[int, int], ...], request: PlacementRequest) -> int:
     count = max(request.numa_nodes, 1)
-    if request.vcpus < count:
-        return 0
     return len(nodes.fitting(free, count, request.vcpus, request.memory_mib))
 
 
