@@ -12,7 +12,6 @@ import numpy as np
 from treadle.scheduler.columns import FloatArray, HostColumns
 from treadle.scheduler.model import HostRow, PlacementRequest
 from treadle.scheduler.policies import ByScore, left_after, row_left_after
-from treadle.scheduler.weighers import left_parts
 
 MEMORY_FOR_CORES = 1.5
 """How many parts of its cores a host can give out with one part of its memory, to lean VMs."""
@@ -20,6 +19,14 @@ STRANDING = 10.0
 """What a host's whole cores weigh when they are stranded; `left` has 1 for them."""
 OPENING = 100.0
 """What it weighs that a host was empty: more than all else together."""
+
+
+def _stranded(cores: FloatArray, memory: FloatArray, parts: FloatArray) -> FloatArray:
+    stranded: FloatArray = cores * parts[0]
+    of_memory = memory * parts[1]
+    of_memory *= MEMORY_FOR_CORES
+    stranded -= of_memory
+    return np.maximum(stranded, 0.0, out=stranded)
 
 
 class BalancedFit(ByScore):
@@ -41,10 +48,12 @@ class BalancedFit(ByScore):
     def score(self, hosts: HostColumns, request: PlacementRequest, /) -> FloatArray:
         """Give the scores, float64 of shape (N,)."""
         free, parts = hosts.free, hosts.parts
-        before = np.maximum(0.0, free[0] * parts[0] - MEMORY_FOR_CORES * (free[1] * parts[1]))
-        cores, memory, disk = left_parts(hosts, request)
-        after = np.maximum(0.0, cores - MEMORY_FOR_CORES * memory)
-        scores: FloatArray = -(cores + memory + disk) - STRANDING * (after - before)
+        scores = left_after(hosts, request)
+        np.negative(scores, out=scores)
+        after = _stranded(free[0] - request.vcpus, free[1] - request.memory_mib, parts)
+        after -= _stranded(free[0], free[1], parts)
+        after *= STRANDING
+        scores -= after
         if not request.scarce:
             scores -= OPENING * (hosts.instances == 0)
         return scores

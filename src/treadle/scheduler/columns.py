@@ -64,7 +64,8 @@ class Coding:
     def __init__(self, attribute: str, views: Iterable[HostView]) -> None:
         self.read = attrgetter(attribute)
         self.index: dict[Any, int] = {}
-        self.answers: dict[Hashable, npt.NDArray[Any]] = {}
+        # To each question: by code, and whether they are all alike.
+        self.answers: dict[Hashable, tuple[npt.NDArray[Any], bool]] = {}
         self.codes: IntArray = np.array([self.code(view) for view in views], dtype=np.int64)
 
     def code(self, view: HostView) -> int:
@@ -83,13 +84,14 @@ class Coding:
         self, key: Hashable, of: Callable[[Any], Any], dtype: npt.DTypeLike
     ) -> npt.NDArray[Any]:
         """`of(value)` for each host; answers to the same `key` are kept."""
-        known = self.answers.get(key)
+        known, alike = self.answers.get(key, (None, False))
         if known is None or len(known) < len(self.index):
             known = np.array([of(value) for value in list(self.index)], dtype=dtype)
+            alike = len(known) > 0 and bool((known == known[0]).all())
             if len(self.answers) >= _MOST_ANSWERS:
                 self.answers.clear()
-            self.answers[key] = known
-        if len(known) and (known == known[0]).all():
+            self.answers[key] = known, alike
+        if alike:
             return np.full(len(self.codes), known[0])
         # `take` is quicker than an index here.
         return known.take(self.codes)
@@ -158,7 +160,7 @@ class HostColumns:
         return self._table
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return int(self._table.shape[1])
 
     def __iter__(self) -> Iterator[HostView]:
         return (self.view(row) for row in range(len(self)))

@@ -57,9 +57,10 @@ class Capacity:
 
     def passes(self, hosts: HostColumns, request: PlacementRequest, /) -> BoolArray:
         """Give True where vcpus, memory and disk are all enough."""
-        result = hosts.free_vcpus >= request.vcpus
-        result &= hosts.free_memory_mib >= request.memory_mib
-        result &= hosts.free_disk_mib >= hosts.disk_need_mib(request)
+        vcpus, memory, disk = hosts.free
+        result: BoolArray = vcpus >= request.vcpus
+        result &= memory >= request.memory_mib
+        result &= disk >= hosts.disk_need_mib(request)
         return result
 
     def row_test(self, request: PlacementRequest, /) -> Callable[[HostRow], bool]:

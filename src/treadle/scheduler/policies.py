@@ -18,7 +18,7 @@ from treadle.errors import InvalidInput
 from treadle.scheduler.columns import FloatArray, HostColumns
 from treadle.scheduler.model import HostRow, PlacementRequest
 from treadle.scheduler.plugin import Candidates, PluginError, Policy, Ranking, Weigher
-from treadle.scheduler.weighers import left_parts, normalised
+from treadle.scheduler.weighers import normalised
 
 _MOST_MULTIPLIER = 1e9
 _MASK = 2**64 - 1
@@ -26,9 +26,16 @@ _MASK = 2**64 - 1
 
 def left_after(hosts: HostColumns, request: PlacementRequest) -> FloatArray:
     """Give `left` as this module defines it, float64 of shape (N,), at most 3."""
-    vcpus, memory, disk = left_parts(hosts, request)
-    left: FloatArray = vcpus + memory
-    left += disk
+    # In place, and not by `left_parts`: over many hosts what counts is how much memory is touched.
+    free, parts = hosts.free, hosts.parts
+    left: FloatArray = free[0] - request.vcpus
+    left *= parts[0]
+    more: FloatArray = free[1] - request.memory_mib
+    more *= parts[1]
+    left += more
+    np.subtract(free[2], hosts.disk_need_mib(request), out=more)
+    more *= parts[2]
+    left += more
     return left
 
 
