@@ -268,7 +268,9 @@ class NumaFit:
 
 
 def _no_shares(request: PlacementRequest) -> str:
-    """Why no host can make such nodes; "" where it can."""
+    """Why no host can make such nodes; "" where it can, or where none are asked for."""
+    if not request.numa_nodes:
+        return ""
     if request.vcpus < request.numa_nodes:
         return f"{request.numa_nodes} NUMA nodes for {request.vcpus} vcpus leave a node without one"
     own = next((key for key, _ in request.extra_specs if key.startswith(UNEVEN)), None)
