@@ -19,6 +19,30 @@ FOREIGN_XML = """
 """
 #: cli; hlt; jmp to the hlt; what tells the BIOS that this sector boots.
 RESTS = bytes([0xFA, 0xF4, 0xEB, 0xFD]).ljust(510, b"\0") + b"\x55\xaa"
+#: Fills 32 MiB from 1 MiB on, says B, and looks at eight of its pages at each tick of the clock:
+#: a dot about once a second, X where one is not as it was written. Between ticks it rests.
+#:
+#:         cli; xor ax,ax; mov ds,ax; mov ss,ax; mov sp,0x7c00
+#:         lgdt [0x7cc4]; mov eax,cr0; or al,1; mov cr0,eax; mov bx,8; mov es,bx
+#:         and al,0xfe; mov cr0,eax; xor bx,bx; mov es,bx     es reaches 4 GiB from here on
+#:         in al,0x92; or al,2; out 0x92,al; mov edi,0x100000
+#: fill:   mov eax,edi; add eax,0x5a5a5a5a; mov [es:edi],eax; mov [es:edi+4],edi
+#:         add edi,4096; cmp edi,0x2100000; jb fill; mov al,'B'; call say; sti; mov edi,0x100000
+#: round:  mov cx,18
+#: tick:   hlt; mov si,8
+#: look:   mov eax,edi; add eax,0x5a5a5a5a; cmp [es:edi],eax; jne wrong; cmp [es:edi+4],edi
+#:         jne wrong; add edi,4096; cmp edi,0x2100000; jb next; mov edi,0x100000
+#: next:   dec si; jnz look; dec cx; jnz tick; mov al,'.'; call say; jmp round
+#: wrong:  mov al,'X'; call say; cli; hlt; jmp wrong
+#: say:    mov dx,0x3f8; out dx,al; ret
+#: 7cb4:   dq 0, 0x00cf92000000ffff; 7cc4: dw 15; dd 0x7cb4
+WATCHES = bytes.fromhex(
+    "fa31c08ed88ed0bc007c660f0116c47c0f20c00c010f22c0bb08008ec324fe0f22c031db8ec3e4920c02e69266bf"
+    "000010006689f866055a5a5a5a2667668907266766897f046681c7001000006681ff0000100272dcb042e85200fb"
+    "66bf00001000b91200f4be08006689f866055a5a5a5a2667663907752b266766397f0475236681c7001000006681"
+    "ff00001002720666bf000010004e75cf4975c8b02ee80b00ebbeb058e80400faf4ebf7baf803eec3669000000000"
+    "00000000ffff00000092cf000f00b47c"
+).ljust(510, b"\0") + b"\x55\xaa"
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -35,8 +59,16 @@ def lab_name(kind: str) -> str:
 def idle_disk(folder: Path) -> Path:
     """A raw disk of 3 MiB, unlike others, that boots to a processor that rests: a guest for tests
     in which nothing but its domain matters. The small Linux takes 5.5 s of processor time."""
-    path = folder / "image.raw"
-    path.write_bytes(RESTS + os.urandom((3 << 20) - len(RESTS)))
+    return _disk(folder / "image.raw", RESTS)
+
+
+def watching_disk(folder: Path) -> Path:
+    """Likewise, of a guest that has memory to send and tells whether it is all there."""
+    return _disk(folder / "watching.raw", WATCHES)
+
+
+def _disk(path: Path, sector: bytes) -> Path:
+    path.write_bytes(sector + os.urandom((3 << 20) - len(sector)))
     return path
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import uvicorn
@@ -30,22 +30,59 @@ IDLE = f"&image_id={RESTING}"
 
 
 @dataclass
-class Cloud:
-    """A controller in this process over hosts of the lab."""
+class OnLab:
+    """What a controller's hosts have, as they show it themselves."""
 
     lab: Lab
+
+    def volumes(self, host: LabHost) -> set[str]:
+        """Files in the host's pool, images, their markers and the host's registers aside."""
+        listed = self.lab.exec(host.name, "ls", "/var/lib/libvirt/treadle").stdout.split()
+        return {name for name in listed if not name.startswith(("image-", "treadle-host."))}
+
+    def domains(self, host: LabHost) -> set[str]:
+        """UUIDs of the domains of the host, the foreign one aside."""
+        listed = self.lab.exec(host.name, "virsh", "-q", "list", "--all", "--uuid").stdout.split()
+        return {uuid for uuid in listed if not uuid.startswith(FOREIGN[:8])}
+
+    def copies(self, uuid: str) -> dict[str, str]:
+        """On which hosts an instance is, and in what state."""
+        found = {}
+        for host in self.lab.status():
+            if uuid in self.domains(host):
+                said = self.lab.exec(host.name, "virsh", "-q", "domstate", uuid).stdout
+                found[host.name] = said.strip()
+        return found
+
+    def kept_on(self, uuid: str) -> set[str]:
+        """The hosts that have a disk of it."""
+        return {
+            host.name for host in self.lab.status()
+            if any(name.startswith(uuid) for name in self.volumes(host))
+        }
+
+
+@dataclass
+class Cloud(OnLab):
+    """A controller in this process over hosts of the lab."""
+
     treadle: Treadle
     client: TestClient
+
+    @property
+    def state(self) -> Path:
+        """Its state folder."""
+        return self.treadle.folder
 
     def get(self, path: str) -> Any:
         """One call of the classic API."""
         return self.client.get(path).json()
 
-    def admin(self, path: str) -> Any:
+    def admin(self, path: str, method: str = "GET", body: Any = None) -> Any:
         """One call of the native API: the answer's bytes, or its JSON."""
         token = self.treadle.context.admin_token
-        answer = self.client.get(
-            f"/treadle/v1{path}", headers={"Authorization": f"Bearer {token}"}
+        answer = self.client.request(
+            method, f"/treadle/v1{path}", json=body, headers={"Authorization": f"Bearer {token}"},
         )
         return answer.json() if "json" in answer.headers["content-type"] else answer.content
 
@@ -73,28 +110,27 @@ class Cloud:
         address = self.get(f"/pm/query?pmid={pmid}")["address"]
         return next(one for one in self.lab.status() if one.address in address)
 
-    def volumes(self, host: LabHost) -> set[str]:
-        """Files in the host's pool, images, their markers and the host's registers aside."""
-        listed = self.lab.exec(host.name, "ls", "/var/lib/libvirt/treadle").stdout.split()
-        return {name for name in listed if not name.startswith(("image-", "treadle-host."))}
-
-    def domains(self, host: LabHost) -> set[str]:
-        """UUIDs of the domains of the host, the foreign one aside."""
-        listed = self.lab.exec(host.name, "virsh", "-q", "list", "--all", "--uuid").stdout.split()
-        return {uuid for uuid in listed if not uuid.startswith(FOREIGN[:8])}
-
     def destroy_all(self) -> None:
         """End every VM."""
         for vmid in self.get("/vm/list")["vmids"]:
             self.get(f"/vm/destroy?vmid={vmid}")
 
 
+class Served(Protocol):
+    """A controller that can be asked; a client of whatever make, and its state folder."""
+
+    client: Any
+
+    @property
+    def state(self) -> Path: ...
+
+
 class Face:
     """The compute API as an administrator uses it."""
 
-    def __init__(self, cloud: Cloud) -> None:
+    def __init__(self, cloud: Served) -> None:
         self.cloud = cloud
-        password = (cloud.treadle.folder / "admin-password").read_text().strip()
+        password = (cloud.state / "admin-password").read_text().strip()
         domain = {"id": "default"}
         answer = cloud.client.post("/identity/v3/auth/tokens", json={"auth": {
             "identity": {"methods": ["password"], "password": {
@@ -167,12 +203,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @contextmanager
-def served(treadle: Treadle) -> Iterator[int]:
-    """Its faces over HTTP on a loopback port, which is told."""
+def served(treadle: Treadle, **changes: Any) -> Iterator[int]:
+    """Its faces over HTTP on a loopback port, which is told. `changes`: of how they are served."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(100)
-    server = uvicorn.Server(server_config(treadle.app, timeout_graceful_shutdown=1))
+    server = uvicorn.Server(server_config(
+        treadle.app, timeout_graceful_shutdown=1, **changes
+    ))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
