@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -122,7 +123,8 @@ def both(
         [FlavorEntry(1, 1, 128, 1)],
     ))
     try:
-        with served(treadle) as port, httpx2.Client(
+        # Who does not answer for so long is gone.
+        with served(treadle, ws_ping_interval=3.0, ws_ping_timeout=9.0) as port, httpx2.Client(
             base_url=f"http://127.0.0.1:{port}", timeout=300, trust_env=False
         ) as client:
             found = Both(lab, treadle, port, client)
@@ -238,6 +240,68 @@ def test_a_screen_opens_no_port_and_leaves_no_tunnel(both: Both) -> None:
         assert both.get(f"/vm/destroy?vmid={vm}")["status"] == 1
         assert ends(client) == "the guest's console has ended"
     wait_for(lambda: tunnels() == [], 15, "the tunnel to end")
+
+
+class Vanishing:
+    """A client of a console that is gone without a word: its connection is reset, or nothing more
+    comes over it."""
+
+    def __init__(self, both: Both, vmid: int, kind: str) -> None:
+        path = both.native("POST", f"/instances/{vmid}/console", json={"kind": kind}).json()
+        self.socket = socket.create_connection(("127.0.0.1", both.port), timeout=60)
+        self.socket.sendall(
+            f"GET {path['socket']} HTTP/1.1\r\nHost: 127.0.0.1:{both.port}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==\r\n\r\n".encode()
+        )
+        said = b""
+        while b"\r\n\r\n" not in said:
+            said += self.socket.recv(1)
+        assert said.startswith(b"HTTP/1.1 101"), said
+
+    def reset(self) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.socket.close()
+
+
+def test_clients_that_vanish_leave_nothing_open(both: Both) -> None:
+    vm, container = both.create("lonely", VM), both.create("lonely-too", CONTAINER)
+    assert both.get(f"/vm/pause?vmid={vm}") == {"status": 1}  # its port and its screen are there
+
+    def led() -> int:
+        """How many are logged in at the hosts, of which each console is one."""
+        return sum(
+            int(both.lab.exec(one.name, "pgrep", "-c", "-x", "sshd").stdout)
+            for one in both.lab.status()
+        )
+
+    def open_here() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    with both.enter(container, "serial") as line:  # what is made once is made
+        line.send(b"\r")
+        read_until(line, b"# ")
+    wait_for(lambda: not carriers(), 30, "that to be over")
+    before, files = led(), open_here()
+    clients = [
+        Vanishing(both, id, kind)
+        for id, kind in ((vm, "serial"), (vm, "vnc"), (container, "serial"))
+    ]
+    assert carriers()
+    assert len(tunnels()) == 1
+    assert led() >= before + 3
+    clients.pop(0).reset()
+    gone: Callable[[], bool] = lambda: not tunnels() and not carriers()  # noqa: E731
+    wait_for(gone, 60, "those who say nothing to be given up")
+    for client in clients:
+        client.socket.close()
+    wait_for(lambda: led() <= before and open_here() <= files, 30, "all to be closed")
+    with both.enter(container, "serial") as line, both.enter(vm, "vnc") as screen:
+        line.send(b"\recho in-$((40+2))\r")
+        read_until(line, b"in-42")
+        read_until(screen, b"RFB")
+    for vmid in (vm, container):
+        assert both.get(f"/vm/destroy?vmid={vmid}")["status"] == 1
 
 
 def test_a_tunnel_does_not_outlive_its_controller(both: Both, tmp_path: Path) -> None:

@@ -239,6 +239,11 @@ class _Pump(threading.Thread):
             self._lane.run("close_console", CLOSE_SECONDS, act)
         except TreadleError as error:
             log.debug("console_not_closed", reason=str(error))
+        # libvirt (9.0) never lets go of what it was to call: that has the stream, and the stream
+        # has the connection.
+        self._stream.__del__()
+        vars(self._stream).pop("cb", None)
+        self._backlog.clear()
         self._lane.close()
         self._bell.close()
 
