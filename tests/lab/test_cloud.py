@@ -17,12 +17,19 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
-from tests.lab.conftest import IDLE, Cloud, Face, all_up
+from tests.lab.conftest import IDLE, Cloud, Face, all_up, served
+from tests.labs import idle_disk
 from tests.waiting import wait_for
+from treadle.cli.main import main as command_line
 from treadle.compute import actions, store
 from treadle.compute.model import MOST_KEYS
+from treadle.controller import queue
 from treadle.hypervisor.base import Agent, AgentFailed
+from treadle.hypervisor.libvirt import LibvirtDriver
+from treadle.image import store as images
+from treadle.image.actions import KIND as IMAGES
 from treadle.lab.fabric import can_run
 
 pytestmark = [
@@ -347,3 +354,129 @@ grep -q "^${told%%:*}:" /etc/passwd && echo "$told" > /run/told
 
     assert wait_for(steps, 60, "the resize to be carried out") == ["grow"]
     assert ssh(cloud, vmid, "cat /sys/devices/system/cpu/online") == "0-1\n"
+
+
+def test_an_image_that_is_deleted_is_there_for_those_who_have_it(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a build waits for it, and for all that is done with that instance later."""
+    face, database = Face(cloud), cloud.treadle.database
+    made = cloud.admin("/images", "POST", {"source": str(idle_disk(tmp_path)), "name": "gone"})
+
+    def path() -> str | None:
+        found = database.read(lambda conn: images.get(conn, made["id"]))
+        assert found is not None
+        return found.path
+
+    wait_for(path, 30, "the image")
+    held, waits = threading.Event(), threading.Event()
+    real = LibvirtDriver.ensure_image
+
+    def slowly(*arguments: Any) -> None:
+        waits.set()
+        assert held.wait(60)
+        real(*arguments)
+
+    monkeypatch.setattr(LibvirtDriver, "ensure_image", slowly)
+    image = face.image("gone")
+    answer = face.ask("POST", "/servers", {"server": {
+        "name": "heir", "imageRef": image, "flavorRef": "1", "networks": "auto",
+    }})
+    assert answer.status_code == 202, answer.text
+    uuid = answer.json()["server"]["id"]
+    assert waits.wait(30), "it is not brought to its host yet"
+    assert face.ask("DELETE", f"/images/{image}", minor=1).status_code == 204
+    held.set()
+    server = face.becomes(uuid, "ACTIVE")
+    assert face.ask("GET", f"/images/{image}", minor=1).status_code == 404
+    again = face.ask("POST", f"/servers/{uuid}/action", {"rebuild": {"imageRef": image}})
+    assert again.status_code == 400, again.text
+    assert "has been deleted" in face.refused(uuid, "rescue")
+
+    face.act(uuid, "reboot", {"type": "HARD"})
+    face.becomes(uuid, "ACTIVE")
+    vmid = next(v for v in cloud.get("/vm/list")["vmids"]
+                if cloud.admin(f"/instances/{v}")["uuid"] == uuid)
+    assert cloud.get(f"/vm/stop?vmid={vmid}&hard=1") == {"status": 1}
+    face.act(uuid, "migrate")
+    moved = face.becomes(uuid, "VERIFY_RESIZE")
+    assert moved["OS-EXT-SRV-ATTR:host"] != server["OS-EXT-SRV-ATTR:host"]
+    face.act(uuid, "confirmResize")
+    face.becomes(uuid, "SHUTOFF")
+    face.act(uuid, "os-start")
+    face.becomes(uuid, "ACTIVE")
+    assert list(cloud.copies(uuid).values()) == ["running"]
+    assert cloud.get(f"/vm/stop?vmid={vmid}&hard=1") == {"status": 1}
+    face.act(uuid, "shelve")
+    face.becomes(uuid, "SHELVED_OFFLOADED")
+    assert cloud.copies(uuid) == {}
+    face.act(uuid, "unshelve")
+    face.becomes(uuid, "ACTIVE")
+    assert list(cloud.copies(uuid).values()) == ["running"]
+    other = face.image("idle")
+    face.act(uuid, "rebuild", {"imageRef": other})
+    face.becomes(uuid, "ACTIVE")
+    assert cloud.get(f"/vm/destroy?vmid={vmid}") == {"status": 1}
+    database.write(lambda conn: queue.wake(conn, IMAGES, [str(made["id"])]))
+    wait_for(lambda: path() is None, 30, "nobody to need it any more")
+
+
+def test_a_host_is_emptied_taken_out_and_brought_back(cloud: Cloud) -> None:
+    """By the commands of whoever runs it."""
+    lab, face = cloud.lab, Face(cloud)
+    number, *others = cloud.get("/pm/list")["pmids"]
+    host = cloud.host(number)
+    for pmid in others:
+        cloud.admin(f"/hosts/{pmid}/disable", "POST", {})
+    runs, stays_off = cloud.create("runs", IDLE), cloud.create("stays-off", IDLE)
+    assert cloud.get(f"/vm/stop?vmid={stays_off}&hard=1") == {"status": 1}
+    for pmid in others:
+        cloud.admin(f"/hosts/{pmid}/enable", "POST")
+    with served(cloud.treadle) as port:
+
+        def host_command(word: str, *more: str) -> str:
+            said = CliRunner().invoke(command_line, [
+                "host", word, str(number), *more, "--url", f"http://127.0.0.1:{port}",
+                "--token", cloud.treadle.context.admin_token,
+            ])
+            assert said.exit_code == 0, said.output
+            return said.output
+
+        assert "is disabled" in host_command("disable", "--reason", "new fans")
+        [service] = [one for one in face.get("/os-services")["services"]
+                     if one["host"] == host.address]
+        assert (service["status"], service["disabled_reason"]) == ("disabled", "new fans")
+        elsewhere = cloud.create("elsewhere", IDLE)
+        assert cloud.query(elsewhere)["pmid"] in others
+
+        plan = host_command("drain", "--plan")
+        assert "runs" in plan
+        assert "2 of" in plan
+        assert len(cloud.domains(host)) == 2, "nothing is done yet"
+        refused = cloud.admin(f"/hosts/{number}", "DELETE")
+        assert "has instances" in refused["error"]["message"]
+        host_command("drain")
+        assert cloud.domains(host) == set()
+        assert cloud.volumes(host) == set()
+        for vmid, state in ((runs, "running"), (stays_off, "stopped")):
+            wait_for(lambda v=vmid, s=state: cloud.query(v)["state"] == s, 30, "it to be settled")
+            assert cloud.query(vmid)["pmid"] in others
+        assert cloud.admin(f"/hosts/{number}")["note"] == "new fans"
+
+        # What is done with it meanwhile does not put it into use again.
+        lab.kill_host(host.name)
+        lab.boot_host(host.name)
+        wait_for(lambda: cloud.admin(f"/hosts/{number}")["error"] is None
+                 and not lab.exec(host.name, "virsh", "-q", "list", "--all").stderr, 60, "it")
+        assert cloud.admin(f"/hosts/{number}")["state"] == "disabled"
+        host_command("remove")
+    assert number not in cloud.get("/pm/list")["pmids"]
+    assert cloud.domains(host) == set()
+    assert cloud.volumes(host) == set(), "what is left are images, and that it has been here"
+
+    added = cloud.admin("/hosts", "POST", {"uri": host.uri, "name": host.address})
+    assert added["id"] != number
+    all_up(cloud)
+    moved = cloud.admin(f"/instances/{runs}/migrate", "POST", {"host": added["id"]})
+    wait_for(lambda: cloud.admin(f"/moves/{moved['id']}")["stage"] == "done", 60, "it to come back")
+    assert cloud.copies(cloud.admin(f"/instances/{runs}")["uuid"]) == {host.name: "running"}
