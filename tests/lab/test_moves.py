@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from click.testing import CliRunner
 
 from tests.lab.conftest import IDLE, Cloud, Face, all_up, served
@@ -20,16 +21,19 @@ from treadle.compute.creating import Wish
 from treadle.compute.moves import actions as moving
 from treadle.compute.moves import store as moves
 from treadle.compute.moves.plan import ENDED, Stage
+from treadle.db.schema import host as host_table
 from treadle.hypervisor.base import MoveOptions, Moves
 from treadle.hypervisor.libvirt import moves as libvirt_moves
 
 pytestmark = pytest.mark.lab
 
 
-def begin(cloud: Cloud, vmid: int, target: int | None = None) -> int:
+def begin(
+    cloud: Cloud, vmid: int, target: int | None = None, deadline_s: float = 120.0
+) -> int:
     """Ask for a move; its number."""
     number = cloud.treadle.database.write(lambda conn: moving.live_migrate(
-        conn, vmid, target, request_id="r", deadline_s=120
+        conn, vmid, target, request_id="r", deadline_s=deadline_s
     ))
     cloud.treadle.signals.work_is_due()
     return number
@@ -113,7 +117,7 @@ def test_a_running_guest_goes_to_another_host_and_back(
     second = cloud.query(vmid)["pmid"]
     assert second == move.target_id != first
     wait_for(lambda: cloud.query(vmid)["state"] == "running", 30, "it to be settled")
-    assert copies(cloud, uuid) == {cloud.host(second).name: "running"}
+    assert cloud.copies(uuid) == {cloud.host(second).name: "running"}
     assert not [name for name in cloud.volumes(cloud.host(first)) if name.startswith(uuid)]
     del told[:]
     with with_options(cloud, second, bandwidth_mib_s=8, post_copy=True):
@@ -121,7 +125,7 @@ def test_a_running_guest_goes_to_another_host_and_back(
     assert back.stage is Stage.DONE, back.error
     assert told == ["migrateStartPostCopy"]
     assert cloud.query(vmid)["pmid"] == first
-    assert copies(cloud, uuid) == {cloud.host(first).name: "running"}
+    assert cloud.copies(uuid) == {cloud.host(first).name: "running"}
     assert not [name for name in cloud.volumes(cloud.host(second)) if name.startswith(uuid)]
     # The guest that was started first is the one that still runs: it was never booted anew.
     wait_for(lambda: cloud.query(vmid)["state"] == "running", 30, "it to be settled")
@@ -131,6 +135,7 @@ def test_a_running_guest_goes_to_another_host_and_back(
     assert cloud.get(f"/vm/destroy?vmid={vmid}") == {"status": 1}
 
 
+POOL = "/var/lib/libvirt/treadle"
 TICKS = """#!/bin/sh
 read -r boot < /proc/sys/kernel/random/boot_id
 while :; do echo "BOOT=$boot"; sleep 1; done > /dev/ttyS0
@@ -146,19 +151,75 @@ def boot_of(cloud: Cloud, vmid: int) -> str:
     return str(wait_for(told, 120, f"guest {vmid} to tell its boot"))
 
 
-def copies(cloud: Cloud, uuid: str) -> dict[str, str]:
-    """On which hosts it is, and in what state."""
-    found = {}
-    for host in cloud.lab.status():
-        if uuid in cloud.domains(host):
-            said = cloud.lab.exec(host.name, "virsh", "-q", "domstate", uuid).stdout
-            found[host.name] = said.strip()
-    return found
+@contextmanager
+def nearly_full(cloud: Cloud, pmid: int, left: str = "0") -> Iterator[None]:
+    """The host's pool is on a small disk with all its images, and of that so much is left."""
+    name, small = cloud.host(pmid).name, "/run/small-disk"
+    said = cloud.lab.exec(name, "sh", "-ec", f"""
+        mkdir -p {small}
+        mount -t tmpfs -o size=64m tmpfs {small}
+        for file in {POOL}/image-* {POOL}/treadle-host.*; do
+            [ ! -e "$file" ] || cp -a "$file" {small}
+        done
+        dd if=/dev/zero of={small}/filler bs=64k 2>/dev/null || true
+        truncate -s -{left} {small}/filler
+        mount --bind {small} {POOL}
+        virsh -q pool-refresh treadle
+    """)
+    assert said.returncode == 0, said.stderr
+    try:
+        yield
+    finally:
+        cloud.lab.exec(name, "sh", "-c", f"""
+            umount {POOL}; umount {small}; virsh -q pool-refresh treadle
+        """)
+    seen: set[float] = set()
+
+    def looked_again() -> bool:
+        """A pass that is under way may still tell of the small disk."""
+        host = cloud.admin(f"/hosts/{pmid}")
+        seen.add(host["seen_at"])
+        return len(seen) > 2 and host["disk_mib"]["limit"] > 1024
+
+    wait_for(looked_again, 30, "its disk to be seen again")
+
+
+def test_a_disk_that_becomes_full_sends_nobody_away(cloud: Cloud) -> None:
+    """In the middle of a copy, of one that is off."""
+    face = Face(cloud)
+    vmid = cloud.create("heavy", IDLE)
+    uuid = cloud.admin(f"/instances/{vmid}")["uuid"]
+    first = cloud.query(vmid)["pmid"]
+    source = cloud.host(first)
+    second = next(pmid for pmid in cloud.get("/pm/list")["pmids"] if pmid != first)
+    target = cloud.host(second)
+    assert cloud.get(f"/vm/stop?vmid={vmid}&hard=1") == {"status": 1}
+    [disk] = [name for name in cloud.volumes(source)
+              if name.startswith(uuid) and name.endswith(".qcow2")]
+    said = cloud.lab.exec(source.name, "qemu-io", "-c", "write 16M 16M", f"{POOL}/{disk}")
+    assert said.returncode == 0, said.stderr
+    # More is promised than is there: else it would be refused before anything was begun.
+    promised = sa.update(host_table).where(host_table.c.id == second)
+    cloud.treadle.database.write(lambda conn: conn.execute(promised.values(disk_ratio=100.0)))
+    with nearly_full(cloud, second, "8M"):  # for its image, and a part of its disk
+        face.act(uuid, "migrate", {"host": target.address})
+        stopped = face.becomes(uuid, "SHUTOFF")
+        assert stopped["OS-EXT-SRV-ATTR:host"] == source.address
+        [move] = face.get(f"/os-migrations?instance_uuid={uuid}")["migrations"]
+        assert move["status"] == "error"
+        told = cloud.admin(f"/moves/{move['id']}")
+        assert "full" in told["error"]
+        assert told["progress"]["disk_processed"] > 0
+        assert cloud.copies(uuid) == {source.name: "shut off"}
+        assert cloud.kept_on(uuid) == {source.name}
+    cloud.treadle.database.write(lambda conn: conn.execute(promised.values(disk_ratio=1.0)))
+    assert cloud.get(f"/vm/start?vmid={vmid}") == {"status": 1}
+    assert cloud.get(f"/vm/destroy?vmid={vmid}") == {"status": 1}
 
 
 def test_whatever_fails_in_the_middle_of_a_move_one_copy_runs(cloud: Cloud) -> None:
-    """Somebody ends it; the way between the two hosts, the cable of the target, its power, its
-    disk, and last the source's power."""
+    """Somebody ends it; its time is over; the way between the two hosts, the cable of the target,
+    its power, its disk, and last the source's power."""
     lab, face = cloud.lab, Face(cloud)
     [made] = cloud.treadle.database.write(lambda conn: creating.create(
         conn, Wish("survivor", 1, None, user_data=TICKS), request_id="r", build_deadline_s=120.0,
@@ -171,15 +232,16 @@ def test_whatever_fails_in_the_middle_of_a_move_one_copy_runs(cloud: Cloud) -> N
     second = next(pmid for pmid in cloud.get("/pm/list")["pmids"] if pmid != first)
     target = cloud.host(second)
 
-    def midway() -> int:
-        begin(cloud, vmid, second)
+    def midway(deadline_s: float = 120.0) -> int:
+        begin(cloud, vmid, second, deadline_s)
         return on_its_way(face, uuid)
 
-    def stayed(number: int, stage: Stage = Stage.FAILED) -> None:
+    def stayed(number: int, stage: Stage = Stage.FAILED, says: str = "") -> None:
         move = ended(cloud, number)
         assert move.stage is stage
         assert move.error
-        assert copies(cloud, uuid) == {source.name: "running"}
+        assert says in move.error
+        assert cloud.copies(uuid) == {source.name: "running"}
         assert boot_of(cloud, vmid) == boot
         assert not [name for name in cloud.volumes(target) if name.startswith(uuid)]
 
@@ -191,6 +253,8 @@ def test_whatever_fails_in_the_middle_of_a_move_one_copy_runs(cloud: Cloud) -> N
         answer = face.ask("DELETE", f"/servers/{uuid}/migrations/{number}")
         assert answer.status_code == 202, answer.text
         stayed(number, Stage.CANCELLED)
+
+        stayed(midway(8.0), says="did not end in time")
 
         # The controller reaches both, and they do not reach one another: the source's emulator
         # may stand still until its kernel gives up what it sends.
@@ -213,21 +277,10 @@ def test_whatever_fails_in_the_middle_of_a_move_one_copy_runs(cloud: Cloud) -> N
             stayed(number)
 
         all_up(cloud)
-        pool = "/var/lib/libvirt/treadle"
-        lab.exec(target.name, "mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", pool)
-        lab.exec(target.name, "sh", "-c", f"dd if=/dev/zero of={pool}/filler bs=64k || true")
-        try:
-            lab.exec(target.name, "virsh", "-q", "pool-refresh", "treadle")
+        with nearly_full(cloud, second):
             stayed_off = migrate(cloud, vmid, second)
             assert stayed_off.stage is Stage.FAILED
-            assert copies(cloud, uuid) == {source.name: "running"}
-        finally:
-            lab.exec(target.name, "umount", pool)
-            lab.exec(target.name, "virsh", "-q", "pool-refresh", "treadle")
-        wait_for(
-            lambda: cloud.admin(f"/hosts/{second}")["disk_mib"]["limit"] > 1024, 30,
-            "its disk to be seen again",
-        )
+            assert cloud.copies(uuid) == {source.name: "running"}
 
         number = midway()
         lab.kill_host(source.name)
@@ -236,7 +289,7 @@ def test_whatever_fails_in_the_middle_of_a_move_one_copy_runs(cloud: Cloud) -> N
     all_up(cloud)
     wait_for(lambda: cloud.query(vmid)["state"] == "running", 90, "it to run again")
     where = cloud.host(cloud.query(vmid)["pmid"]).name
-    assert copies(cloud, uuid) == {where: "running"}
+    assert cloud.copies(uuid) == {where: "running"}
     assert where == (target if move.stage is Stage.DONE else source).name
     assert cloud.get(f"/vm/destroy?vmid={vmid}") == {"status": 1}
 
@@ -320,14 +373,6 @@ def boots_of(cloud: Cloud, vmid: int) -> int:
     return int(told.split("BOOTS-BEFORE=")[1].split(".")[0])
 
 
-def kept_on(cloud: Cloud, id: str) -> set[str]:
-    """The hosts that have a disk of it."""
-    return {
-        host.name for host in cloud.lab.status()
-        if any(name.startswith(id) for name in cloud.volumes(host))
-    }
-
-
 def test_a_guest_is_moved_while_off_taken_back_and_moved_for_good(cloud: Cloud) -> None:
     face = Face(cloud)
     made = cloud.treadle.database.write(lambda conn: creating.create(
@@ -342,14 +387,14 @@ def test_a_guest_is_moved_while_off_taken_back_and_moved_for_good(cloud: Cloud) 
     second = cloud.query(made.id)["pmid"]
     assert second != first
     assert boots_of(cloud, made.id) == 1, "its disk has come with it"
-    assert len(kept_on(cloud, made.uuid)) == 2
+    assert len(cloud.kept_on(made.uuid)) == 2
     move = face.get(f"/os-migrations?instance_uuid={made.uuid}")["migrations"][0]
     assert (move["status"], move["migration_type"]) == ("finished", "migration")
     face.act(made.uuid, "revertResize")
     face.becomes(made.uuid, "ACTIVE")
     assert cloud.query(made.id)["pmid"] == first
     assert boots_of(cloud, made.id) == 1, "as it was when it left"
-    assert kept_on(cloud, made.uuid) == {cloud.host(first).name}
+    assert cloud.kept_on(made.uuid) == {cloud.host(first).name}
     face.act(made.uuid, "os-stop")
     face.becomes(made.uuid, "SHUTOFF")
     # For good it goes with another size: its disk lies under a larger one there.
@@ -361,7 +406,7 @@ def test_a_guest_is_moved_while_off_taken_back_and_moved_for_good(cloud: Cloud) 
     face.act(made.uuid, "confirmResize")
     third = cloud.query(made.id)["pmid"]
     assert third != first
-    wait_for(lambda: kept_on(cloud, made.uuid) == {cloud.host(third).name}, 30, "one copy")
+    wait_for(lambda: cloud.kept_on(made.uuid) == {cloud.host(third).name}, 30, "one copy")
     face.act(made.uuid, "os-start")
     face.becomes(made.uuid, "ACTIVE")
     assert boots_of(cloud, made.id) == 2
