@@ -423,3 +423,14 @@ def test_a_changed_definition_is_put_back_or_said_as_the_policy_is() -> None:
         assert said.reason.endswith("not by Treadle: memory, disks")
         wished = replace(one, goal=Goal.RUNNING, state=State.STOPPED)
         assert not isinstance(plan(wished, seen, Context(adopt_drift=True)), Adopt)
+
+
+@pytest.mark.parametrize("adopt", [False, True])
+def test_one_that_lost_a_part_of_its_memory_is_started_anew(adopt: bool) -> None:
+    """Whoever has paused it: it can never go on."""
+    one = replace(
+        BASE, goal=Goal.RUNNING, state=State.RUNNING, phase=Phase.DEFINED, host_id=7,
+        settled_generation=1,
+    )
+    seen = Domain(UUID, Power.PAUSED, 1, split=True)
+    assert plan(one, seen, Context(adopt_drift=adopt)) == Call("power_off")
