@@ -2,7 +2,8 @@
 
 Hosts are 75 % full of four sizes of instances, a quarter of them is in an aggregate that half of
 the requests want, and a tenth of the requests are of anti-affine groups. Every filter that is on by
-default is on. Times are the thread's own processor time, so that what else runs here counts little.
+default is on. Times are the thread's own processor time, and of several rounds the best counts,
+each figure by itself: what else the machine does only ever adds, by half and more for minutes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ GROUPS, MEMBERS = 20, 8
 SECONDS = 0.5
 MOST = 50_000
 COLD = 15
+ROUNDS = 3
 
 Amounts = tuple[int, int, int]
 
@@ -126,11 +128,14 @@ def scheduler(_folder: Path) -> dict[str, float]:
     figures: dict[str, float] = {}
     for size, count in SIZES.items():
         hosts = cluster(count)
-        for policy in Registry().names("policy"):
+        # Rounds of one policy are some seconds apart.
+        for policy in [*Registry().names("policy")] * ROUNDS:
             table = HostTable(hosts.views)
             gc.collect()
             gc.freeze()
             for what, value in decide(policy, hosts, table).items():
-                figures[f"{policy.replace('-', '_')}_{what}_{size}"] = value
+                key = f"{policy.replace('-', '_')}_{what}_{size}"
+                better = max if what == "per_s" else min
+                figures[key] = better(value, figures.get(key, value))
             gc.unfreeze()
     return figures
