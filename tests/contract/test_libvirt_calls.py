@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
+import libvirt
 import pytest
 
 from tests.contract.conftest import World
@@ -69,3 +71,25 @@ def test_a_new_instance_takes_few_calls(world: World, calls: Callable[..., list[
     assert calls(driver.start, uuid) == [
         "state", "hasManagedSaveImage", *log, "create", "setAutostart",
     ]
+
+
+def test_each_form_of_definition_is_checked_against_the_schema_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if world.name == "fake":
+        pytest.skip("the simulated host has no definitions")
+    checked: list[bool] = []
+    whole = connection.Attempt.__call__
+
+    def noted(self: connection.Attempt, function: Any, *arguments: Any) -> Any:
+        if function.__name__ == "defineXMLFlags":
+            checked.append(bool(arguments[1] & libvirt.VIR_DOMAIN_DEFINE_VALIDATE))
+        return whole(self, function, *arguments)
+
+    driver = world.driver
+    driver.ensure_image(world.image, world.content)
+    driver.close()  # what one connection was told is not known of the next
+    monkeypatch.setattr(connection.Attempt, "__call__", noted)
+    for mac in ("52:54:00:00:00:01", "52:54:00:00:00:02", "", ""):
+        driver.define(replace(world.spec(str(uuid4())), mac=mac))
+    assert checked == [True, False, True, False]

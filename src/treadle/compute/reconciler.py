@@ -372,7 +372,8 @@ class InstanceHandler:
         if verb == "shut_down":
             end_pass(self._db, ticket, change, delay=SHUT_DOWN_POLL_S, durable=False)
             return None
-        if verb in MAY_BE_THE_LAST:
+        off_for_a_start = verb == "power_off" and instance.goal is Goal.RUNNING
+        if verb in MAY_BE_THE_LAST and not off_for_a_start:
             # One more look before the commit: where all is as wanted, the same commit says so.
             ticket.lease.hinted = False
             acted = replace(loaded, instance=replace(instance, **changed))

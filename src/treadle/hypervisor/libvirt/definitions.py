@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import libvirt
@@ -25,6 +26,8 @@ from treadle.hypervisor.libvirt.domain_xml import (
     domain_xml,
     seed_volume,
 )
+
+_HELD = re.compile(r'"[^"]*"|>[^<]*<')
 
 
 def place_of(
@@ -57,18 +60,31 @@ def _virt_type(link: Link, attempt: Attempt, setup: HostSetup) -> str:
     return types[0] if types else "qemu"
 
 
+def form_of(text: str) -> str:
+    """The elements and attributes of a definition, without what they hold."""
+    return _HELD.sub("", text)
+
+
 def _store(link: Link, attempt: Attempt, text: str, spec: DomainSpec, *, new: bool) -> None:
-    """Have libvirt take it. Its event may come before this ends, or after the next look: that a
-    domain is new forgets nothing, so what is known of a new one is learnt before."""
+    """Have libvirt take it. It would pass over what it does not know, a filter of packets for one,
+    so it checks each form of definition against its schema: once, since that takes 20 ms.
+
+    Its event may come before this ends, or after the next look: that a domain is new forgets
+    nothing, so what is known of a new one is learnt before.
+    """
     keeps = False
+    taken: set[str] = link.known.setdefault("forms", set())
+    form = form_of(text)
     if new:
         link.memory.learn(spec.uuid, {
             memory.DEFINED: True, memory.AUTOSTART: False, memory.STORED: (spec.generation, ()),
         })
     try:
         link.domains[spec.uuid] = attempt(
-            link.conn.defineXMLFlags, text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE
+            link.conn.defineXMLFlags, text,
+            0 if form in taken else libvirt.VIR_DOMAIN_DEFINE_VALIDATE,
         )
+        taken.add(form)
         keeps = new
     finally:
         if not keeps:
@@ -85,7 +101,7 @@ def define(
     domain = domains.lookup(link, attempt, uuid)
     has_seed, in_use = "", False
     if domain is not None:
-        stored = bool(attempt(domain.isPersistent))
+        stored = link.memory.get(uuid, memory.DEFINED, lambda: bool(attempt(domain.isPersistent)))
         flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG if stored else libvirt.VIR_DOMAIN_AFFECT_LIVE
         before = domains.mark_of(attempt, domain, flags)
         if before is None:
