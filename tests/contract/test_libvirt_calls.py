@@ -93,3 +93,26 @@ def test_each_form_of_definition_is_checked_against_the_schema_once(
     for mac in ("52:54:00:00:00:01", "52:54:00:00:00:02", "", ""):
         driver.define(replace(world.spec(str(uuid4())), mac=mac))
     assert checked == [True, False, True, False]
+
+
+def test_a_hard_reboot_takes_few_calls(world: World, calls: Callable[..., list[str]]) -> None:
+    driver, uuid = world.driver, world.new()
+    driver.start(uuid)
+    # The event of the start comes when it comes.
+    wait_for(lambda: calls(driver.observe, uuid) == ["state"], 5, "it to be known")
+    assert calls(driver.power_off, uuid) == ["destroy", "hasManagedSaveImage", "setAutostart"]
+    assert calls(driver.observe, uuid) == ["state", "hasManagedSaveImage"]
+    assert calls(driver.define, world.spec(uuid, generation=2)) == [
+        "state", "hasManagedSaveImage", "storageVolLookupByName", "defineXMLFlags",
+        "listAllVolumes",
+    ]
+    assert calls(driver.observe, uuid) == ["state", "hasManagedSaveImage"]
+    of_qemu = world.name == "lab-qemu"
+    log = ["storageVolLookupByName", "delete", "createXML"] if of_qemu else []
+    assert calls(driver.start, uuid) == [
+        "state", "hasManagedSaveImage", *log, "create", "setAutostart",
+    ]
+    found = driver.observe(uuid)
+    assert found is not None
+    assert (found.generation, found.stored, found.changed) == (2, 2, ())
+    wait_for(lambda: found in driver.observe_all(), 5, "both looks to say the same")

@@ -10,6 +10,7 @@ from treadle.hypervisor.libvirt.memory import (
     DEFINED,
     MARK,
     RUNNING,
+    STORED,
     Memory,
 )
 
@@ -96,3 +97,43 @@ def test_what_a_look_at_all_contradicts_is_forgotten(memory: Memory) -> None:
     assert read(memory, AUTOSTART, False) is True
     memory.check("a", AUTOSTART, False)
     assert read(memory, AUTOSTART, False) is False
+
+
+def test_the_event_of_a_definition_of_ours_is_no_news(memory: Memory) -> None:
+    for fact in ALL:
+        read(memory, fact, 1)
+    memory.changing("a")
+    memory.changed("a", {STORED: 2}, RUNNING)
+    memory.hear("a")
+    kept = {fact: read(memory, fact, 3) for fact in ALL}
+    assert kept == {**dict.fromkeys(ALL, 1), STORED: 2, **dict.fromkeys(RUNNING, 3)}
+    memory.hear("a")  # somebody else's
+    assert [read(memory, fact, 4) for fact in ALL] == [4] * len(ALL)
+
+
+def test_an_event_before_the_end_of_a_definition_is_that_ones_once(memory: Memory) -> None:
+    memory.changing("a")
+    memory.hear("a")
+    memory.changed("a", {STORED: 2}, ())
+    assert read(memory, STORED, 3) == 2
+    memory.hear("a")
+    assert read(memory, STORED, 3) == 3
+
+
+def test_where_a_definition_fails_no_event_is_waited_for(memory: Memory) -> None:
+    memory.changing("a")
+    memory.forget("a")
+    read(memory, STORED, 1)
+    memory.hear("a")
+    assert read(memory, STORED, 2) == 2
+
+
+def test_what_was_read_while_a_definition_changed_is_not_kept(memory: Memory) -> None:
+    memory.changing("a")
+
+    def meanwhile() -> int:
+        memory.changed("a", {}, ())
+        return 1
+
+    assert memory.get("a", STORED, meanwhile) == 1
+    assert read(memory, STORED, 2) == 2

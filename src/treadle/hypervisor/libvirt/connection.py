@@ -401,6 +401,8 @@ class Connection:
         def tell(uuid: str, event: int, reason: int) -> None:
             if (event, reason) == events.IS_NEW:
                 link.memory.check(uuid, DEFINED, True)
+            elif (event, reason) == events.IS_ANOTHER:
+                link.memory.hear(uuid)
             elif (event, reason) not in events.CHANGES_NOTHING_READ:
                 left = event in events.LEAVES_THE_DEFINITION
                 link.memory.forget(uuid, RUNNING if left else ALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import libvirt
@@ -65,30 +66,36 @@ def form_of(text: str) -> str:
     return _HELD.sub("", text)
 
 
-def _store(link: Link, attempt: Attempt, text: str, spec: DomainSpec, *, new: bool) -> None:
+def _store(
+    link: Link, attempt: Attempt, text: str, spec: DomainSpec, *, new: bool,
+    gone: Sequence[str] | None,
+) -> None:
     """Have libvirt take it. It would pass over what it does not know, a filter of packets for one,
     so it checks each form of definition against its schema: once, since that takes 20 ms.
 
-    Its event may come before this ends, or after the next look: that a domain is new forgets
-    nothing, so what is known of a new one is learnt before.
+    Its event may come before this ends, or after the next look, and is no news in either case.
+    `gone`: where it takes the place of another, what is kept of the domain and is not so any more.
     """
-    keeps = False
+    well = False
     taken: set[str] = link.known.setdefault("forms", set())
     form = form_of(text)
+    facts = {memory.DEFINED: True, memory.STORED: (spec.generation, ())}
     if new:
-        link.memory.learn(spec.uuid, {
-            memory.DEFINED: True, memory.AUTOSTART: False, memory.STORED: (spec.generation, ()),
-        })
+        link.memory.learn(spec.uuid, {**facts, memory.AUTOSTART: False})
+    elif gone is not None:
+        link.memory.changing(spec.uuid)
     try:
         link.domains[spec.uuid] = attempt(
             link.conn.defineXMLFlags, text,
             0 if form in taken else libvirt.VIR_DOMAIN_DEFINE_VALIDATE,
         )
         taken.add(form)
-        keeps = new
+        well = True
     finally:
-        if not keeps:
+        if not well or (gone is None and not new):
             link.memory.forget(spec.uuid)
+    if gone is not None:
+        link.memory.changed(spec.uuid, facts, gone)
 
 
 def define(
@@ -99,15 +106,18 @@ def define(
     uuid = spec.uuid
     told = seed.digest(uuid, spec.seed)
     domain = domains.lookup(link, attempt, uuid)
-    has_seed, in_use = "", False
+    has_seed, stored, in_use = "", False, False
     if domain is not None:
         stored = link.memory.get(uuid, memory.DEFINED, lambda: bool(attempt(domain.isPersistent)))
-        flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG if stored else libvirt.VIR_DOMAIN_AFFECT_LIVE
-        before = domains.mark_of(attempt, domain, flags)
+        in_use = domains.in_use(attempt, domain)
+        if stored and not in_use:
+            before = domains.known_mark(link, attempt, domain, uuid)
+        else:
+            flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG if stored else libvirt.VIR_DOMAIN_AFFECT_LIVE
+            before = domains.mark_of(attempt, domain, flags)
         if before is None:
             raise HostRefused("a domain with this UUID is there and is not Treadle's")
         has_seed = before.seed
-        in_use = domains.in_use(attempt, domain)
         if in_use:
             has_seed = has_seed or told
         elif has_seed != told:
@@ -126,7 +136,9 @@ def define(
         has_seed = told
     mark = Mark(spec.generation, spec.mac.lower(), has_seed, values=spec.metadata)
     text = (containers.container_xml if contained else domain_xml)(spec, place, mark)
-    _store(link, attempt, text, spec, new=domain is None)
+    # The mark of a guest that has a process, or a saved one, stays what that was started with.
+    gone = None if not stored else () if in_use else memory.RUNNING
+    _store(link, attempt, text, spec, new=domain is None, gone=gone)
     unused = spec.generation > 1 and not in_use and not contained
     if unused and sharing.may_drop(link, attempt, pool, uuid):
         storage.drop_disks(attempt, pool, spec)

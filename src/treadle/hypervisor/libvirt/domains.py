@@ -104,8 +104,6 @@ def in_use(attempt: Attempt, domain: Any) -> bool:
 
 def destroy(attempt: Attempt, domain: Any) -> None:
     """End its process, if it has one."""
-    if power(attempt, domain) is None:
-        return
     try:
         attempt(domain.destroy)
     except libvirt.libvirtError as error:
@@ -151,7 +149,8 @@ def create(it: Subject, pool: str, per_gib: float) -> None:
         attempt.extend(memory_seconds(attempt, domain, per_gib))
     elif it.link.kind == "QEMU":
         found = storage.pool_of(it.link, attempt, pool)
-        storage.fresh_console(attempt, found, domain.UUIDString())
+        again = it.mark.generation > 1
+        storage.fresh_console(attempt, found, domain.UUIDString(), again=again)
     try:
         attempt(domain.create)
     except libvirt.libvirtError as error:

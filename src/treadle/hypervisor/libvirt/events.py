@@ -22,6 +22,8 @@ LEAVES_THE_DEFINITION = frozenset({
 """After these another guest may run, or none; what is stored is as it was."""
 IS_NEW = libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_DEFINED_ADDED
 """The event of a definition where none was. One by somebody else comes after that of its end."""
+IS_ANOTHER = libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_DEFINED_UPDATED
+"""The event of a definition in place of one."""
 CHANGES_NOTHING_READ = frozenset({
     (libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_PAUSED),
     (libvirt.VIR_DOMAIN_EVENT_RESUMED, libvirt.VIR_DOMAIN_EVENT_RESUMED_UNPAUSED),

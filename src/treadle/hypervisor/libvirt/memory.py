@@ -8,6 +8,7 @@ starts with its host) `check` hears when all domains are looked at.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ ADDRESSES = "addresses"
 RUNNING = (MARK, ADDRESSES)
 """What is another's when another guest runs, or none."""
 ALL = (*RUNNING, DEFINED, AUTOSTART, STORED)
+LATE_S = 5.0
+"""How long after a definition of ours an event may be that one's."""
 
 
 class Memory:
@@ -34,6 +37,7 @@ class Memory:
         self._lock = threading.Lock()
         self._facts: dict[str, dict[str, Any]] = {}
         self._since = object()
+        self._told: dict[str, float] = {}
 
     def get(self, uuid: str, fact: str, read: Callable[[], T]) -> T:
         """What is kept, or else what `read` says, which is kept unless it is None or something
@@ -63,6 +67,30 @@ class Memory:
             if self.on:
                 self._facts.setdefault(uuid, {}).update(facts)
 
+    def changing(self, uuid: str) -> None:
+        """A verb is about to store another definition in place of one: libvirt tells of that once,
+        which is no news."""
+        with self._lock:
+            self._told[uuid] = time.monotonic() + LATE_S
+
+    def changed(self, uuid: str, facts: Mapping[str, Any], gone: Sequence[str]) -> None:
+        """It has: `facts` are so now, and what was known of those that are `gone` counts no more.
+        What was read meanwhile is not kept."""
+        with self._lock:
+            self._since = object()
+            if self.on:
+                known = self._facts.setdefault(uuid, {})
+                known.update(facts)
+                for fact in gone:
+                    known.pop(fact, None)
+
+    def hear(self, uuid: str) -> None:
+        """Somebody has stored another definition, says an event: forget all, unless it was us."""
+        with self._lock:
+            self._since = object()
+            if time.monotonic() > self._told.pop(uuid, 0.0):
+                self._facts.pop(uuid, None)
+
     def check(self, uuid: str, fact: str, value: Any) -> None:
         """Forget what is known of the domain if this was seen, and another value is kept."""
         with self._lock:
@@ -74,6 +102,7 @@ class Memory:
         """These facts of the domain."""
         with self._lock:
             self._since = object()
+            self._told.pop(uuid, None)
             known = self._facts.get(uuid, {})
             for fact in facts:
                 known.pop(fact, None)

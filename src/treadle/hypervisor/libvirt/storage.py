@@ -469,9 +469,12 @@ def write_seed(link: Link, attempt: Attempt, pool: Any, name: str, data: bytes) 
         upload(link, attempt, volume, iter((data,)), len(data))
 
 
-def fresh_console(attempt: Attempt, pool: Any, uuid: str) -> None:
-    """An empty log for a guest that boots anew."""
-    _anew(attempt, pool, domain_xml.console_volume(uuid), 0)
+def fresh_console(attempt: Attempt, pool: Any, uuid: str, *, again: bool = False) -> None:
+    """An empty log for a guest that boots. `again`: there is one of an earlier boot."""
+    name = domain_xml.console_volume(uuid)
+    if again:
+        remove(attempt, pool, name)
+    _anew(attempt, pool, name, 0)
 
 
 def _anew(attempt: Attempt, pool: Any, name: str, size: int) -> Any:
