@@ -173,9 +173,13 @@ def test_each_action_is_taken_in_the_states_of_openstacks_table_and_says_what_it
         assert vm_state(after) == state, "until it has been done"
         assert after.revision == before.revision + 1
         assert due(database)
-        with pytest.raises(InvalidState) as busy:
-            ask(database, before.id, "act", "pause", strict=True, **PATIENT)
-        assert (busy.value.attribute, busy.value.state) == ("task_state", task)
+        for other, what, how in (
+            ("act", ("pause",), {"strict": True, **PATIENT}),
+            ("create_image", ("again",), {"request_id": "req-2"}),
+        ):
+            with pytest.raises(InvalidState) as busy:
+                ask(database, before.id, other, *what, **how)
+            assert (busy.value.attribute, busy.value.state) == ("task_state", task)
     else:
         with pytest.raises(InvalidState) as refused:
             ask(database, before.id, function, *args, **more)
