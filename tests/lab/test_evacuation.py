@@ -43,7 +43,7 @@ def cloud(
 
 
 def create(
-    cloud: Cloud, host: int, names: list[str], ha: str, image: int = RESTING
+    cloud: Cloud, host: int, names: list[str], ha: str, image: int = LINUX
 ) -> list[int]:
     """VMs that run on that very host."""
     others = [row.id for row in cloud.treadle.database.read(ledger.list_hosts) if row.id != host]
@@ -89,10 +89,10 @@ def running(cloud: Cloud, host: LabHost) -> set[str]:
 def test_guests_of_a_host_that_dies_run_elsewhere(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asks = create(cloud, 1, ["ha1"], "evacuate", LINUX)
-    asks += create(cloud, 1, ["ha2", "ha3"], "evacuate")
-    [waits] = create(cloud, 1, ["waits"], "")
-    [moved] = create(cloud, 1, ["by-hand"], "wait")
+    asks = create(cloud, 1, ["ha1"], "evacuate")
+    asks += create(cloud, 1, ["ha2", "ha3"], "evacuate", RESTING)
+    [waits] = create(cloud, 1, ["waits"], "", RESTING)
+    [moved] = create(cloud, 1, ["by-hand"], "wait", RESTING)
     host = cloud.host(1)
     verdict(cloud, 1, Verdict.ANSWERS)
 
