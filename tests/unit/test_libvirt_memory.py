@@ -81,11 +81,11 @@ def test_what_a_verb_makes_so_takes_the_place_of_what_is_kept(memory: Memory) ->
 
 
 def test_what_is_learnt_is_kept_like_what_was_read(memory: Memory) -> None:
-    memory.learn("a", {DEFINED: True, AUTOSTART: False})
+    memory.changed("a", {DEFINED: True, AUTOSTART: False}, ALL)
     assert read(memory, DEFINED, False) is True
     assert read(memory, AUTOSTART, True) is False
     memory.on = False
-    memory.learn("b", {DEFINED: True})
+    memory.changed("b", {DEFINED: True}, ALL)
     assert read(memory, DEFINED, False, "b") is False
 
 

@@ -21,7 +21,7 @@ import libvirt
 
 from treadle.hypervisor.base import HostUnreachable, VerbTimeout
 from treadle.hypervisor.libvirt import errors, events
-from treadle.hypervisor.libvirt.memory import ALL, DEFINED, RUNNING, Memory
+from treadle.hypervisor.libvirt.memory import ALL, RUNNING, Memory
 from treadle.hypervisor.libvirt.ssh import with_ssh
 
 T = TypeVar("T")
@@ -399,9 +399,7 @@ class Connection:
         """From the event thread: what was read of the domain may count no more."""
 
         def tell(uuid: str, event: int, reason: int) -> None:
-            if (event, reason) == events.IS_NEW:
-                link.memory.check(uuid, DEFINED, True)
-            elif (event, reason) == events.IS_ANOTHER:
+            if (event, reason) in events.STORES_A_DEFINITION:
                 link.memory.hear(uuid)
             elif (event, reason) not in events.CHANGES_NOTHING_READ:
                 left = event in events.LEAVES_THE_DEFINITION

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import libvirt
@@ -67,35 +67,30 @@ def form_of(text: str) -> str:
 
 
 def _store(
-    link: Link, attempt: Attempt, text: str, spec: DomainSpec, *, new: bool,
-    gone: Sequence[str] | None,
+    link: Link, attempt: Attempt, text: str, uuid: str, facts: Mapping[str, Any],
+    gone: Sequence[str],
 ) -> None:
     """Have libvirt take it. It would pass over what it does not know, a filter of packets for one,
     so it checks each form of definition against its schema: once, since that takes 20 ms.
 
-    Its event may come before this ends, or after the next look, and is no news in either case.
-    `gone`: where it takes the place of another, what is kept of the domain and is not so any more.
+    Its event may come before this ends, or after the next look, and is no news in either case:
+    `facts` and `gone` say what is known of the domain from now on.
     """
-    well = False
     taken: set[str] = link.known.setdefault("forms", set())
     form = form_of(text)
-    facts = {memory.DEFINED: True, memory.STORED: (spec.generation, ())}
-    if new:
-        link.memory.learn(spec.uuid, {**facts, memory.AUTOSTART: False})
-    elif gone is not None:
-        link.memory.changing(spec.uuid)
+    well = False
+    link.memory.changing(uuid)
     try:
-        link.domains[spec.uuid] = attempt(
+        link.domains[uuid] = attempt(
             link.conn.defineXMLFlags, text,
             0 if form in taken else libvirt.VIR_DOMAIN_DEFINE_VALIDATE,
         )
-        taken.add(form)
         well = True
     finally:
-        if not well or (gone is None and not new):
-            link.memory.forget(spec.uuid)
-    if gone is not None:
-        link.memory.changed(spec.uuid, facts, gone)
+        if not well:
+            link.memory.forget(uuid)
+    taken.add(form)
+    link.memory.changed(uuid, facts, gone)
 
 
 def define(
@@ -136,9 +131,12 @@ def define(
         has_seed = told
     mark = Mark(spec.generation, spec.mac.lower(), has_seed, values=spec.metadata)
     text = (containers.container_xml if contained else domain_xml)(spec, place, mark)
+    facts = {memory.DEFINED: True, memory.STORED: (spec.generation, ())}
+    if domain is None:
+        facts[memory.AUTOSTART] = False
     # The mark of a guest that has a process, or a saved one, stays what that was started with.
-    gone = None if not stored else () if in_use else memory.RUNNING
-    _store(link, attempt, text, spec, new=domain is None, gone=gone)
+    gone = memory.ALL if not stored else () if in_use else memory.RUNNING
+    _store(link, attempt, text, uuid, facts, gone)
     unused = spec.generation > 1 and not in_use and not contained
     if unused and sharing.may_drop(link, attempt, pool, uuid):
         storage.drop_disks(attempt, pool, spec)

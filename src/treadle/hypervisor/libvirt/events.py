@@ -20,10 +20,11 @@ LEAVES_THE_DEFINITION = frozenset({
     libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_CRASHED,
 })
 """After these another guest may run, or none; what is stored is as it was."""
-IS_NEW = libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_DEFINED_ADDED
-"""The event of a definition where none was. One by somebody else comes after that of its end."""
-IS_ANOTHER = libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_DEFINED_UPDATED
-"""The event of a definition in place of one."""
+STORES_A_DEFINITION = frozenset({
+    (libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_DEFINED_ADDED),
+    (libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_DEFINED_UPDATED),
+})
+"""Events, with their details, that a verb of ours brings about as well."""
 CHANGES_NOTHING_READ = frozenset({
     (libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_PAUSED),
     (libvirt.VIR_DOMAIN_EVENT_RESUMED, libvirt.VIR_DOMAIN_EVENT_RESUMED_UNPAUSED),

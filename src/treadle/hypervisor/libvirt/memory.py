@@ -61,31 +61,24 @@ class Memory:
             if fact in self._facts.get(uuid, {}):
                 self._facts[uuid][fact] = value
 
-    def learn(self, uuid: str, facts: Mapping[str, Any]) -> None:
-        """What a verb is about to make so. It forgets it where that fails."""
-        with self._lock:
-            if self.on:
-                self._facts.setdefault(uuid, {}).update(facts)
-
     def changing(self, uuid: str) -> None:
-        """A verb is about to store another definition in place of one: libvirt tells of that once,
-        which is no news."""
+        """A verb is about to store a definition: libvirt tells of that once, which is no news."""
         with self._lock:
             self._told[uuid] = time.monotonic() + LATE_S
 
     def changed(self, uuid: str, facts: Mapping[str, Any], gone: Sequence[str]) -> None:
-        """It has: `facts` are so now, and what was known of those that are `gone` counts no more.
+        """It has: what was known of those that are `gone` counts no more, and `facts` are so now.
         What was read meanwhile is not kept."""
         with self._lock:
             self._since = object()
             if self.on:
                 known = self._facts.setdefault(uuid, {})
-                known.update(facts)
                 for fact in gone:
                     known.pop(fact, None)
+                known.update(facts)
 
     def hear(self, uuid: str) -> None:
-        """Somebody has stored another definition, says an event: forget all, unless it was us."""
+        """Somebody has stored a definition, says an event: forget all, unless it was us."""
         with self._lock:
             self._since = object()
             if time.monotonic() > self._told.pop(uuid, 0.0):
