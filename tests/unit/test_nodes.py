@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ET
 
 import pytest
 
+from treadle.compute.model import NUMA_KEY, nodes_wanted, numa_nodes
 from treadle.hypervisor.base import DomainSpec, GuestNode, HostRefused, NumaCell, Seed
 from treadle.hypervisor.libvirt import capabilities, shape
 from treadle.hypervisor.libvirt.domain_xml import NAMESPACE, Mark, Place, domain_xml
@@ -109,3 +111,12 @@ def test_cells_out_of_the_capabilities() -> None:
         + "</cells></topology></host></capabilities>"
     )
     assert found.cells == (*CELLS, NumaCell(2, "", 0, 1))
+
+
+@pytest.mark.parametrize(("said", "wanted"), [
+    ("2", 2), ("10000", 10_000), ("", 0), ("-1", 0), ("two", 0), ("1" * 10, 0),
+])
+def test_a_flavor_and_its_extra_specs_say_the_same_number(said: str, wanted: int) -> None:
+    specs = {NUMA_KEY: said}
+    assert nodes_wanted(specs) == wanted
+    assert numa_nodes(json.dumps({"extra_specs": specs})) == wanted

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from treadle.compute import placing, store
-from treadle.compute.model import NUMA_KEY
+from treadle.compute.model import nodes_wanted
 from treadle.db.clock import now
 from treadle.db.schema import decision, instance, server_group
 from treadle.errors import InvalidInput, NotFound
@@ -78,9 +78,9 @@ def request_of(conn: sa.Connection, question: Question) -> PlacementRequest:
         image_mib=size if sha256 else 0, zone=question.zone, only_hosts=question.only_hosts,
         excluded_hosts=question.excluded_hosts, capabilities=question.capabilities,
         extra_specs=tuple(sorted(specs.items())), tenant=question.project_id,
-        numa_nodes=placing.whole(specs.get(NUMA_KEY)),
+        numa_nodes=nodes_wanted(specs),
         asked_at=float(conn.execute(sa.select(now())).scalar_one()),
-        pci=placing.devices(specs.get("pci_passthrough:alias", "")),
+        pci=placing.devices_wanted(specs),
     )
 
 

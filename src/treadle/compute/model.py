@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Goal(StrEnum):
@@ -122,8 +123,13 @@ def numa_nodes(flavor: str) -> int:
     """What a flavor, as an instance's row keeps it, says by `NUMA_KEY`; 0: nothing."""
     if NUMA_KEY not in flavor:
         return 0
-    said = str(json.loads(flavor).get("extra_specs", {}).get(NUMA_KEY, ""))
-    return int(said) if re.fullmatch("[0-9]{1,4}", said) else 0
+    return nodes_wanted(json.loads(flavor).get("extra_specs", {}))
+
+
+def nodes_wanted(specs: Mapping[str, Any]) -> int:
+    """What extra specs say by `NUMA_KEY`; 0: nothing."""
+    said = str(specs.get(NUMA_KEY, ""))
+    return int(said) if re.fullmatch("[0-9]{1,9}", said) else 0
 
 
 @dataclass(frozen=True, slots=True)

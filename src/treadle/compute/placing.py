@@ -139,6 +139,11 @@ def place(
     return None
 
 
+def is_first(instance: Instance) -> bool:
+    """Whether no host has been tried for it yet, in all its life."""
+    return instance.attempts == 0 and instance.launched_at is None
+
+
 def batch_of(
     conn: sa.Connection, batch: str, *, with_flavors: bool
 ) -> list[tuple[PlacementRequest, Room]]:
@@ -146,8 +151,8 @@ def batch_of(
     `request_of`."""
     found = []
     for one in store.of_batch(conn, batch):
-        new = one.phase is Phase.QUEUED and one.state is State.BUILDING
-        if new and one.goal is Goal.RUNNING and one.attempts == 0 and one.launched_at is None:
+        building = one.phase is Phase.QUEUED and one.state is State.BUILDING
+        if building and one.goal is Goal.RUNNING and is_first(one):
             loaded = store.load(conn, one.uuid)
             assert loaded is not None
             room = room_of(loaded)
@@ -218,7 +223,7 @@ def request_of(
         group=None if rule is None else rule.policy, group_hosts=tuple(there.items()),
         max_per_host=1 if rule is None else rule.max_per_host,
         numa_nodes=room.nodes,
-        pci=devices(dict(specs).get("pci_passthrough:alias", "")),
+        pci=devices_wanted(dict(specs)),
         tenant=row.project_id or None, batch=instance.batch, asked_at=instance.created_at,
         flavors=tuple((size.vcpus, size.memory_mib, size.disk_gib * 1024) for size in flavors),
     )
@@ -268,18 +273,17 @@ def _pairs(found: Any) -> Pairs:
     return tuple(sorted((key, value) for key, value in values.items() if isinstance(value, str)))
 
 
-def whole(text: str | None) -> int:
-    """The number that an extra spec says; 0 for none."""
+def _whole(text: str | None) -> int:
     return int(text) if text is not None and text.isascii() and text.isdecimal() else 0
 
 
-def devices(text: str) -> tuple[tuple[str, int], ...]:
-    """Of "gpu:1,nic:2": how many of each alias."""
+def devices_wanted(specs: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
+    """How many PCI devices of each alias extra specs ask for: "gpu:1,nic:2"."""
     found: dict[str, int] = {}
-    for part in text.split(","):
+    for part in specs.get("pci_passthrough:alias", "").split(","):
         alias, _, count = part.strip().partition(":")
         if alias:
-            found[alias] = found.get(alias, 0) + (whole(count) or 1)
+            found[alias] = found.get(alias, 0) + (_whole(count) or 1)
     return tuple(sorted(found.items()))
 
 

@@ -309,7 +309,7 @@ class InstanceHandler:
             row = store.load(conn, instance.uuid)
             return replace(following, row=(time.monotonic(), row)), row
 
-        if self._board.batches.wanted and instance.attempts == 0 and instance.launched_at is None:
+        if self._board.batches.wanted and placing.is_first(instance):
             self._board.plan(instance.batch, lambda: self._db.read(lambda conn: placing.batch_of(
                 conn, instance.batch, with_flavors=self._board.scheduler.wants_flavors,
             )))

@@ -251,8 +251,9 @@ class NumaFit:
     def reason(self, host: HostView, request: PlacementRequest, /) -> str:
         """Say how many nodes fit, and what each has to have."""
         count = request.numa_nodes
-        if _no_shares(request):
-            return _no_shares(request)
+        why = _no_shares(request)
+        if why:
+            return why
         have = _fitting(host.numa, request)
         share = f"{-(-request.vcpus // count)} vcpus and {-(-request.memory_mib // count)} MiB"
         return (f"needs {count} NUMA node{'s' * (count > 1)} with {share} free, "
@@ -260,9 +261,10 @@ class NumaFit:
 
     def causes(self, refused: HostColumns, request: PlacementRequest, /) -> Sequence[Cause]:
         """One cause: how many nodes there have to be."""
-        if _no_shares(request):
-            why = f"no such nodes: {_no_shares(request)}"
-            return [Cause("numa", len(refused), f"makes {why}", f"make {why}")]
+        why = _no_shares(request)
+        if why:
+            none = f"no such nodes: {why}"
+            return [Cause("numa", len(refused), f"makes {none}", f"make {none}")]
         what = f"{request.numa_nodes} NUMA node{'s' * (request.numa_nodes > 1)} with room"
         return [Cause("numa", len(refused), f"lacks {what}", f"lack {what}")]
 
