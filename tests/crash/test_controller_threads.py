@@ -25,7 +25,7 @@ from treadle.compute.model import Goal, Instance, State, is_settled
 from treadle.compute.reconciler import InstanceHandler, Timing
 from treadle.controller import queue
 from treadle.controller.queue import Ticket
-from treadle.controller.signals import Signals
+from treadle.controller.signals import Key, Signals
 from treadle.controller.worker import Controller
 from treadle.db.engine import SqliteDatabase
 from treadle.db.migrate import upgrade
@@ -251,6 +251,42 @@ def test_the_process_is_ended_before_a_lease_that_cannot_be_renewed(
     assert time.monotonic() - began < 3.0
     assert cloud.get(ids[0]).uuid in cloud.ended[0]
     go_on.set()
+
+
+@pytest.mark.parametrize("end", [
+    lambda conn, ticket: queue.finish(conn, ticket, delay=9.0), queue.remove, queue.complete,
+])
+def test_a_pass_that_has_said_its_end_may_be_slow_to_return(
+    cloud: Cloud, end: Callable[[sa.Connection, Ticket], object]
+) -> None:
+    """Its lease is not there to be renewed, and nothing is done under it: the process goes on."""
+    renewals = threading.Semaphore(0)
+    returned = threading.Event()
+
+    class Slow:
+        def run(self, ticket: Ticket) -> None:
+            cloud.database.write(lambda conn: end(conn, ticket))
+            while ticket.lease.time_left() > 0:
+                assert renewals.acquire(timeout=DEADLINE_S)
+            returned.set()
+
+    signals = Signals()
+    controller = Controller(
+        cloud.database, {"thing": Slow()}, signals, lease_s=1.0, on_lease_end=cloud.ended.append
+    )
+    renew = controller._renew
+
+    def counted(tickets: list[Ticket]) -> set[Key]:
+        kept = renew(tickets)
+        renewals.release()
+        return kept
+
+    controller._renew = counted  # type: ignore[method-assign]
+    cloud.controllers.append(controller)
+    cloud.database.write(lambda conn: queue.enqueue(conn, "thing", "1"))
+    controller.start()
+    assert returned.wait(DEADLINE_S)
+    assert cloud.ended == []
 
 
 def test_a_hung_host_holds_up_only_its_own_work(cloud: Cloud) -> None:

@@ -91,6 +91,8 @@ class Script(OnLab):
     def close(self) -> None:
         self.end(signal.SIGTERM)
         self.client.close()
+        # Shown where a test failed: what ended the controller is said nowhere else.
+        sys.stdout.write((self.folder / "log").read_text()[-4000:])
 
     def get(self, path: str) -> Any:
         return self.client.get(path).json()
@@ -158,7 +160,6 @@ def script(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scrip
     one = Script(
         lab, [watching_disk(folder)], folder, MOVES__BANDWIDTH_MIB_S="4", MOVES__POST_COPY="true",
         MOVES__RESIZE_TO_SAME_HOST="false", CONTROLLER__STOP_DEADLINE_S="4",
-        CONTROLLER__LEASE_S="3",
     )
     try:
         one.ready()

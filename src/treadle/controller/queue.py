@@ -42,13 +42,15 @@ class Lease:
 
     It is taken before the statement is sent, so it is never later than the lease in the database.
     `hinted`: something has happened since the pass last looked; the engine wakes the row then.
+    `over`: the pass has said its end, so it acts no more, whether or not its thread got as far.
     """
 
-    __slots__ = ("expires", "hinted")
+    __slots__ = ("expires", "hinted", "over")
 
     def __init__(self, expires: float) -> None:
         self.expires = expires
         self.hinted = False
+        self.over = False
 
     def time_left(self) -> float:
         """Seconds until the lease ends."""
@@ -193,15 +195,19 @@ def finish(
         "x_delay": delay, "x_tries": 0 if error is None else ticket.tries + 1, "x_error": error,
         "x_lane": ticket.lane if lane is None else lane,
     })
-    if done.rowcount != 1:
-        raise LeaseLost(f"{ticket.kind} {ticket.id} was taken over")
+    _over(ticket, done.rowcount)
 
 
 def remove(conn: sa.Connection, ticket: Ticket) -> None:
     """End the pass and the row with it: nothing is left to do, ever. Errors: `LeaseLost`."""
     done = _REMOVE(conn, {"k": ticket.kind, "i": ticket.id, "t": ticket.token})
-    if done.rowcount != 1:
+    _over(ticket, done.rowcount)
+
+
+def _over(ticket: Ticket, rows: int) -> None:
+    if rows != 1:
         raise LeaseLost(f"{ticket.kind} {ticket.id} was taken over")
+    ticket.lease.over = True
 
 
 def complete(conn: sa.Connection, ticket: Ticket) -> bool:
@@ -212,6 +218,7 @@ def complete(conn: sa.Connection, ticket: Ticket) -> bool:
     if _COMPLETE(conn, {
         "k": ticket.kind, "i": ticket.id, "t": ticket.token, "x_wake": ticket.wake,
     }).rowcount == 1:
+        ticket.lease.over = True
         return True
     finish(conn, ticket, delay=0.0)
     return False

@@ -264,20 +264,22 @@ class Controller:
         # The next look comes after one step and one renewal that is not answered: what would
         # not live until then ends now.
         least = step + self._lease_s * (RENEWAL + 0.05)
-        while not self._stop.wait(step):
+        wait = step
+        while not self._stop.wait(wait):
             with self._lock:
                 held = list(self._held.values())
             ending = [t for t in held if t.lease.time_left() < self._lease_s * 0.7]
-            if ending:
-                self._renew(ending)
-            dying = [t for t in ending if t.lease.time_left() < least]
-            if dying:
-                with self._lock:
-                    dying = [t for t in dying if self._held.get(t.key) is t]
-            if dying:
-                self._on_lease_end(", ".join(f"{t.kind} {t.id}" for t in dying))
+            kept = self._renew(ending) if ending else set()
+            late = [t for t in ending if t.lease.time_left() < least and not t.lease.over]
+            with self._lock:
+                late = [t for t in late if self._held.get(t.key) is t]
+            lost = [t for t in late if t.key not in kept]
+            if lost:
+                self._on_lease_end(", ".join(f"{t.kind} {t.id}" for t in lost))
+            # This thread itself was held up: what it has just renewed is due again.
+            wait = 0.0 if late and not lost else step
 
-    def _renew(self, tickets: list[Ticket]) -> None:
+    def _renew(self, tickets: list[Ticket]) -> set[Key]:
         started = time.monotonic()
         renewal = self._db.submit(
             lambda conn: queue.renew(conn, tickets, self._lease_s), durable=False
@@ -286,10 +288,11 @@ class Controller:
             kept = renewal.result(self._lease_s * RENEWAL)
         except (TimeoutError, DBAPIError, TreadleError) as error:
             log.warning("leases_not_renewed", count=len(tickets), error=str(error))
-            return
+            return set()
         for ticket in tickets:
             if ticket.key in kept:
                 ticket.lease.expires = started + self._lease_s
+        return kept
 
     # -- hints from other controllers
 
