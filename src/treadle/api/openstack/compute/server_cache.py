@@ -43,6 +43,14 @@ class _Now:
     until: float
 
 
+def encode(looks: Looks, row: Row, words: Mapping[int, HostWords]) -> bytes:
+    """A server as JSON."""
+    body = server(looks, row, words.get(row.instance.host_id or 0))
+    if "fault" in body and not looks.admin:
+        body["fault"]["message"] = without_hosts(row, words)
+    return to_json(body)
+
+
 class Views:
     """Encoded servers, the newest ones."""
 
@@ -122,11 +130,7 @@ class Views:
         for key in keys:
             encoded = kept.get(key.uuid)
             if encoded is None:
-                row = rows[key.id]
-                body = server(looks, row, words.get(key.host_id or 0))
-                if "fault" in body and not looks.admin:
-                    body["fault"]["message"] = without_hosts(row, words)
-                encoded = to_json(body)
+                encoded = encode(looks, rows[key.id], words)
                 self._kept[_name(looks, key, words)] = encoded
                 if len(self._kept) > KEPT:
                     self._kept.popitem(last=False)

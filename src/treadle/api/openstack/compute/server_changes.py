@@ -21,12 +21,12 @@ from treadle.api.openstack.compute.common import (
 )
 from treadle.api.openstack.compute.servers import (
     address,
+    as_written,
     asker,
     files_of,
     find_row,
     image_of,
     new_password,
-    one,
     public_key,
     user_data_of,
 )
@@ -77,7 +77,8 @@ def _unrescue(conn: sa.Connection, ask: Ask, row: Row, _value: Any) -> None:
 
 
 @changing("rebuild")
-def _rebuilt(conn: sa.Connection, ask: Ask, row: Row, given: Mapping[str, Any]) -> None:
+def _rebuild(conn: sa.Connection, ask: Ask, row: Row, given: Mapping[str, Any]) -> Reply:
+    """A new disk; the whole server is the answer."""
     columns: dict[str, Any] = {}
     if "metadata" in given:
         quota.check_metadata(conn, row.columns.project_id, len(given["metadata"]))
@@ -109,14 +110,10 @@ def _rebuilt(conn: sa.Connection, ask: Ask, row: Row, given: Mapping[str, Any]) 
                 columns),
         request_id=ask.request_id, deadline_s=_patience(ask), by=asker(ask),
     )
-
-
-async def rebuild(ask: Ask, value: Any) -> Reply | None:
-    """A new disk; the whole server is the answer."""
-    await _rebuilt(ask, value)
-    password = value.get("adminPass") or new_password()
+    password = given.get("adminPass") or new_password()
     location = f"{ask.root}/v2.1/servers/{ask.path['server_id']}"
-    return Reply(await one(ask, "rebuild", adminPass=password), headers={"Location": location})
+    made = as_written(conn, ask, "rebuild", adminPass=password)
+    return Reply(made, headers={"Location": location})
 
 
 # -- resize
@@ -290,7 +287,7 @@ PASSWORD = Schema((1, inside("adminPass", schemas.PASSWORD)))
 ACTIONS = {
     "rescue": Action(_rescue, "compute:servers:rescue", RESCUE),
     "unrescue": Action(_unrescue, "compute:servers:unrescue", NULL),
-    "rebuild": Action(rebuild, "compute:servers:rebuild", REBUILD),
+    "rebuild": Action(_rebuild, "compute:servers:rebuild", REBUILD),
     "confirmResize": Action(_confirm, "compute:servers:confirm_resize", NULL, status=204),
     "revertResize": Action(_revert, "compute:servers:revert_resize", NULL),
     "shelve": Action(_shelve, "compute:servers:shelve", NULL),

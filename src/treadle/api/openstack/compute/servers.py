@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from treadle.api.openstack.compute import server_schemas as schemas
 from treadle.api.openstack.compute.common import links, truth
-from treadle.api.openstack.compute.server_cache import Views
+from treadle.api.openstack.compute.server_cache import Views, encode
 from treadle.api.openstack.compute.server_filters import choice
 from treadle.api.openstack.compute.server_view import (
     Looks,
@@ -95,18 +95,21 @@ def _looks(ask: Ask, kind: str) -> Looks:
     return Looks(ask.root, ask.minor, kind, ask.allows("compute:servers:extended"))
 
 
-async def one(ask: Ask, kind: str = "show", **more: str) -> bytes:
-    """The server of the path, as `{"server": …}` with `more` in it."""
-    kept = ask.context.shared(Views).unchanged(_looks(ask, kind), uuid_of(ask), scope(ask))
-    if kept is None:
-        _, [kept] = await encoded(ask, lambda conn: [find(conn, ask)], kind)
+def as_written(conn: sa.Connection, ask: Ask, kind: str, **more: str) -> bytes:
+    """The server of the path as this transaction leaves it, as `{"server": …}` with `more` in it:
+    a moment later it may be settled."""
+    words = ask.context.shared(Views).hosts(conn)
+    made = encode(_looks(ask, kind), find_row(conn, ask), words)
     extra = b"".join(b',"%b":%b' % (name.encode(), to_json(v)) for name, v in more.items())
-    return b'{"server":' + kept[:-1] + extra + b"}}"
+    return b'{"server":' + made[:-1] + extra + b"}}"
 
 
 async def show(ask: Ask) -> Reply:
     """One server."""
-    return Reply(await one(ask))
+    kept = ask.context.shared(Views).unchanged(_looks(ask, "show"), uuid_of(ask), scope(ask))
+    if kept is None:
+        _, [kept] = await encoded(ask, lambda conn: [find(conn, ask)], "show")
+    return Reply(b'{"server":' + kept + b"}")
 
 
 async def listed(ask: Ask) -> Reply:
@@ -368,7 +371,7 @@ async def update(ask: Ask) -> Reply:
         if name in given:
             values[column] = address(given, name)
 
-    def work(conn: sa.Connection) -> None:
+    def work(conn: sa.Connection) -> bytes:
         row = find_row(conn, ask)
         ask.check("compute:servers:update", {"project_id": row.columns.project_id})
         if "pinned_availability_zone" in given:
@@ -377,9 +380,9 @@ async def update(ask: Ask) -> Reply:
             store.update(conn, row.instance.id, **values)
         if values.get("name", row.instance.name) != row.instance.name:
             actions.noted(conn, row.instance, "rename", ask.request_id, asker(ask))
+        return as_written(conn, ask, "update")
 
-    await ask.write(work)
-    return Reply(await one(ask, "update"))
+    return Reply(await ask.write(work))
 
 
 def _pinned(conn: sa.Connection, row: Row, asked: str | None) -> str | None:
