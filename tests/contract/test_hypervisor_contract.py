@@ -263,6 +263,30 @@ def test_every_verb_may_be_said_twice(world: World) -> None:
     assert world.leftovers(uuid) == []
 
 
+def test_a_restart_ends_what_is_older_and_runs_the_new(world: World) -> None:
+    driver, uuid = world.driver, str(uuid4())
+    with pytest.raises(HostRefused):
+        driver.restart(world.spec(uuid))
+    uuid = world.new()
+    for generation, verb in enumerate(
+        (lambda _uuid: None, driver.pause, driver.suspend, driver.power_off), 2
+    ):
+        driver.start(uuid)
+        verb(uuid)
+        driver.restart(world.spec(uuid, generation))
+        found = driver.observe(uuid)
+        assert found is not None
+        assert found.power is Power.RUNNING
+        assert (found.generation, found.stored, found.autostart) == (generation, generation, True)
+    driver.pause(uuid)
+    driver.restart(world.spec(uuid, generation))
+    assert world.power(uuid) is Power.PAUSED, "what is of this generation is not started anew"
+    driver.power_off(uuid)
+    driver.restart(world.spec(uuid, generation))
+    assert world.power(uuid) is Power.RUNNING
+    assert [one.uuid for one in driver.observe_all() if one.autostart] == [uuid]
+
+
 def test_power_off_forces_and_throws_saved_memory_away(world: World) -> None:
     uuid = world.new()
     world.driver.start(uuid)

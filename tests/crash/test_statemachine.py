@@ -22,8 +22,8 @@ from treadle.hypervisor.base import Power
 from treadle.hypervisor.fake_host import Fault, FaultKind
 
 VERBS = ("observe", "define", "start", "pause", "resume", "suspend", "shut_down", "power_off",
-         "undefine", "ensure_image", "autostart", "begin_copy", "fetch_copy", "drop_copy", "freeze",
-         "thaw")
+         "restart", "undefine", "ensure_image", "autostart", "begin_copy", "fetch_copy",
+         "drop_copy", "freeze", "thaw")
 MOST = 5
 WISHES = (
     *sorted(ACTIONS), "hard reboot", "rescue", "unrescue", "rebuild", "resize", "confirm", "revert",

@@ -49,7 +49,7 @@ def test_each_verb_and_each_fault_is_in_the_sweep(tmp_path: Path) -> None:
         "read", "write", "observe", "observe_all", "facts", "ensure_image", "define", "start",
         "pause", "resume", "suspend", "shut_down", "power_off", "undefine", "autostart",
         "begin_copy", "fetch_copy", "drop_copy", "freeze", "thaw",
-        "grow", "plug",
+        "grow", "plug", "restart",
     }
 
 

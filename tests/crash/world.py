@@ -64,7 +64,7 @@ CHANGING = frozenset({
     "define", "autostart", "begin_copy", "fetch_copy", "drop_copy", "start", "pause", "resume",
     "suspend", "shut_down", "power_off", "undefine", "ensure_image", "remove_image",
     "expect", "move", "send_disk", "fence", "grow",
-    "plug",
+    "plug", "restart",
 })
 SOON_S = 130.0
 """From the last fault to the wanted state, at most: leases and polls, never the hourly look."""

@@ -212,12 +212,14 @@ def test_drift_of_what_was_settled_is_mended_whatever_old_deadline_has_passed() 
 
 def test_a_guest_is_cut_off_only_when_the_user_said_so_or_it_took_too_long() -> None:
     for row in TABLE:
-        if row.answer != Call("power_off"):
+        if row.answer not in (Call("power_off"), Call("restart")):
             continue
         seen = row.seen
         assert isinstance(seen, Domain)
         reboot = seen.generation < row.instance.generation
         assert reboot or row.instance.goal is Goal.STOPPED
+        if row.answer == Call("restart"):
+            assert (row.instance.goal, row.context.late) == (Goal.RUNNING, False)
         if seen.power is Power.RUNNING:
             assert row.context.late or (reboot and not row.instance.graceful)
 
@@ -273,10 +275,10 @@ def test_a_guest_runs_on_until_the_image_for_its_new_disk_is_there() -> None:
             answer = plan(one, seen, Context(image, last_error="it is no image"))
             assert answer == Adopt(State.RUNNING, "it is no image")
         assert plan(one, seen, Context(ImageOnHost.PENDING, late=True)) == AwaitImage()
-        assert plan(one, seen, Context()) == Call("power_off")
+        assert plan(one, seen, Context()) == Call("restart")
         assert plan(one, Domain(UUID, Power.OFF, 1), Context()) == Call("define")
     plain = replace(base, disks=(3, 1))
-    assert plan(plain, seen, Context(ImageOnHost.PENDING)) == Call("power_off")
+    assert plan(plain, seen, Context(ImageOnHost.PENDING)) == Call("restart")
 
 
 def test_a_failure_has_a_reason() -> None:
@@ -298,8 +300,8 @@ def shown_after(verb: str, seen: Seen, generation: int) -> Domain | None:
     """What the host shows when the verb is done."""
     if verb == "undefine":
         return None
-    if verb == "define":
-        return Domain(UUID, Power.OFF, generation)
+    if verb in ("define", "restart"):
+        return Domain(UUID, Power.OFF if verb == "define" else Power.RUNNING, generation)
     assert isinstance(seen, Domain)
     cause = {"shut_down": StopCause.GUEST, "power_off": StopCause.FORCED}
     return replace(seen, power=POWER_AFTER[verb], cause=cause.get(verb, StopCause.NONE))

@@ -183,9 +183,8 @@ async def vm_act(
     if hard not in ("0", "1"):
         raise InvalidInput("hard", hard, "it must be 0 or 1")
     limits = context.settings.controller
-    patience = (
-        limits.stop_deadline_s if action in ("stop", "reboot") else limits.build_deadline_s
-    )
+    asks_the_guest = action == "stop" or (action == "reboot" and hard == "0")
+    patience = limits.stop_deadline_s if asks_the_guest else limits.build_deadline_s
     before = await context.write(lambda conn: actions.act(
         conn, vmid, action, request_id=request_id, deadline_s=patience, hard=hard == "1"
     ))

@@ -278,9 +278,11 @@ def _next_generation(instance: Instance, seen: Domain, context: Context) -> Acti
         return Adopt(STATE_OF[seen.power], context.last_error or "its image is not on the host")
     if seen.power is Power.RUNNING and instance.graceful and not context.late:
         return Call("shut_down")
-    if seen.power in (Power.RUNNING, Power.PAUSED, Power.SAVED):
-        return Call("power_off")
-    return Call("define")
+    if seen.power is Power.OFF:
+        return Call("define")
+    # Whose time is up gets a new one with the `power_off`.
+    at_once = instance.goal is Goal.RUNNING and not (instance.graceful or context.late)
+    return Call("restart" if at_once else "power_off")
 
 
 def _move(instance: Instance, seen: Domain, context: Context) -> Action:

@@ -76,7 +76,7 @@ NO_EFFECT_S = 5.0
 FRESH_S = 0.5
 """How long a pass that waits for its lane may go by the row that the one before has left it."""
 MAY_BE_THE_LAST = frozenset({
-    "start", "pause", "resume", "suspend", "power_off", "autostart", "grow", "plug",
+    "start", "restart", "pause", "resume", "suspend", "power_off", "autostart", "grow", "plug",
 })
 
 
@@ -341,7 +341,7 @@ class InstanceHandler:
         started = time.time()
         try:
             driver = self._fleet.driver(instance.host_id, loaded.host_uri)
-            if verb in ("define", "grow", "plug"):
+            if verb in ("define", "restart", "grow", "plug"):
                 spec = spec_of(loaded, self._cloud_id, self._timing.evacuates)
                 call(driver, verb, spec)
             elif verb == "autostart":
@@ -407,7 +407,7 @@ class InstanceHandler:
 
     def _effect(self, instance: Instance, verb: str, now: float) -> Mapping[str, Any]:
         """What a verb that has succeeded changes in the row."""
-        if verb == "define" and instance.phase is not Phase.DEFINED:
+        if verb in ("define", "restart") and instance.phase is not Phase.DEFINED:
             return {"phase": Phase.DEFINED}
         again = instance.goal is Goal.RUNNING and instance.state is not State.BUILDING
         if again and verb in ("power_off", "define"):

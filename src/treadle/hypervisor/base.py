@@ -292,6 +292,10 @@ class Hypervisor(Protocol):
     def start(self, uuid: str) -> None:
         """Run it; a saved one goes on where it was."""
 
+    def restart(self, spec: DomainSpec) -> None:
+        """Stop it now, `define` it and run that; a saved memory image is thrown away. What is of
+        this generation already is only run. On an error it may be off, and defined or not."""
+
     def pause(self, uuid: str) -> None:
         """Stop its virtual processors; memory stays."""
 

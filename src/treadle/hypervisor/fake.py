@@ -272,38 +272,38 @@ class FakeHypervisor:
     # -- one instance
 
     def define(self, spec: DomainSpec) -> None:
-        def act() -> None:
-            if spec.uuid in self.host.foreign:
-                raise HostRefused("a domain with this UUID is there and is not Treadle's")
-            guest = self.host.guests.get(spec.uuid)
-            others = self.host.storage.elsewhere(self.host, spec.uuid)
-            theirs = {number for one in others for number in one.guests[spec.uuid].disks}
-            if guest is None and theirs.intersection(spec.disks):
-                raise HostRefused(f"its disk is in shared storage, and that of {others[0].name}")
-            missing = {node.cell for node in spec.nodes} - {cell.id for cell in self.host.cells}
-            if missing:
-                raise HostRefused(f"it has no NUMA node {min(missing)}")
-            there = guest.disks if guest is not None else {}
-            for image in (spec.image if spec.disks[0] not in there else None, spec.rescue):
-                if image is not None and image.sha256 not in self.host.images:
-                    raise HostRefused("its image is not on the host")
-            gone = [number for number in spec.disks[1:] if number not in there]
-            if gone:
-                raise HostRefused(f"its disk {gone[0]} is gone")
-            if guest is None:
-                machine = self.host.machines[-1]
-                guest = self.host.guests[spec.uuid] = Guest(spec, machine=machine)
-            guest.spec, guest.defined, guest.changed = spec, True, ()
-            if spec.disks[0] not in there:
-                under = there[spec.disks[1]] if len(spec.disks) > 1 else spec.image
-                text = under if isinstance(under, str) else under.sha256 if under else ""
-                guest.disks = {**there, spec.disks[0]: text}
-            if guest.power is Power.OFF and not others:
-                guest.disks = {n: text for n, text in guest.disks.items() if n in spec.disks}
-            if guest.power is Power.OFF:
-                guest.rescue = spec.rescue.sha256 if spec.rescue else ""
+        self._call("define", spec.uuid, lambda: self._define(spec))
 
-        self._call("define", spec.uuid, act)
+    def _define(self, spec: DomainSpec) -> None:
+        if spec.uuid in self.host.foreign:
+            raise HostRefused("a domain with this UUID is there and is not Treadle's")
+        guest = self.host.guests.get(spec.uuid)
+        others = self.host.storage.elsewhere(self.host, spec.uuid)
+        theirs = {number for one in others for number in one.guests[spec.uuid].disks}
+        if guest is None and theirs.intersection(spec.disks):
+            raise HostRefused(f"its disk is in shared storage, and that of {others[0].name}")
+        missing = {node.cell for node in spec.nodes} - {cell.id for cell in self.host.cells}
+        if missing:
+            raise HostRefused(f"it has no NUMA node {min(missing)}")
+        there = guest.disks if guest is not None else {}
+        for image in (spec.image if spec.disks[0] not in there else None, spec.rescue):
+            if image is not None and image.sha256 not in self.host.images:
+                raise HostRefused("its image is not on the host")
+        gone = [number for number in spec.disks[1:] if number not in there]
+        if gone:
+            raise HostRefused(f"its disk {gone[0]} is gone")
+        if guest is None:
+            machine = self.host.machines[-1]
+            guest = self.host.guests[spec.uuid] = Guest(spec, machine=machine)
+        guest.spec, guest.defined, guest.changed = spec, True, ()
+        if spec.disks[0] not in there:
+            under = there[spec.disks[1]] if len(spec.disks) > 1 else spec.image
+            text = under if isinstance(under, str) else under.sha256 if under else ""
+            guest.disks = {**there, spec.disks[0]: text}
+        if guest.power is Power.OFF and not others:
+            guest.disks = {n: text for n, text in guest.disks.items() if n in spec.disks}
+        if guest.power is Power.OFF:
+            guest.rescue = spec.rescue.sha256 if spec.rescue else ""
 
     def grow(self, spec: DomainSpec) -> None:
         """In two steps, between which a controller can die."""
@@ -336,10 +336,7 @@ class FakeHypervisor:
 
         def act() -> None:
             give()
-            if self.host.trap is not None:
-                self.host.trap("amid", "grow", spec.uuid)
-            if not self.host.up:
-                raise HostUnreachable(f"{self.host.name} does not answer")
+            self._amid("grow", spec.uuid)
             expect().running_generation = spec.generation
 
         self._changing("grow", spec.uuid, act)
@@ -465,14 +462,28 @@ class FakeHypervisor:
         self._changing("autostart", uuid, act)
 
     def start(self, uuid: str) -> None:
-        def act() -> None:
-            guest = self._guest(uuid)
-            if guest.power in (Power.RUNNING, Power.PAUSED):
-                return
-            guest.run()
-            self.host.starts[uuid] += 1
+        self._changing("start", uuid, lambda: self._run(uuid))
 
-        self._changing("start", uuid, act)
+    def _run(self, uuid: str) -> None:
+        guest = self._guest(uuid)
+        if guest.power in (Power.RUNNING, Power.PAUSED):
+            return
+        guest.run()
+        self.host.starts[uuid] += 1
+
+    def restart(self, spec: DomainSpec) -> None:
+        """In three steps, between which a controller can die."""
+        def act() -> None:
+            self._guest(spec.uuid)
+            seen = self._domain(spec.uuid)
+            if seen is not None and seen.generation < spec.generation:
+                self._stop(spec.uuid)
+                self._amid("restart", spec.uuid)
+                self._define(spec)
+                self._amid("restart", spec.uuid)
+            self._run(spec.uuid)
+
+        self._changing("restart", spec.uuid, act)
 
     def pause(self, uuid: str) -> None:
         self._changing("pause", uuid, lambda: self._turn(uuid, Power.RUNNING, Power.PAUSED))
@@ -500,13 +511,19 @@ class FakeHypervisor:
 
     def power_off(self, uuid: str) -> None:
         def act() -> None:
-            guest = self.host.guests.get(uuid)
+            guest = self._stop(uuid)
             if guest is not None:
-                guest.autostart, guest.copy = False, None
-            if guest is not None and guest.power is not Power.OFF:
-                guest.power, guest.cause = Power.OFF, StopCause.FORCED
+                guest.autostart = False
 
         self._changing("power_off", uuid, act)
+
+    def _stop(self, uuid: str) -> Guest | None:
+        guest = self.host.guests.get(uuid)
+        if guest is not None:
+            guest.copy = None
+        if guest is not None and guest.power is not Power.OFF:
+            guest.power, guest.cause = Power.OFF, StopCause.FORCED
+        return guest
 
     def undefine(self, uuid: str) -> None:
         def act() -> None:
@@ -556,11 +573,18 @@ class FakeHypervisor:
                  if f.verb == verb and f.nth <= count < f.nth + f.times), None
             )
             value = self._outcome(verb, fault, act)
-        if host.verb_s and verb in ("define", "start", "undefine", "ensure_image"):
+        if host.verb_s and verb in ("define", "start", "restart", "undefine", "ensure_image"):
             time.sleep(host.verb_s)
         if host.trap is not None:
             host.trap("after", verb, uuid)
         return value
+
+    def _amid(self, verb: str, uuid: str) -> None:
+        """Between two steps of a verb."""
+        if self.host.trap is not None:
+            self.host.trap("amid", verb, uuid)
+        if not self.host.up:
+            raise HostUnreachable(f"{self.host.name} does not answer")
 
     def _outcome(self, verb: str, fault: Fault | None, act: Callable[[], T]) -> T:
         host = self.host

@@ -95,9 +95,9 @@ def _store(
 
 def define(
     link: Link, attempt: Attempt, pool: Any, place: Place, spec: DomainSpec, copy_mib_s: float
-) -> None:
-    """Make its disks and its seed, and define it. Errors: `HostRefused` where the UUID is
-    another's."""
+) -> Mark:
+    """Make its disks and its seed, and define it with the mark that comes back. Errors:
+    `HostRefused` where the UUID is another's."""
     uuid = spec.uuid
     told = seed.digest(uuid, spec.seed)
     domain = domains.lookup(link, attempt, uuid)
@@ -140,3 +140,4 @@ def define(
     unused = spec.generation > 1 and not in_use and not contained
     if unused and sharing.may_drop(link, attempt, pool, uuid):
         storage.drop_disks(attempt, pool, spec)
+    return mark

@@ -111,6 +111,14 @@ def destroy(attempt: Attempt, domain: Any) -> None:
             raise
 
 
+def end(attempt: Attempt, domain: Any) -> None:
+    """End its process, if it has one, and throw its saved memory away."""
+    destroy(attempt, domain)
+    # One without a definition is gone with its process.
+    if as_value(attempt, domain.hasManagedSaveImage, 0, missing=NO_DOMAIN):
+        attempt(domain.managedSaveRemove, 0)
+
+
 def forget(attempt: Attempt, domain: Any) -> None:
     """Remove the definition, with all that libvirt keeps beside it."""
     try:
@@ -125,10 +133,14 @@ def forget(attempt: Attempt, domain: Any) -> None:
 
 
 def set_autostart(it: Subject, on: bool) -> None:
-    """Where the hypervisor starts nothing with its host, or the definition is gone, nothing."""
+    """Unless it is known to be so. Where the hypervisor starts nothing with its host, or the
+    definition is gone, nothing."""
+    uuid = it.domain.UUIDString()
+    if it.link.memory.get(uuid, memory.AUTOSTART, lambda: None) is on:
+        return
     try:
         it.attempt(it.domain.setAutostart, int(on))
-        it.link.memory.put(it.domain.UUIDString(), memory.AUTOSTART, on)
+        it.link.memory.put(uuid, memory.AUTOSTART, on)
     except libvirt.libvirtError as error:
         if errors.code_of(error) not in (
             libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_INVALID,
@@ -142,10 +154,11 @@ def memory_seconds(attempt: Attempt, domain: Any, per_gib: float) -> float:
     return kib / (1 << 20) * per_gib
 
 
-def create(it: Subject, pool: str, per_gib: float) -> None:
-    """Give it a process, where it has none. `per_gib`: as for `memory_seconds`."""
+def create(it: Subject, pool: str, per_gib: float, *, anew: bool = False) -> None:
+    """Give it a process, where it has none. `per_gib`: as for `memory_seconds`. `anew`: it has no
+    saved memory."""
     attempt, domain = it.attempt, it.domain
-    if attempt(domain.hasManagedSaveImage, 0):
+    if not anew and attempt(domain.hasManagedSaveImage, 0):
         attempt.extend(memory_seconds(attempt, domain, per_gib))
     elif it.link.kind == "QEMU":
         found = storage.pool_of(it.link, attempt, pool)

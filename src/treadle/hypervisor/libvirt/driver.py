@@ -68,7 +68,12 @@ from treadle.hypervisor.libvirt.connection import (
     Spares,
     as_value,
 )
-from treadle.hypervisor.libvirt.domain_xml import canonical_uuid, disk_volume, seed_volume
+from treadle.hypervisor.libvirt.domain_xml import (
+    Mark,
+    canonical_uuid,
+    disk_volume,
+    seed_volume,
+)
 from treadle.hypervisor.libvirt.domains import NO_DOMAIN, lookup, mark_of, ours, state_of
 from treadle.hypervisor.libvirt.states import SHUTS_DOWN_WHEN_ASKED
 
@@ -515,14 +520,16 @@ class LibvirtDriver:
         """Of a domain that runs, only the stored definition changes: its live mark tells what
         runs. Its seed is written again only while it is off."""
         spec = replace(spec, uuid=canonical_uuid(spec.uuid))
-        limits = self._options.deadlines
+        self._run(
+            "define", self._options.deadlines.change,
+            lambda link, attempt: self._define(link, attempt, spec),
+        )
 
-        def act(link: Link, attempt: Attempt) -> None:
-            pool = storage.pool_of(link, attempt, self._setup.pool)
-            place = definitions.place_of(link, attempt, self._setup, filtered=self._filtered)
-            definitions.define(link, attempt, pool, place, spec, limits.copy_mib_s)
-
-        self._run("define", limits.change, act)
+    def _define(self, link: Link, attempt: Attempt, spec: DomainSpec) -> Mark:
+        pool = storage.pool_of(link, attempt, self._setup.pool)
+        place = definitions.place_of(link, attempt, self._setup, filtered=self._filtered)
+        copy_mib_s = self._options.deadlines.copy_mib_s
+        return definitions.define(link, attempt, pool, place, spec, copy_mib_s)
 
     def grow(self, spec: DomainSpec) -> None:
         """The new volume first, without which nothing is done; the mark of what runs last."""
@@ -587,16 +594,32 @@ class LibvirtDriver:
     def start(self, uuid: str) -> None:
         """A paused one is left as it is."""
 
-        def act(it: domains.Subject) -> None:
-            running = domains.power(it.attempt, it.domain) is not None
-            if not running:
-                domains.create(it, self._setup.pool, self._options.deadlines.per_gib)
-                domains.set_autostart(it, NOT_BY_HOST not in it.mark.values)
-            led = (running and it.mark.forward) or not it.mark.mac
-            if it.link.session and it.link.kind == "QEMU" and not led:
-                domains.forward(it)
+        self._change("start", uuid, self._start, changes=memory.RUNNING)
 
-        self._change("start", uuid, act, changes=memory.RUNNING)
+    def _start(self, it: domains.Subject, *, anew: bool = False) -> None:
+        running = not anew and domains.power(it.attempt, it.domain) is not None
+        if not running:
+            domains.create(it, self._setup.pool, self._options.deadlines.per_gib, anew=anew)
+            domains.set_autostart(it, NOT_BY_HOST not in it.mark.values)
+        led = (running and it.mark.forward) or not it.mark.mac
+        if it.link.session and it.link.kind == "QEMU" and not led:
+            domains.forward(it)
+
+    def restart(self, spec: DomainSpec) -> None:
+        """Errors: `HostRefused` where there is no such domain."""
+        spec = replace(spec, uuid=canonical_uuid(spec.uuid))
+
+        def act(it: domains.Subject) -> None:
+            older = it.mark.generation < spec.generation
+            if older:
+                domains.end(it.attempt, it.domain)
+                mark = self._define(it.link, it.attempt, spec)
+                domain = lookup(it.link, it.attempt, spec.uuid)
+                it = domains.Subject(it.link, it.attempt, domain, mark)
+            self._start(it, anew=older)
+
+        limits = self._options.deadlines
+        self._change("restart", spec.uuid, act, more=limits.change, changes=memory.RUNNING)
 
     def pause(self, uuid: str) -> None:
         """Errors: `HostRefused` where it does not run."""
@@ -655,11 +678,7 @@ class LibvirtDriver:
         """Absent is success."""
 
         def act(it: domains.Subject) -> None:
-            attempt, domain = it.attempt, it.domain
-            domains.destroy(attempt, domain)
-            # One without a definition is gone with its process.
-            if as_value(attempt, domain.hasManagedSaveImage, 0, missing=NO_DOMAIN):
-                attempt(domain.managedSaveRemove, 0)
+            domains.end(it.attempt, it.domain)
             domains.set_autostart(it, False)
 
         self._change(

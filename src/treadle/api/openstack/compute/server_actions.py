@@ -28,7 +28,8 @@ def _act(action: str, patience: str) -> Callable[[sa.Connection, Ask, Row, Any],
         limits = ask.context.settings.controller
         actions.act(
             conn, row.instance.id, action, request_id=ask.request_id,
-            deadline_s=getattr(limits, patience), hard=hard, strict=True, by=asker(ask),
+            deadline_s=getattr(limits, "build_deadline_s" if hard else patience), hard=hard,
+            strict=True, by=asker(ask),
         )
 
     return work
