@@ -189,7 +189,7 @@ class Moves(Struct, frozen=True):
     ] = True
     post_copy: Annotated[
         bool, Meta(description="Let a guest go on at the target before all its memory is there, if "
-                   "need be. A fault of the network then ends the guest.")
+                   "need be. A fault of the network then holds it up, one of the source ends it.")
     ] = False
     resize_to_same_host: Annotated[
         bool, Meta(description="Keep an instance that gets another size on its host where that has "

@@ -28,6 +28,7 @@ from treadle.controller import queue
 from treadle.controller.queue import Ticket
 from treadle.controller.signals import Signals
 from treadle.controller.worker import Controller
+from treadle.hypervisor.base import MoveOptions
 from treadle.hypervisor.fake_host import FakeHost
 from treadle.placement.board import Board
 from treadle.placement.ledger import Room
@@ -141,7 +142,8 @@ class Brain:
             KIND: InstanceHandler(database, self.fleet, board, world.timing, "cloud"),
             HOST_KIND: HostHandler(database, self.fleet, signals, world.policy),
             MOVE_KIND: Unwatched(
-                database, self.fleet, board, MovePolicy(lease_s=LEASE_S), "cloud"
+                database, self.fleet, board,
+                MovePolicy(MoveOptions(post_copy=world.post_copy), lease_s=LEASE_S), "cloud",
             ),
             EVACUATION_KIND: EvacuationHandler(
                 database, self.fleet, board, BUILD_S, "cloud"

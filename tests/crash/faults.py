@@ -41,7 +41,8 @@ class Strike:
 
 @dataclass(frozen=True)
 class Kind:
-    """A fault. `verbs_only`: it is something a call can meet, so it strikes before verbs alone.
+    """A fault. `verbs_only`: it is something a call can meet, so it strikes before verbs alone, or
+    before `verbs` alone.
 
     Where the controller dies as well, it does so at once, or at the next seam after the call.
     `brief`: it is over at once, no controller has a part in it.
@@ -50,6 +51,7 @@ class Kind:
     name: str
     strike: Callable[[Strike], None]
     verbs_only: bool = False
+    verbs: frozenset[str] = frozenset()
     finish: bool = True
     brief: bool = False
 
@@ -174,9 +176,11 @@ KINDS = [
     Kind("full", _call_meets(FaultKind.FULL, 9), verbs_only=True),
     Kind("dies_before", _call_meets(FaultKind.DIE_BEFORE), verbs_only=True),
     Kind("dies_after", _call_meets(FaultKind.DIE_AFTER), verbs_only=True),
+    Kind("parted", _call_meets(FaultKind.PARTED), verbs_only=True,
+         verbs=frozenset({"move", "resume_move"})),
 ]
 OF_MOVES = frozenset({
     "crash", "stall", "overtaken", "second", "delete", "host_reboots", "host_dies", "cut_off",
-    "refused", "lost_before", "lost_after",
+    "refused", "lost_before", "lost_after", "parted",
 })
 """What moves and evacuations meet at every seam; all else with `TREADLE_WHOLE_SWEEP=1`."""

@@ -123,6 +123,8 @@ def _of_instance(
         yield f"{name}: no domain on its host"
     elif guest.power is not lifecycle.POWER_OF[row.goal]:
         yield f"{name}: its host shows {guest.power}"
+    elif guest.power is Power.RUNNING and guest.other is not None:
+        yield f"{name}: a part of its memory is elsewhere, or lost"
     elif guest.power is Power.RUNNING and guest.running_generation != row.generation:
         yield f"{name}: generation {guest.running_generation} runs, not {row.generation}"
     elif guest.power is Power.RUNNING and guest.live != (row.vcpus, row.memory_mib, row.disk_gib):

@@ -129,6 +129,7 @@ def _guest(uuid: str, guest: Guest, disks: dict[int, int]) -> tuple[Any, ...]:
         disks.setdefault(id(guest.disk), len(disks)),  # which hosts may share
         guest.rescue, guest.copy and guest.copy[:400], guest.agent, guest.frozen, guest.changed,
         guest.live, guest.on, guest.moved_to, guest.room, guest.machine, guest.card, guest.cut,
+        guest.other and guest.other.name, guest.torn,
     )
 
 

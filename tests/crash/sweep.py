@@ -188,6 +188,8 @@ class Sweep:
         for kind in KINDS:
             if kind.verbs_only != calls_only and not (kind.verbs_only and before_verb):
                 continue
+            if kind.verbs and name.split()[1] not in kind.verbs:
+                continue
             for dies in (False, True) if kind.finish else (True,):
                 yield Case(self.scenario.name, number, name, kind.name, dies), kind
 

@@ -44,7 +44,7 @@ def test_each_verb_and_each_fault_is_in_the_sweep(tmp_path: Path) -> None:
         assert len(cases) >= AT_LEAST.get(scenario.name, OTHERS)
         verbs |= {case.seam.split()[1] for case in cases}
         faults |= {case.fault for case in cases}
-    assert faults == {kind.name for kind in KINDS}
+    assert faults == {kind.name for kind in KINDS if not kind.verbs}
     assert verbs >= {
         "read", "write", "observe", "observe_all", "facts", "ensure_image", "define", "start",
         "pause", "resume", "suspend", "shut_down", "power_off", "undefine", "autostart",

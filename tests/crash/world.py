@@ -63,7 +63,7 @@ FILTERS = ("state", "capacity", "capabilities", "excluded")
 CHANGING = frozenset({
     "define", "autostart", "begin_copy", "fetch_copy", "drop_copy", "start", "pause", "resume",
     "suspend", "shut_down", "power_off", "undefine", "ensure_image", "remove_image",
-    "expect", "move", "send_disk", "fence", "grow",
+    "expect", "move", "resume_move", "send_disk", "fence", "grow",
     "plug", "restart",
 })
 SOON_S = 130.0
@@ -125,6 +125,7 @@ class World:
     folder: Path
     sizes: tuple[int, ...] = (4, 4)
     act_s: float = ACT_S
+    post_copy: bool = False
     clock: Clock = field(default_factory=Clock)
     machines: dict[int, FakeHost] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
@@ -317,6 +318,9 @@ class World:
         seen: set[str] = set()
         for machine in self.machines.values():
             for uuid in machine.running():
+                guest = machine.guests[uuid]
+                if guest.other is not None and guest.power is Power.PAUSED:
+                    continue  # the half that does not run
                 if uuid in seen:
                     self.wrong.append(f"{uuid} runs on two hosts")
                 seen.add(uuid)

@@ -222,6 +222,61 @@ def ended(script: Script, number: int) -> Any:
     return wait_for(over, 90, "the move to end")
 
 
+def state_on(script: Script, host: LabHost, guest: Watcher) -> str:
+    """libvirt's, and the reason of it."""
+    done = script.lab.exec(host.name, "virsh", "-q", "domstate", "--reason", guest.uuid)
+    return (done.stdout + done.stderr).strip()
+
+
+def halved(script: Script, guest: Watcher) -> tuple[int, LabHost]:
+    """A live move of it, after which it goes on at the target without all its memory."""
+    source = guest.host
+    number, target = move_of(script, guest)
+    # What is left of it comes slowly: there is time to do something, and to look.
+    script.lab.exec(
+        source.name, "virsh", "-q", "migrate-setspeed", guest.uuid, "2", "--postcopy"
+    )
+    answer = Face(script).ask(
+        "POST", f"/servers/{guest.uuid}/migrations/{number}/action", {"force_complete": None}
+    )
+    assert answer.status_code == 202, answer.text
+    wait_for(lambda: state_on(script, target, guest) == "running (post-copy)", 20,
+             "it to go on at the target")
+    return number, target
+
+
+def test_a_guest_in_two_halves_is_made_whole_or_started_anew(script: Script) -> None:
+    """While the rest of its memory is sent, first the way between its hosts is cut, then its
+    source loses its power, and is not to start the guest that it has on its disk."""
+    guest = Watcher(script, "halved")
+    source = guest.host
+    for host in script.lab.status():
+        # An emulator that waits for its peer stands still until the kernel gives up.
+        script.lab.exec(host.name, "sh", "-c", "echo 5 > /proc/sys/net/ipv4/tcp_retries2")
+    number, target = halved(script, guest)
+    way = f"blackhole {source.address}/32"
+    script.lab.exec(target.name, "sh", "-c", f"ip route add {way}")
+    try:
+        for host, power in ((source, "paused"), (target, "running")):
+            wait_for(lambda: state_on(script, host, guest) == f"{power} (post-copy failed)",  # noqa: B023
+                     60, "the move to break off")
+    finally:
+        script.lab.exec(target.name, "sh", "-c", f"ip route del {way}")
+    assert (ended(script, number)["stage"], guest.host.name) == ("done", target.name)
+    guest.is_alone_on(target)
+    guest.goes_on(0)
+
+    source = target
+    number, target = halved(script, guest)
+    script.lab.kill_host(source.name)
+    script.lab.boot_host(source.name)
+    assert ended(script, number)["stage"] == "done"
+    wait_for(lambda: guest.told().count("B") == 1, 60, "it to be started anew")
+    guest.is_alone_on(target)
+    guest.goes_on(1)
+    assert script.get(f"/vm/destroy?vmid={guest.id}") == {"status": 1}
+
+
 def test_a_live_move_is_settled_by_who_comes_after(script: Script) -> None:
     """Killed while memory is sent, the guest stays; killed once it goes on at the target without
     all its memory, it comes to have the rest."""
@@ -236,25 +291,12 @@ def test_a_live_move_is_settled_by_who_comes_after(script: Script) -> None:
 
     face = Face(script)
     face.becomes(guest.uuid, "ACTIVE")
-    number, target = move_of(script, guest)
-
-    def virsh(host: LabHost, *words: str) -> str:
-        done = script.lab.exec(host.name, "virsh", "-q", *words)
-        return (done.stdout + done.stderr).strip()
-
-    # What is left of its memory comes slowly: there is time to kill, and for the next one to look.
-    virsh(source, "migrate-setspeed", guest.uuid, "2", "--postcopy")
-    answer = face.ask(
-        "POST", f"/servers/{guest.uuid}/migrations/{number}/action", {"force_complete": None}
-    )
-    assert answer.status_code == 202, answer.text
-    wait_for(lambda: virsh(target, "domstate", "--reason", guest.uuid) == "running (post-copy)",
-             20, "it to go on at the target")
+    number, target = halved(script, guest)
     script.again()
     move = ended(script, number)
     assert (move["stage"], move["error"]) == ("done", None)
     guest.is_alone_on(target)
-    assert virsh(target, "domstate", "--reason", guest.uuid) == "running (migrated)"
+    assert state_on(script, target, guest) == "running (migrated)"
     guest.goes_on(0)
     face.becomes(guest.uuid, "ACTIVE")
     assert script.get(f"/vm/destroy?vmid={guest.id}") == {"status": 1}

@@ -16,6 +16,7 @@ from treadle.compute.moves.plan import (
     Context,
     End,
     Move,
+    Resume,
     Seen,
     Stage,
     Wait,
@@ -36,6 +37,7 @@ RUNS, PAUSED, OFF, LEFT = (
 HALF, STUCK = (
     Domain(UUID, power, split=True) for power in (Power.RUNNING, Power.PAUSED)
 )
+FRONT, REST = (replace(half, torn=True) for half in (HALF, STUCK))
 LOST = Lost.HOST
 FAILED = Stage.FAILED
 
@@ -71,6 +73,16 @@ FAILED = Stage.FAILED
     (MOVING, STUCK, HALF, Context(unwanted=True, deleted=True), Arrive),
     (MOVING, None, HALF, Context(), Arrive),
     (MOVING, STUCK, RUNS, Context(), Arrive),
+    (MOVING, REST, FRONT, Context(), Resume),
+    (MOVING, REST, FRONT, Context(unwanted=True, late=True), Resume),
+    (MOVING, REST, FRONT, Context(unwanted=True, deleted=True), Arrive),
+    (MOVING, REST, HALF, Context(), Wait),
+    (MOVING, STUCK, FRONT, Context(), Wait),
+    (MOVING, RUNS, FRONT, Context(late=True), Wait),
+    (MOVING, LOST, FRONT, Context(), Wait),
+    (MOVING, LOST, FRONT, Context(source_off=True), Arrive),
+    (MOVING, LOST, FRONT, Context(late=True), Arrive),
+    (MOVING, OFF, FRONT, Context(), Arrive),
     (MOVING, STUCK, LEFT, Context(), Arrive),
     (MOVING, STUCK, None, Context(), End),
     (replace(MOVING, stage=Stage.ARRIVED), LEFT, RUNS, Context(), Clean),
@@ -83,24 +95,26 @@ def test_what_comes_next(
     assert isinstance(plan(move, here, there, context), wanted)
 
 
-@pytest.mark.parametrize("here", [RUNS, PAUSED, STUCK, OFF, LEFT, None, LOST])
-@pytest.mark.parametrize("there", [RUNS, PAUSED, HALF, STUCK, OFF, LEFT, None, LOST])
+@pytest.mark.parametrize("here", [RUNS, PAUSED, STUCK, REST, OFF, LEFT, None, LOST])
+@pytest.mark.parametrize("there", [RUNS, PAUSED, HALF, STUCK, FRONT, OFF, LEFT, None, LOST])
 @pytest.mark.parametrize("move", [MOVE, READY, MOVING, replace(MOVING, stage=Stage.ARRIVED)])
 def test_what_runs_alone_is_never_removed(move: Move, here: Seen, there: Seen) -> None:
     """From every pair of sights: no act may take away the only copy that may be alive."""
     action = plan(move, here, there, Context())
     alive = (RUNS, PAUSED, LOST)
     if isinstance(action, Clean) and action.target:
-        assert there not in (RUNS, HALF, STUCK)
-        assert there is not PAUSED or here in (RUNS, PAUSED, STUCK)
+        assert there not in (RUNS, HALF, STUCK, FRONT)
+        assert there is not PAUSED or here in (RUNS, PAUSED, STUCK, REST)
     if isinstance(action, Clean) and not action.target:
         assert move.stage is Stage.ARRIVED
     if isinstance(action, Arrive):
-        if there in (HALF, STUCK):
-            assert here not in (*alive, STUCK), "it needs what is there"
+        if there in (HALF, STUCK, FRONT):
+            assert here not in (*alive, STUCK, REST), "it needs what is there"
         elif there in (OFF, LEFT):
-            assert here is STUCK, "which can never go on"
+            assert here in (STUCK, REST), "which can never go on"
         else:
             assert there is RUNS or (there is PAUSED and here not in alive)
+    if isinstance(action, Resume):
+        assert (here, there) == (REST, FRONT)
     if isinstance(action, Begin):
         assert move.stage is Stage.READY

@@ -434,5 +434,8 @@ def test_one_that_lost_a_part_of_its_memory_is_started_anew(adopt: bool) -> None
         BASE, goal=Goal.RUNNING, state=State.RUNNING, phase=Phase.DEFINED, host_id=7,
         settled_generation=1,
     )
-    seen = Domain(UUID, Power.PAUSED, 1, split=True)
-    assert plan(one, seen, Context(adopt_drift=adopt)) == Call("power_off")
+    for power in (Power.PAUSED, Power.RUNNING):
+        seen = Domain(UUID, power, 1, split=True, torn=True)
+        assert plan(one, seen, Context(adopt_drift=adopt)) == Call("power_off")
+    left = Domain(UUID, Power.PAUSED, 1, split=True)
+    assert plan(one, left, Context(adopt_drift=adopt)) == Call("power_off")

@@ -178,6 +178,8 @@ def plan(instance: Instance, seen: Domain | Lost | None, context: Context) -> Ac
         return Call("define")  # it runs on; what is stored again is for its next start
     if (seen.changed and not context.adopt_drift) or stored_differs(instance, seen):
         return Call("define")  # likewise
+    if seen.torn:
+        return Call("power_off")  # the memory that it lacks is lost with its move
     old = seen.generation < instance.generation
     if seen.power is POWER_OF[instance.goal] and not old:
         if autostart_differs(host_starts(instance, context.evacuates, context.shared), seen):

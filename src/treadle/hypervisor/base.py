@@ -86,7 +86,8 @@ class Domain:
     given no more. `disk_grows`: whether its root disk can become larger while it runs. `disk`: the
     number of the volume that it was moved onto for that, or is about to be; 0 where it is on the
     one that it was started with. `split`: it has gone on at another host before all its memory was
-    there (post-copy): each of the two domains has a part that the other lacks.
+    there (post-copy): each of the two domains has a part that the other lacks. `torn`: so, and
+    nothing brings the rest (`Moves.resume_move` does).
     """
 
     uuid: str
@@ -103,6 +104,7 @@ class Domain:
     disk: int = 0
     stored: int = 0
     split: bool = False
+    torn: bool = False
 
 
 class NumaCell(NamedTuple):
@@ -476,8 +478,13 @@ class Moves(Protocol):
     def move(self, uuid: str, target: Hypervisor, options: MoveOptions) -> None:
         """On the source: move the running or paused guest to `target`, which expects it. When it
         returns, the guest is at the target and no domain is here; volumes may be left. On an error
-        it may be at either: look at the target first. Errors: `HostRefused` where nothing was
-        moved; `VerbTimeout`, `HostUnreachable`."""
+        it may be at either: look at the target first. With `post_copy`, the source is not told
+        any more to start it with its host: what it has may be old by then. Errors: `HostRefused`
+        where nothing was moved; `VerbTimeout`, `HostUnreachable`."""
+
+    def resume_move(self, uuid: str, target: Hypervisor, options: MoveOptions) -> None:
+        """On the source: bring the rest of a guest that is torn, here and at `target`. When it
+        returns, that is as after `move`. On an error it may be torn still. Errors as of `move`."""
 
     def move_progress(self, uuid: str) -> MoveProgress | None:
         """How far the move of the guest away from here is; None where none is under way."""

@@ -117,7 +117,13 @@ class FakeHypervisor:
     # -- looking
 
     def observe(self, uuid: str) -> Domain | None:
-        return self._call("observe", uuid, lambda: self._domain(uuid))
+        """By the next look, what is split is whole."""
+        def act() -> Domain | None:
+            found = self._domain(uuid)
+            self.host.brings_rest(uuid)
+            return found
+
+        return self._call("observe", uuid, act)
 
     def observe_all(self) -> Sequence[Domain]:
         def act() -> list[Domain]:
@@ -232,7 +238,8 @@ class FakeHypervisor:
             addresses=addresses, autostart=guest.autostart, defined=guest.defined,
             changed=guest.changed if guest.defined else (),
             room=guest.room if runs else None, disk_grows=runs,
-            disk=guest.moved_to if runs else 0,
+            disk=guest.moved_to if runs else 0, split=runs and guest.other is not None,
+            torn=runs and self.host.is_torn(uuid),
             stored=guest.spec.generation if runs and guest.defined else 0,
         )
 
@@ -365,7 +372,7 @@ class FakeHypervisor:
         self._call("expect", spec.uuid, act)
 
     def move(self, uuid: str, target: Hypervisor, options: MoveOptions) -> None:
-        """In one step: the fake's guests have no memory to send."""
+        """In one step, since the fake's guests have no memory to send; with `post_copy`, in two."""
         assert options.seconds > 0
 
         def act() -> None:
@@ -379,15 +386,52 @@ class FakeHypervisor:
                 raise HostRefused("the target does not expect it")
             if options.shared is not (expected.disk is guest.disk):
                 raise HostRefused("the disk is not where it is said to be")
-            left = Guest(guest.spec, defined=False, disk=guest.disk)
+            if guest.other is not None:
+                raise HostRefused("it is being moved")
+            disk = guest.disk
             if not options.shared:
                 numbers = expected.spec.disks
-                guest.disk = Disks({n: t for n, t in guest.disks.items() if n in numbers})
-            target.host.guests[uuid] = guest
-            self.host.guests[uuid] = left
-            target.host.tell(uuid)
+                disk = Disks({n: t for n, t in guest.disks.items() if n in numbers})
+            post_copy = options.post_copy and guest.power is Power.RUNNING
+            if options.post_copy:
+                guest.autostart = False
+            target.host.guests[uuid] = replace(
+                guest, disk=disk, defined=not post_copy, other=self.host if post_copy else None
+            )
+            if post_copy:
+                guest.power, guest.other = Power.PAUSED, target.host
+                self._bring_rest("move", uuid, target)
+            else:
+                self.host.guests[uuid] = Guest(guest.spec, defined=False, disk=guest.disk)
+                target.host.tell(uuid)
 
         self._changing("move", uuid, act)
+
+    def resume_move(self, uuid: str, target: Hypervisor, options: MoveOptions) -> None:
+        assert options.seconds > 0
+
+        def act() -> None:
+            assert isinstance(target, FakeHypervisor)
+            if not target.host.up:
+                raise HostUnreachable(f"{target.host.name} does not answer")
+            halves = self._domain(uuid), target._domain(uuid)
+            if not all(half is not None and half.torn for half in halves):
+                raise HostRefused("it is not torn")
+            self._bring_rest("resume_move", uuid, target)
+
+        self._changing("resume_move", uuid, act)
+
+    def _bring_rest(self, verb: str, uuid: str, target: FakeHypervisor) -> None:
+        """Errors: `HostUnreachable` where an emulator is gone, or they reach one another no more.
+        Else they see to it, whatever becomes of the controller meanwhile."""
+        for half in (self.host.guests[uuid], target.host.guests[uuid]):
+            half.torn = self.host.parted
+        self._amid(verb, uuid)
+        self.host.brings_rest(uuid)
+        target.host.tell(uuid)
+        there = target.host.guests.get(uuid)
+        if uuid not in target.host.running() or there is None or there.other is not None:
+            raise HostUnreachable("the way between the two hosts broke")
 
     def send_disk(
         self, uuid: str, target: Hypervisor, seconds: float, tell: Callable[[int, int], None]
@@ -603,7 +647,11 @@ class FakeHypervisor:
             case FaultKind.DIE_BEFORE:
                 host.power_failure()
                 raise HostUnreachable(f"{host.name} died")
-        value = act()
+        host.parted = kind is FaultKind.PARTED
+        try:
+            value = act()
+        finally:
+            host.parted = False
         match kind:
             case FaultKind.LATE:
                 raise VerbTimeout(f"{verb} on {host.name} did not end in time")

@@ -35,6 +35,7 @@ class FaultKind(StrEnum):
     LOSE_AFTER = "lose_after"
     DIE_BEFORE = "die_before"
     DIE_AFTER = "die_after"
+    PARTED = "parted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class Fault:
 
     REFUSE and FULL: the host says no, nothing is done. HANG: nothing is done and the deadline
     passes. LATE: it is done, but the deadline passes. LOSE_*: the connection breaks before or
-    after it is done. DIE_*: the machine loses power before or after it.
+    after it is done. DIE_*: the machine loses power before or after it. PARTED: the way to the
+    other host of a move breaks in its midst.
     """
 
     verb: str
@@ -86,6 +88,9 @@ class Guest:
     """The MAC address of the network card of what runs."""
     cut: bool = False
     """It was to let go of that and has not: it was paused."""
+    other: FakeHost | None = field(default=None, repr=False, compare=False)
+    """Where the other half of it is, whose memory this one lacks (`Domain.split`)."""
+    torn: bool = False
 
     @property
     def disks(self) -> Mapping[int, str]:
@@ -104,6 +109,7 @@ class Guest:
             self.on, self.moved_to = self.spec.disks[0], 0
             self.room = None if self.spec.nodes else self.spec.most
             self.card, self.cut = self.spec.mac, False
+            self.other, self.torn = None, False
             self.console = (
                 "firmware\r\nboot loader\r\nkernel\r\n"
                 f"TREADLE-GUEST-UP hostname={self.spec.seed.hostname}\r\n".encode()
@@ -148,6 +154,8 @@ class FakeHost:
     up: bool = True
     powered: bool = True
     faults: list[Fault] = field(default_factory=list)
+    parted: bool = False
+    """The way to the other host of a move breaks."""
     trap: Callable[[str, str, str], None] | None = None
     """Called with ("before" or "after", verb, uuid) around each call, and "amid" one that has
     steps: a test's seam."""
@@ -228,6 +236,27 @@ class FakeHost:
         with self.lock:
             live = (Power.RUNNING, Power.PAUSED)
             return {u for u, g in self.guests.items() if g.power in live}
+
+    def brings_rest(self, uuid: str) -> None:
+        """The emulators on both hosts bring the two halves of a guest together, where neither is
+        gone or torn: it is whole where it runs."""
+        here = self.guests.get(uuid)
+        if here is None or here.other is None or self.is_torn(uuid):
+            return
+        there = here.other.guests[uuid]
+        front, rest = (here, there) if here.power is Power.RUNNING else (there, here)
+        left = here.other if front is here else self
+        left.guests[uuid] = Guest(rest.spec, defined=False, disk=rest.disk)
+        front.other, front.defined = None, True
+
+    def is_torn(self, uuid: str) -> bool:
+        """Whether nothing brings the rest of it."""
+        here = self.guests[uuid]
+        if here.other is None:
+            return False
+        there = here.other.guests.get(uuid)
+        both = uuid in self.running() and uuid in here.other.running()
+        return here.torn or not both or there is None or there.torn or there.other is not self
 
     def tell(self, uuid: str) -> None:
         """Let the watchers know that a domain has changed; what is off has no console."""

@@ -34,6 +34,7 @@ from treadle.compute.moves.plan import (
     End,
     Kind,
     Move,
+    Resume,
     Seen,
     Stage,
     Wait,
@@ -153,6 +154,8 @@ class MoveHandler:
                 return None, ""
             case Begin():
                 return self._begin(ticket, scene)
+            case Resume():
+                return self._resume(ticket, scene)
             case Arrive():
                 return self._go_on(ticket, lambda conn: self._arrive(conn, scene)), trouble
             case Clean(target):
@@ -173,6 +176,7 @@ class MoveHandler:
         return Context(
             image=on_target, unwanted=scene.move.stop or not wanted, deleted=not wanted,
             late=scene.loaded.now > scene.move.deadline, trouble=trouble,
+            source_off=scene.source is not None and scene.source.said_off,
         )
 
     def _look(self, host: ledger.Host | None, uuid: str) -> Seen:
@@ -319,6 +323,23 @@ class MoveHandler:
         queue.hold_lease(ticket)
         with self._watched(scene.move.id, scene.loaded.instance.id, source, spec.uuid, options):
             call(source, "move", spec.uuid, target, options)
+
+    def _resume(self, ticket: Ticket, scene: Scene) -> tuple[Ticket | None, str]:
+        """As often as it takes: it runs at neither host until it is done."""
+        assert scene.source is not None
+        assert scene.target is not None
+        source = self._fleet.driver(scene.source.id, scene.source.uri)
+        target = self._fleet.driver(scene.target.id, scene.target.uri)
+        uuid = scene.loaded.instance.uuid
+        queue.hold_lease(ticket)
+        try:
+            call(source, "resume_move", uuid, target, self._policy.options)
+        except TreadleError as error:
+            log.warning("move_not_resumed", instance=uuid, reason=str(error))
+            end_pass(self._db, ticket, delay=backoff(ticket.tries), error=str(error))
+            return None, ""
+        log.info("move_resumed", instance=uuid)
+        return self._go_on(ticket, lambda _conn: None), ""
 
     def _share(self, scene: Scene) -> bool:
         """Whether source and target share their storage, as of now."""

@@ -7,7 +7,8 @@ run, and none may be lost.
 The rules behind it: a guest that runs at the target has arrived, whatever the source shows. A move
 that was begun is never begun again: its outcome is looked for. Where the target does not answer,
 nothing is decided, since the guest may run there. One whose memory is in part at either host
-(post-copy) has neither half taken away: it goes on by itself, whether a controller is there or not.
+(post-copy) has neither half taken away: it goes on by itself, whether a controller is there or not,
+and where it does not, since the way between the hosts broke, it is gone on with.
 """
 
 from __future__ import annotations
@@ -118,6 +119,11 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True)
+class Resume:
+    """It goes on at the target already: bring the rest of its memory there."""
+
+
+@dataclass(frozen=True, slots=True)
 class Arrive:
     """It runs at the target: from now on that is its host."""
 
@@ -144,19 +150,20 @@ class Wait:
     reason: str
 
 
-Action = Choose | AwaitImage | Begin | Arrive | Clean | End | Wait
+Action = Choose | AwaitImage | Begin | Resume | Arrive | Clean | End | Wait
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a plan needs besides. `unwanted`: somebody has ended it, or deletes the instance, which
-    is `deleted` then."""
+    is `deleted` then. `source_off`: the source does not answer, and is off for sure."""
 
     image: ImageOnHost = ImageOnHost.READY
     unwanted: bool = False
     deleted: bool = False
     late: bool = False
     trouble: str = ""
+    source_off: bool = False
 
 
 def plan(move: Move, here: Seen, there: Seen, context: Context) -> Action:
@@ -169,10 +176,11 @@ def plan(move: Move, here: Seen, there: Seen, context: Context) -> Action:
         return Wait("the target does not answer: the guest may run there")
     assert not isinstance(there, Lost)
     if there is not None and there.split and not context.deleted:
-        if here is Lost.HOST and not context.late:
+        if here is Lost.HOST and not (context.late or context.source_off):
             return Wait("the source, which has a part of its memory, does not answer")
         if _is_alive(here):
-            return Wait("a part of its memory is still at the source")
+            torn = isinstance(here, Domain) and here.torn and there.torn
+            return Resume() if torn else Wait("a part of its memory is still at the source")
     if isinstance(here, Domain) and here.split and there is not None and there.power in ENDED_THERE:
         return Arrive()  # it has ended there; its disk is there, newer than the source's
     if there is not None and there.power is Power.RUNNING:

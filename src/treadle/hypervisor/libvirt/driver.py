@@ -301,11 +301,20 @@ class LibvirtDriver:
         """On connections of moves alone."""
         uuid = canonical_uuid(uuid)
         there = self._peer(target)
+        whole = not options.shared and not there._is_overlay(uuid)
+        if options.post_copy:
+            self.autostart(uuid, False)  # libvirt changes it neither while it is moved
+        self._lead(uuid, there, options, whole=whole)
+
+    def resume_move(self, uuid: str, target: Hypervisor, options: MoveOptions) -> None:
+        """libvirt 8.5 and later can."""
+        self._lead(canonical_uuid(uuid), self._peer(target), options, again=True)
+
+    def _lead(self, uuid: str, there: LibvirtDriver, options: MoveOptions, **how: bool) -> None:
         try:
             moves.move(
                 (self._spares, lambda link, attempt: ours(link, attempt, uuid)),
-                (there._spares, there.uri), options,
-                whole=not options.shared and not there._is_overlay(uuid),
+                (there._spares, there.uri), options, **how,
             )
         finally:
             self._main.forget(uuid)

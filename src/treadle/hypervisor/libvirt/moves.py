@@ -44,14 +44,23 @@ FLAGS = (
     | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
     | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
 )
+RESUME = (
+    libvirt.VIR_MIGRATE_LIVE
+    | libvirt.VIR_MIGRATE_PERSIST_DEST
+    | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+    | libvirt.VIR_MIGRATE_POSTCOPY
+    | libvirt.VIR_MIGRATE_POSTCOPY_RESUME
+)
 WATCH_S = 0.5
 NO_JOB = libvirt.VIR_ERR_OPERATION_INVALID
 
 
 def move(
-    source: tuple[Spares, Find], target: tuple[Spares, str], options: MoveOptions, *, whole: bool,
+    source: tuple[Spares, Find], target: tuple[Spares, str], options: MoveOptions, *,
+    whole: bool = False, again: bool = False,
 ) -> None:
-    """Lead the move; `whole`: the target's disk is empty, so all of it is sent.
+    """Lead the move; `whole`: the target's disk is empty, so all of it is sent. `again`: it was
+    broken off when the guest had gone on at the target; only memory is left to be sent.
 
     Errors: `HostUnreachable` where the target is lost on the way.
     """
@@ -68,10 +77,11 @@ def move(
                 raise Unsupported("only QEMU guests can be moved while they run")
             under_way.append((domain, far))
             try:
-                told = parameters(target_uri, options)
+                told = parameters(target_uri, options, disk=not (options.shared or again))
                 if whole:
                     told |= definitions_of_one(attempt, domain)
-                attempt(domain.migrate3, far.conn, told, flags(options, whole=whole))
+                how = RESUME if again else flags(options, whole=whole)
+                attempt(domain.migrate3, far.conn, told, how)
             except libvirt.libvirtError as error:
                 if far.alive():
                     raise
@@ -125,8 +135,9 @@ def flags(options: MoveOptions, *, whole: bool) -> int:
     return int(found)
 
 
-def parameters(target_uri: str, options: MoveOptions) -> dict[str, Any]:
-    """The rest of what libvirt is told: where the emulators meet, and how fast.
+def parameters(target_uri: str, options: MoveOptions, *, disk: bool) -> dict[str, Any]:
+    """The rest of what libvirt is told: where the emulators meet, how fast, and whether the disk
+    is sent.
 
     The target is named as the controller knows it: its own name for itself need not be known to
     the source.
@@ -138,10 +149,9 @@ def parameters(target_uri: str, options: MoveOptions) -> dict[str, Any]:
     found: dict[str, Any] = {libvirt.VIR_MIGRATE_PARAM_URI: f"tcp:{named}"}
     if options.bandwidth_mib_s:
         found[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = options.bandwidth_mib_s
-    if options.shared:
-        return found
-    # The seed and the serial port's log are not the guest's to write: its disk alone is sent.
-    found[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = ["vda"]
+    if disk:
+        # The seed and the serial port's log are not the guest's to write: its own alone is sent.
+        found[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = ["vda"]
     return found
 
 

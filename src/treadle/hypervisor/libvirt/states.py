@@ -29,13 +29,15 @@ CAUSES = {
     libvirt.VIR_DOMAIN_SHUTOFF_FAILED: StopCause.CRASHED,
 }
 
-#: Of a move that ends at the target, on either side: under way, or broken off.
-SPLIT = frozenset({
-    (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY),
+#: Of a move that ends at the target, on either side: broken off; that, or under way.
+TORN = frozenset({
     (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY_FAILED),
-    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY),
     (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED),
 })
+SPLIT = TORN | {
+    (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY),
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY),
+}
 
 
 def power_of(state: int) -> Power | None:
@@ -59,4 +61,5 @@ def domain_of(
         uuid, power, mark.generation, cause, addresses, autostart,
         room=mark.most if live else None, disk_grows=live and disk_grows,
         disk=mark.disk if live else 0, split=(state, reason) in SPLIT,
+        torn=(state, reason) in TORN,
     )
