@@ -53,7 +53,7 @@ def test_hosts_are_added_shown_and_removed(cloud: Cloud) -> None:
 def test_adding_a_host_again_is_the_same_host(cloud: Cloud) -> None:
     answer = cloud.native("POST", "/hosts", json={"uri": f"fake://h1{ROOMY}"})
     assert answer.status_code == 201
-    assert answer.json()["id"] == 1
+    assert (answer.json()["id"], answer.json()["name"]) == (1, "h1")
     assert cloud.ok("/pm/list") == {"pmids": [1, 2]}
 
 

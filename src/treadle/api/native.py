@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 import sqlalchemy as sa
@@ -52,7 +53,7 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
 
 
 class NewHost(msgspec.Struct, forbid_unknown_fields=True):
-    """A host to add: any libvirt URI."""
+    """A host to add: any libvirt URI. Its name is its address, unless another is given."""
 
     uri: Annotated[str, msgspec.Meta(pattern=r"\A[!-~]{3,1024}\Z")]
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=255)] | None = None
@@ -119,11 +120,12 @@ async def hosts_list(context: Context, _request: Request) -> Any:
 async def hosts_add(context: Context, request: Request) -> Any:
     """Register a host; it is reached in the background."""
     wanted = await context.body(request, NewHost)
-    name = _printable(wanted.name or wanted.uri)
     try:
         context.driver(wanted.uri).close()
+        address = urlsplit(wanted.uri).hostname or "localhost"
     except ValueError as error:
         raise InvalidInput("uri", wanted.uri, "it is not a URI") from error
+    name = _printable(wanted.name or address)
 
     def add(conn: sa.Connection) -> Host | None:
         id = register_host(
