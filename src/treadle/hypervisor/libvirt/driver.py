@@ -6,13 +6,11 @@ by the mark in its metadata; no other is ever changed, and none is named.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import libvirt
 
@@ -24,20 +22,13 @@ from treadle.hypervisor.base import (
     ConsoleLine,
     Domain,
     DomainSpec,
-    EventKind,
     GuestStats,
     HostFacts,
     HostRefused,
-    HostSetup,
-    HostUnreachable,
-    Hypervisor,
     ImageSpec,
-    MoveOptions,
-    MoveProgress,
     Power,
     Unsupported,
     VerbTimeout,
-    Watcher,
 )
 from treadle.hypervisor.libvirt import (
     capabilities,
@@ -52,81 +43,24 @@ from treadle.hypervisor.libvirt import (
     guest,
     looks,
     memory,
-    moves,
     network,
     probe,
-    seed,
     sharing,
     storage,
-    transfers,
 )
-from treadle.hypervisor.libvirt.connection import (
-    Attempt,
-    Connection,
-    LibvirtOptions,
-    Link,
-    Spares,
-    as_value,
-)
-from treadle.hypervisor.libvirt.domain_xml import (
-    Mark,
-    canonical_uuid,
-    disk_volume,
-    seed_volume,
-)
+from treadle.hypervisor.libvirt.connection import Attempt, Link, as_value
+from treadle.hypervisor.libvirt.domain_xml import Mark, canonical_uuid
 from treadle.hypervisor.libvirt.domains import NO_DOMAIN, lookup, mark_of, ours, state_of
+from treadle.hypervisor.libvirt.moving import Moving
 from treadle.hypervisor.libvirt.states import SHUTS_DOWN_WHEN_ASKED
 
 T = TypeVar("T")
 
 
-class LibvirtDriver:
-    """One host, by its libvirt URI. Making it connects to nothing."""
-
-    def __init__(self, uri: str, options: LibvirtOptions) -> None:
-        self.uri = uri
-        self._options = options
-        self._setup = HostSetup()
-        self._assumed: Callable[[], HostSetup | None] | None = None
-        self._preparing = threading.Lock()
-        self._filtered = False
-        self._watcher: Watcher | None = None
-        self._stops = probe.Stops()
-        self._main = Connection(uri, options, self._changed, self._lost)
-        # Streams of bytes and other calls on one connection hold each other up.
-        self._bulk = Connection(uri, options)
-        # So do agents that hang: a connection has only a few calls at once.
-        self._agents = Connection(uri, options)
-        self._spares = Spares(uri, options)
-        self._images = threading.Lock()
+class LibvirtDriver(Moving):
+    """All of it, for one host."""
 
     # -- the host
-
-    def beat(self, seconds: float) -> bool | None:
-        return self._main.beat(seconds)
-
-    def prepare(self, setup: HostSetup) -> None:
-        """Connect; make the pool, the network and the filter. Errors: `HostRefused`."""
-
-        def act(link: Link, attempt: Attempt) -> bool:
-            host = urlsplit(self.uri).hostname or ""
-            path = setup.pool_path or storage.default_path(setup.pool, link, host)
-            storage.prepare_pool(link, attempt, setup.pool, path)
-            sharing.register(link, attempt, storage.pool_of(link, attempt, setup.pool))
-            bridge = setup.bridge
-            if not bridge and not link.session:
-                network.prepare_network(link, attempt, setup.network, setup.subnet)
-                bridge = network.bridge_of(link, attempt, setup.network)
-            # libvirt 9.0 refuses to start a container with a filter.
-            wanted = self._options.anti_spoofing and link.kind == "QEMU" and not link.session
-            return wanted and bool(bridge) and network.prepare_filter(link, attempt, bridge)
-
-        self._filtered = self._main.run("prepare", self._options.deadlines.change, act)
-        self._setup, self._assumed = setup, None
-
-    def assume(self, setup: Callable[[], HostSetup | None]) -> None:
-        """Whoever comes first prepares it; the others wait."""
-        self._assumed = setup
 
     def facts(self) -> HostFacts:
         """What the host is. `disk_mib` is 0 before `prepare`."""
@@ -165,18 +99,6 @@ class LibvirtDriver:
             )
 
         return self._run("facts", self._options.deadlines.look, act)
-
-    def watch(self, watcher: Watcher) -> None:
-        """Has effect from now on, over reconnections too; does not connect. Events of domains
-        that are not ours come as well: the watcher knows its UUIDs."""
-        self._watcher = watcher
-
-    def close(self) -> None:
-        """Let the connections go."""
-        self._main.close()
-        self._bulk.close()
-        self._agents.close()
-        self._spares.tidy(0.0)
 
     def probe(self, virt_type: str, seconds: float) -> bool:
         """Boot 512 bytes that power the machine off. False where the host refuses to as well."""
@@ -265,170 +187,6 @@ class LibvirtDriver:
             copies.drop(attempt, pool, lookup(link, attempt, uuid), uuid)
 
         self._run("drop_copy", self._options.deadlines.change, act)
-
-    # -- moves
-
-    def machine(self, uuid: str) -> str:
-        """As its live definition has it."""
-        uuid = canonical_uuid(uuid)
-
-        def act(link: Link, attempt: Attempt) -> str:
-            return moves.machine(attempt(ours(link, attempt, uuid).XMLDesc, 0))
-
-        return self._run("machine", self._options.deadlines.look, act)
-
-    def expect(self, spec: DomainSpec) -> None:
-        """Volumes only. What a broken move left behind is made anew."""
-        spec = replace(spec, uuid=canonical_uuid(spec.uuid))
-
-        def act(link: Link, attempt: Attempt) -> None:
-            if link.kind != "QEMU":
-                raise Unsupported("only QEMU guests can be moved while they run")
-            domain = lookup(link, attempt, spec.uuid)
-            if domain is not None and attempt(domain.state, 0):
-                raise HostRefused("a domain with this UUID is there")
-            pool = storage.pool_of(link, attempt, self._setup.pool)
-            sharing.clear(link, attempt, pool, spec.uuid)
-            path = storage.pool_path(link, attempt, self._setup.pool)
-            storage.make_disks(attempt, pool, path, spec)
-            name = seed_volume(spec.uuid)
-            storage.write_seed(link, attempt, pool, name, seed.iso(spec.uuid, spec.seed))
-            storage.fresh_console(attempt, pool, spec.uuid)
-
-        self._run("expect", self._options.deadlines.change, act)
-
-    def move(self, uuid: str, target: Hypervisor, options: MoveOptions) -> None:
-        """On connections of moves alone."""
-        uuid = canonical_uuid(uuid)
-        there = self._peer(target)
-        whole = not options.shared and not there._is_overlay(uuid)
-        if options.post_copy:
-            self.autostart(uuid, False)  # libvirt changes it neither while it is moved
-        self._lead(uuid, there, options, whole=whole)
-
-    def resume_move(self, uuid: str, target: Hypervisor, options: MoveOptions) -> None:
-        """libvirt 8.5 and later can."""
-        self._lead(canonical_uuid(uuid), self._peer(target), options, again=True)
-
-    def _lead(self, uuid: str, there: LibvirtDriver, options: MoveOptions, **how: bool) -> None:
-        try:
-            moves.move(
-                (self._spares, lambda link, attempt: ours(link, attempt, uuid)),
-                (there._spares, there.uri), options, **how,
-            )
-        finally:
-            self._main.forget(uuid)
-            there._main.forget(uuid)
-
-    def send_disk(
-        self, uuid: str, target: Hypervisor, seconds: float, tell: Callable[[int, int], None]
-    ) -> None:
-        """On connections of its own. Errors: `Unsupported` on libvirt's test driver."""
-        uuid = canonical_uuid(uuid)
-        peer = self._peer(target)
-
-        def here(link: Link, attempt: Attempt) -> Any:
-            if domains.in_use(attempt, ours(link, attempt, uuid)):
-                raise HostRefused("it is not off")
-            return storage.pool_of(link, attempt, self._setup.pool)
-
-        def there(link: Link, attempt: Attempt) -> Any:
-            if lookup(link, attempt, uuid) is not None:
-                raise HostRefused("a domain with this UUID is there")
-            return storage.pool_of(link, attempt, peer._setup.pool)
-
-        transfers.send(
-            (self.uri, self._options, here), (peer.uri, peer._options, there), uuid,
-            seconds, tell,
-        )
-
-    def _peer(self, target: Hypervisor) -> LibvirtDriver:
-        """The target of a move, where a disk can lie as it lies here. Errors: `Unsupported`;
-        `HostRefused`."""
-        if not isinstance(target, LibvirtDriver):
-            raise Unsupported("the target is no libvirt host")
-        if target._pool_path() != self._pool_path():
-            raise HostRefused("the target keeps its volumes elsewhere: host_defaults.pool_path")
-        return target
-
-    def move_progress(self, uuid: str) -> MoveProgress | None:
-        """None too where it is not here any more."""
-        uuid = canonical_uuid(uuid)
-
-        def act(link: Link, attempt: Attempt) -> MoveProgress | None:
-            domain = lookup(link, attempt, uuid)
-            return None if domain is None else moves.progress(attempt, domain)
-
-        return self._run("move_progress", self._options.deadlines.look, act)
-
-    def abort_move(self, uuid: str) -> None:
-        """Absent is success."""
-        self._change(
-            "abort_move", uuid, lambda it: moves.abort(it.attempt, it.domain),
-            absent_is_success=True,
-        )
-
-    def hurry_move(self, uuid: str) -> None:
-        """At the target now, where its move may end so; else it is paused until it is there."""
-
-        def act(it: domains.Subject) -> None:
-            if domains.power(it.attempt, it.domain) is Power.RUNNING:
-                moves.hurry(it.attempt, it.domain)
-
-        self._change("hurry_move", uuid, act, absent_is_success=True)
-
-    def _pool_path(self) -> str:
-        return self._run(
-            "look", self._options.deadlines.look,
-            lambda link, attempt: storage.pool_path(link, attempt, self._setup.pool),
-        )
-
-    def _is_overlay(self, uuid: str) -> bool:
-        def act(link: Link, attempt: Attempt) -> bool:
-            pool = storage.pool_of(link, attempt, self._setup.pool)
-            return storage.lies_over(attempt, pool, uuid)
-
-        return self._run("look", self._options.deadlines.look, act)
-
-    # -- storage that other hosts see
-
-    def shares(self, other: Hypervisor) -> bool:
-        """By a volume that this host makes, and the other looks for. Asks nobody where either has
-        seen no other host in its pool."""
-        if not (isinstance(other, LibvirtDriver) and self._shared() and other._shared()):
-            return False
-        if other._pool_path() != self._pool_path():
-            return False
-        name = self._at_pool(sharing.show)
-        try:
-            return other._at_pool(
-                lambda _link, attempt, pool: sharing.sees(attempt, pool, name)
-            )
-        finally:
-            self._at_pool(lambda _link, attempt, pool: storage.remove(attempt, pool, name))
-
-    def take(self, spec: DomainSpec) -> None:
-        """Noted in the pool; taken already is success."""
-        uuid = canonical_uuid(spec.uuid)
-        wanted = [disk_volume(uuid, number) for number in spec.disks]
-
-        def act(link: Link, attempt: Attempt, pool: Any) -> None:
-            if lookup(link, attempt, uuid) is not None:
-                raise HostRefused("a domain with this UUID is there")
-            sharing.take(link, attempt, pool, uuid, wanted)
-
-        self._at_pool(act)
-
-    def _shared(self) -> bool:
-        return self._at_pool(lambda link, _attempt, pool: sharing.is_shared(link, pool))
-
-    def _at_pool(self, act: Callable[[Link, Attempt, Any], T]) -> T:
-        return self._run(
-            "storage", self._options.deadlines.change,
-            lambda link, attempt: act(
-                link, attempt, storage.pool_of(link, attempt, self._setup.pool)
-            ),
-        )
 
     # -- getting at guests
 
@@ -522,6 +280,21 @@ class LibvirtDriver:
             storage.remove_image(attempt, pool, sha256)
 
         self._run("remove_image", self._options.deadlines.change, act)
+
+    def _has_image(self, sha256: str) -> Callable[[Link, Attempt], bool]:
+        def act(link: Link, attempt: Attempt) -> bool:
+            pool = storage.pool_of(link, attempt, self._setup.pool)
+            # What is known of a pool that others see may be old: then it is looked at anew.
+            return not sharing.is_shared(link, pool) and storage.has_image(attempt, pool, sha256)
+
+        return act
+
+    def _disk_mib(self, link: Link, attempt: Attempt) -> int:
+        pool = as_value(
+            attempt, storage.pool_of, link, attempt, self._setup.pool,
+            missing=libvirt.VIR_ERR_NO_STORAGE_POOL,
+        )
+        return 0 if pool is None else int(attempt(pool.info)[1]) // storage.MIB
 
     # -- one instance
 
@@ -710,97 +483,3 @@ class LibvirtDriver:
             sharing.give_up(link, attempt, pool, uuid)
 
         self._run("undefine", self._options.deadlines.change, act)
-
-    # -- how a verb goes
-
-    def _run(
-        self,
-        verb: str,
-        seconds: float,
-        body: Callable[[Link, Attempt], T],
-        lane: Connection | None = None,
-    ) -> T:
-        self._get_ready(verb)
-
-        def whole(link: Link, attempt: Attempt) -> T:
-            try:
-                return body(link, attempt)
-            except libvirt.libvirtError as error:
-                if errors.code_of(error) != NO_DOMAIN:
-                    raise
-                # It is gone, perhaps for long: look again, once, at what is there now.
-                link.domains.clear()
-                link.memory.clear()
-                return body(link, attempt)
-
-        return (lane or self._main).run(verb, seconds, whole)
-
-    def _get_ready(self, verb: str) -> None:
-        if self._assumed is None:
-            return
-        if not self._preparing.acquire(timeout=self._options.deadlines.change):
-            raise HostUnreachable(f"{verb}: the host is still being prepared")
-        try:
-            setup = None if self._assumed is None else self._assumed()
-            if setup is not None:
-                self.prepare(setup)
-        except HostRefused as error:
-            raise HostUnreachable(f"{verb}: {error}") from error
-        finally:
-            self._preparing.release()
-
-    def _change(
-        self,
-        verb: str,
-        uuid: str,
-        body: Callable[[domains.Subject], T],
-        absent_is_success: bool = False,
-        more: float = 0.0,
-        changes: Sequence[str] = memory.ALL,
-    ) -> T | None:
-        """`changes`: what is read anew after it, of what is kept of the domain."""
-        uuid = canonical_uuid(uuid)
-
-        def act(link: Link, attempt: Attempt) -> T | None:
-            domain = lookup(link, attempt, uuid)
-            if domain is None:
-                if absent_is_success:
-                    return None
-                raise HostRefused("there is no such domain on the host")
-            mark = domains.known_mark(link, attempt, domain, uuid)
-            if mark is None:
-                raise HostRefused("this domain is not Treadle's")
-            try:
-                return body(domains.Subject(link, attempt, domain, mark))
-            finally:
-                link.memory.forget(uuid, changes)
-
-        return self._run(verb, self._options.deadlines.change + more, act)
-
-    def _has_image(self, sha256: str) -> Callable[[Link, Attempt], bool]:
-        def act(link: Link, attempt: Attempt) -> bool:
-            pool = storage.pool_of(link, attempt, self._setup.pool)
-            # What is known of a pool that others see may be old: then it is looked at anew.
-            return not sharing.is_shared(link, pool) and storage.has_image(attempt, pool, sha256)
-
-        return act
-
-    def _disk_mib(self, link: Link, attempt: Attempt) -> int:
-        pool = as_value(
-            attempt, storage.pool_of, link, attempt, self._setup.pool,
-            missing=libvirt.VIR_ERR_NO_STORAGE_POOL,
-        )
-        return 0 if pool is None else int(attempt(pool.info)[1]) // storage.MIB
-
-    # -- events
-
-    def _changed(self, uuid: str, event: int, reason: int) -> None:
-        self._stops.tell(uuid, event, reason)
-        watcher = self._watcher
-        if watcher is not None:
-            watcher(EventKind.DOMAIN, uuid)
-
-    def _lost(self) -> None:
-        watcher = self._watcher
-        if watcher is not None:
-            watcher(EventKind.HOST_LOST, "")
