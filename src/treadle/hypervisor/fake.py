@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from ipaddress import ip_network
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from treadle.errors import InvalidInput
 from treadle.hypervisor.base import (
-    NOT_BY_HOST,
     AgentFailed,
     AtNextStart,
     ConsoleKind,
@@ -29,54 +26,24 @@ from treadle.hypervisor.base import (
     HostFacts,
     HostFull,
     HostRefused,
-    HostSetup,
-    HostUnreachable,
-    Hypervisor,
     ImageBroken,
     ImageSpec,
-    MoveOptions,
-    MoveProgress,
     NicStats,
     Power,
     StopCause,
-    Unsupported,
-    VerbTimeout,
-    Watcher,
 )
-from treadle.hypervisor.fake_host import FakeHost, Fault, FaultKind, Guest
-from treadle.hypervisor.fake_storage import Disks
+from treadle.hypervisor.fake_host import FakeHost, Guest
+from treadle.hypervisor.fake_moving import FakeMoving
 
 MIB = 1 << 20
 BOOTED_AT = 1_700_000_040.0
 T = TypeVar("T")
 
 
-class FakeHypervisor:
+class FakeHypervisor(FakeMoving):
     """A driver on one `FakeHost`."""
 
-    def __init__(self, host: FakeHost) -> None:
-        self.host = host
-        self._watcher: Watcher | None = None
-        self._prepared = False
-        self._assumed: Callable[[], HostSetup | None] | None = None
-
     # -- the machine
-
-    def prepare(self, setup: HostSetup) -> None:
-        def act() -> None:
-            self._assumed = None
-            if setup.subnet:
-                self.host.subnet = setup.subnet
-            if not self._prepared:
-                self._prepared = True
-                self.host.prepared += 1
-            if self._watcher is not None and self._watcher not in self.host.watchers:
-                self.host.watchers.append(self._watcher)
-
-        self._call("prepare", "", act)
-
-    def assume(self, setup: Callable[[], HostSetup | None]) -> None:
-        self._assumed = setup
 
     def facts(self) -> HostFacts:
         host = self.host
@@ -102,17 +69,6 @@ class FakeHypervisor:
     def beat(self, seconds: float) -> bool | None:
         assert seconds > 0
         return self.host.up
-
-    def watch(self, watcher: Watcher) -> None:
-        self._watcher = watcher
-        with self.host.lock:
-            if self.host.up and watcher not in self.host.watchers:
-                self.host.watchers.append(watcher)
-
-    def close(self) -> None:
-        with self.host.lock:
-            if self._watcher in self.host.watchers:
-                self.host.watchers.remove(self._watcher)
 
     # -- looking
 
@@ -216,32 +172,6 @@ class FakeHypervisor:
         if not guest.agent:
             raise AgentFailed("the guest's agent: it does not answer")
         return guest
-
-    def _domain(self, uuid: str) -> Domain | None:
-        guest = self.host.guests.get(uuid)
-        if guest is None:
-            return None
-        if not guest.defined and guest.power not in (Power.RUNNING, Power.PAUSED):
-            return Domain(uuid, Power.REMNANT)
-        runs = guest.power in (Power.RUNNING, Power.PAUSED)
-        live = runs or guest.power is Power.SAVED
-        addresses: tuple[str, ...] = ()
-        if guest.power is Power.RUNNING and guest.card and not guest.cut:
-            network = ip_network(self.host.subnet)
-            low = 2 + int(hashlib.sha256(uuid.encode()).hexdigest(), 16) % (
-                max(1, network.num_addresses - 4))
-            addresses = (str(network[low]),)
-        return Domain(
-            uuid, guest.power,
-            generation=guest.running_generation if live else guest.spec.generation,
-            cause=guest.cause if guest.power is Power.OFF else StopCause.NONE,
-            addresses=addresses, autostart=guest.autostart, defined=guest.defined,
-            changed=guest.changed if guest.defined else (),
-            room=guest.room if runs else None, disk_grows=runs,
-            disk=guest.moved_to if runs else 0, split=runs and guest.other is not None,
-            torn=runs and self.host.is_torn(uuid),
-            stored=guest.spec.generation if runs and guest.defined else 0,
-        )
 
     # -- images
 
@@ -352,150 +282,6 @@ class FakeHypervisor:
         if not self._changing("plug", spec.uuid, lambda: self._guest(spec.uuid).plug(spec)):
             raise AtNextStart("its guest does not let go of its interface")
 
-    def machine(self, uuid: str) -> str:
-        return self._call("machine", uuid, lambda: self._guest(uuid).machine)
-
-    def expect(self, spec: DomainSpec) -> None:
-        def act() -> None:
-            there = self.host.guests.get(spec.uuid)
-            if there is not None and there.defined:
-                raise HostRefused("a domain with this UUID is there")
-            if spec.image is not None and spec.image.sha256 not in self.host.images:
-                raise HostRefused("its image is not on the host")
-            if self.host.storage.elsewhere(self.host, spec.uuid):
-                raise HostRefused("its disk is in shared storage, and another host's")
-            text = spec.image.sha256 if spec.image else ""
-            self.host.guests[spec.uuid] = Guest(
-                spec, defined=False, disk=Disks({spec.disks[0]: text})
-            )
-
-        self._call("expect", spec.uuid, act)
-
-    def move(self, uuid: str, target: Hypervisor, options: MoveOptions) -> None:
-        """In one step, since the fake's guests have no memory to send; with `post_copy`, in two."""
-        assert options.seconds > 0
-
-        def act() -> None:
-            guest = self._guest(uuid)
-            if not isinstance(target, FakeHypervisor):
-                raise Unsupported("the target is no simulated host")
-            if guest.power not in (Power.RUNNING, Power.PAUSED):
-                raise HostRefused("it does not run")
-            expected = target.host.guests.get(uuid)
-            if not target.host.up or expected is None or expected.defined:
-                raise HostRefused("the target does not expect it")
-            if options.shared is not (expected.disk is guest.disk):
-                raise HostRefused("the disk is not where it is said to be")
-            if guest.other is not None:
-                raise HostRefused("it is being moved")
-            disk = guest.disk
-            if not options.shared:
-                numbers = expected.spec.disks
-                disk = Disks({n: t for n, t in guest.disks.items() if n in numbers})
-            post_copy = options.post_copy and guest.power is Power.RUNNING
-            if options.post_copy:
-                guest.autostart = False
-            target.host.guests[uuid] = replace(
-                guest, disk=disk, defined=not post_copy, other=self.host if post_copy else None
-            )
-            if post_copy:
-                guest.power, guest.other = Power.PAUSED, target.host
-                self._bring_rest("move", uuid, target)
-            else:
-                self.host.guests[uuid] = Guest(guest.spec, defined=False, disk=guest.disk)
-                target.host.tell(uuid)
-
-        self._changing("move", uuid, act)
-
-    def resume_move(self, uuid: str, target: Hypervisor, options: MoveOptions) -> None:
-        assert options.seconds > 0
-
-        def act() -> None:
-            assert isinstance(target, FakeHypervisor)
-            if not target.host.up:
-                raise HostUnreachable(f"{target.host.name} does not answer")
-            halves = self._domain(uuid), target._domain(uuid)
-            if not all(half is not None and half.torn for half in halves):
-                raise HostRefused("it is not torn")
-            self._bring_rest("resume_move", uuid, target)
-
-        self._changing("resume_move", uuid, act)
-
-    def _bring_rest(self, verb: str, uuid: str, target: FakeHypervisor) -> None:
-        """Errors: `HostUnreachable` where an emulator is gone, or they reach one another no more.
-        Else they see to it, whatever becomes of the controller meanwhile."""
-        for half in (self.host.guests[uuid], target.host.guests[uuid]):
-            half.torn = self.host.parted
-        self._amid(verb, uuid)
-        self.host.brings_rest(uuid)
-        target.host.tell(uuid)
-        there = target.host.guests.get(uuid)
-        if uuid not in target.host.running() or there is None or there.other is not None:
-            raise HostUnreachable("the way between the two hosts broke")
-
-    def send_disk(
-        self, uuid: str, target: Hypervisor, seconds: float, tell: Callable[[int, int], None]
-    ) -> None:
-        assert seconds > 0
-
-        def act() -> None:
-            guest = self._guest(uuid)
-            if not isinstance(target, FakeHypervisor):
-                raise Unsupported("the target is no simulated host")
-            if guest.power is not Power.OFF:
-                raise HostRefused("it is not off")
-            other = target.host
-            if not other.up:
-                raise HostUnreachable(f"{other.name} does not answer")
-            there = other.guests.get(uuid)
-            if uuid in other.foreign or (there is not None and there.defined):
-                raise HostRefused("a domain with this UUID is there")
-            size = guest.spec.disk_gib << 30
-            if other.storage.elsewhere(other, uuid):
-                raise HostRefused("its disk is in shared storage, and another host's")
-            tell(0, size)
-            other.guests[uuid] = Guest(guest.spec, defined=False, disk=Disks(guest.disks))
-            tell(size, size)
-
-        self._call("send_disk", uuid, act)
-
-    # -- storage that other hosts see
-
-    def shares(self, other: Hypervisor) -> bool:
-        def act() -> bool:
-            if not isinstance(other, FakeHypervisor):
-                return False
-            if not other.host.up:
-                raise HostUnreachable(f"{other.host.name} does not answer")
-            return other.host in self.host.storage.others(self.host)
-
-        return self._call("shares", "", act)
-
-    def take(self, spec: DomainSpec) -> None:
-        def act() -> None:
-            there = self.host.guests.get(spec.uuid)
-            if spec.uuid in self.host.foreign or (there is not None and there.defined):
-                raise HostRefused("a domain with this UUID is there")
-            having = [one.guests[spec.uuid] for one in self.host.storage.hosts
-                      if spec.uuid in one.guests]
-            if not having:
-                raise HostRefused("the storage does not say whose its disk is")
-            disk = having[0].disk
-            if not disk.volumes.keys() >= set(spec.disks):
-                raise HostRefused("its disk is not in the storage of this host")
-            self.host.guests[spec.uuid] = Guest(spec, defined=False, disk=disk)
-
-        self._changing("take", spec.uuid, act)
-
-    def move_progress(self, uuid: str) -> MoveProgress | None:
-        return self._call("move_progress", uuid, lambda: None)
-
-    def abort_move(self, uuid: str) -> None:
-        self._changing("abort_move", uuid, lambda: None)
-
-    def hurry_move(self, uuid: str) -> None:
-        self._changing("hurry_move", uuid, lambda: None)
-
     def autostart(self, uuid: str, on: bool) -> None:
         def act() -> None:
             guest = self._guest(uuid)
@@ -574,93 +360,6 @@ class FakeHypervisor:
             self.host.guests.pop(uuid, None)
 
         self._changing("undefine", uuid, act)
-
-    # -- how a call goes
-
-    def _guest(self, uuid: str) -> Guest:
-        guest = self.host.guests.get(uuid)
-        live = (Power.RUNNING, Power.PAUSED)
-        if guest is None or not (guest.defined or guest.power in live):
-            raise HostRefused("there is no such domain on the host")
-        return guest
-
-    def _turn(self, uuid: str, wanted: Power, result: Power) -> None:
-        guest = self._guest(uuid)
-        if guest.power is result:
-            return
-        if guest.power is not wanted:
-            raise HostRefused(f"it is {guest.power}, not {wanted}")
-        by_host = NOT_BY_HOST not in guest.spec.metadata
-        guest.power, guest.autostart = result, result is Power.RUNNING and by_host
-
-    def _changing(self, verb: str, uuid: str, act: Callable[[], T]) -> T:
-        if uuid in self.host.foreign:
-            raise HostRefused("this domain is not Treadle's")
-        before = self._domain(uuid)
-        value = self._call(verb, uuid, act)
-        if self._domain(uuid) != before:
-            self.host.tell(uuid)
-        return value
-
-    def _call(self, verb: str, uuid: str, act: Callable[[], T]) -> T:
-        host = self.host
-        setup = None if self._assumed is None or verb == "prepare" else self._assumed()
-        if setup is not None:
-            self.prepare(setup)
-        if host.trap is not None:
-            host.trap("before", verb, uuid)
-        with host.lock:
-            host.calls[verb] += 1
-            count = host.calls[verb]
-            fault = next(
-                (f for f in host.faults
-                 if f.verb == verb and f.nth <= count < f.nth + f.times), None
-            )
-            value = self._outcome(verb, fault, act)
-        if host.verb_s and verb in ("define", "start", "restart", "undefine", "ensure_image"):
-            time.sleep(host.verb_s)
-        if host.trap is not None:
-            host.trap("after", verb, uuid)
-        return value
-
-    def _amid(self, verb: str, uuid: str) -> None:
-        """Between two steps of a verb."""
-        if self.host.trap is not None:
-            self.host.trap("amid", verb, uuid)
-        if not self.host.up:
-            raise HostUnreachable(f"{self.host.name} does not answer")
-
-    def _outcome(self, verb: str, fault: Fault | None, act: Callable[[], T]) -> T:
-        host = self.host
-        if not host.up:
-            raise HostUnreachable(f"{host.name} does not answer")
-        kind = fault.kind if fault else None
-        match kind:
-            case FaultKind.REFUSE:
-                raise HostRefused(f"{host.name} refuses to {verb}")
-            case FaultKind.FULL:
-                raise HostFull(f"{host.name} has no disk left")
-            case FaultKind.HANG:
-                raise VerbTimeout(f"{verb} on {host.name} did not end in time")
-            case FaultKind.LOSE_BEFORE:
-                raise HostUnreachable(f"the connection to {host.name} broke")
-            case FaultKind.DIE_BEFORE:
-                host.power_failure()
-                raise HostUnreachable(f"{host.name} died")
-        host.parted = kind is FaultKind.PARTED
-        try:
-            value = act()
-        finally:
-            host.parted = False
-        match kind:
-            case FaultKind.LATE:
-                raise VerbTimeout(f"{verb} on {host.name} did not end in time")
-            case FaultKind.LOSE_AFTER:
-                raise HostUnreachable(f"the connection to {host.name} broke")
-            case FaultKind.DIE_AFTER:
-                host.power_failure()
-                raise HostUnreachable(f"{host.name} died")
-        return value
 
 
 def tiny_qcow2(text: str) -> bytes:
