@@ -175,7 +175,9 @@ def plan(move: Move, here: Seen, there: Seen, context: Context) -> Action:
     if there is Lost.HOST:
         return Wait("the target does not answer: the guest may run there")
     assert not isinstance(there, Lost)
-    if there is not None and there.split and not context.deleted:
+    # Who ends the move of one that stands still wants it started anew, once its time is over.
+    enough = context.unwanted and context.late
+    if there is not None and there.split and not (context.deleted or enough):
         if here is Lost.HOST and not (context.late or context.source_off):
             return Wait("the source, which has a part of its memory, does not answer")
         if _is_alive(here):
@@ -188,8 +190,11 @@ def plan(move: Move, here: Seen, there: Seen, context: Context) -> Action:
     if there is not None and there.power is Power.PAUSED:
         if here is Lost.HOST:
             return Wait("the source does not answer: the guest may run there")
-        # The source is done with it; or else it is a copy that has not been let go on.
-        return Arrive() if not _is_alive(here) else Clean(target=True)
+        if not _is_alive(here):
+            return Arrive()  # the source is done with it
+        if there.split and not context.deleted:
+            return Wait("a part of its memory is still at the source")
+        return Clean(target=True)  # a copy that has not been let go on
     if there is not None:
         if not _is_alive(here) and here is not Lost.HOST:
             return End(Stage.FAILED, context.trouble or "the guest ended while it was moved")

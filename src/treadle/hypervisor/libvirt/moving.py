@@ -9,16 +9,20 @@ from typing import Any, TypeVar
 from treadle.hypervisor.base import (
     DomainSpec,
     HostRefused,
+    HostUnreachable,
     Hypervisor,
     MoveOptions,
     MoveProgress,
     Power,
+    Reach,
     Unsupported,
 )
 from treadle.hypervisor.libvirt import domains, moves, seed, sharing, storage, transfers
 from treadle.hypervisor.libvirt.connection import Attempt, Link
 from treadle.hypervisor.libvirt.domain_xml import canonical_uuid, disk_volume, seed_volume
 from treadle.hypervisor.libvirt.domains import lookup, ours
+from treadle.hypervisor.libvirt.reach import LOOK_S, reach_from
+from treadle.hypervisor.libvirt.ssh import is_ssh
 from treadle.hypervisor.libvirt.verbs import Verbs
 
 T = TypeVar("T")
@@ -71,8 +75,14 @@ class Moving(Verbs):
         self._lead(uuid, there, options, whole=whole)
 
     def resume_move(self, uuid: str, target: Hypervisor, options: MoveOptions) -> None:
-        """libvirt 8.5 and later can."""
-        self._lead(canonical_uuid(uuid), self._peer(target), options, again=True)
+        """libvirt 8.5 and later can. Errors: `HostUnreachable` too where the source does not reach
+        the target: QEMU before 8.2 stands still for good where the way breaks as it begins."""
+        there = self._peer(target)
+        if is_ssh(self.uri) and is_ssh(there.uri):
+            config = self._options.state_dir / "ssh_config"
+            if reach_from(self.uri, there.uri, config, LOOK_S) is not Reach.OPEN:
+                raise HostUnreachable("its host does not reach the other one yet")
+        self._lead(canonical_uuid(uuid), there, options, again=True)
 
     def _lead(self, uuid: str, there: Moving, options: MoveOptions, **how: bool) -> None:
         try:
