@@ -202,9 +202,11 @@ def test_each_image_runs_where_it_can(both: Both) -> None:
     refused = both.get(f"/vm/suspend?vmid={container}")
     assert refused["status"] == 0
     assert "(lxc) has no suspend" in refused["error"]
-    for action, state in (("pause", "paused"), ("resume", "running"), ("reboot", "running"),
-                          ("stop", "stopped"), ("start", "running")):
-        assert both.get(f"/vm/{action}?vmid={container}") == {"status": 1}, action
+    for action, state in (
+        ("pause?", "paused"), ("resume?", "running"), ("reboot?", "running"),
+        ("reboot?hard=1&", "running"), ("stop?", "stopped"), ("start?", "running"),
+    ):
+        assert both.get(f"/vm/{action}vmid={container}") == {"status": 1}, action
         assert both.get(f"/vm/query?vmid={container}")["state"] == state
     counted = both.native("GET", f"/instances/{container}/diagnostics").json()
     assert counted["power"] == "running"
