@@ -85,6 +85,7 @@ def free_port() -> int:
 def controller(
     folder: Path, machines: Sequence[str], image: Path, *,
     flavor: dict[str, int] | None = None, settings: dict[str, str] | None = None,
+    program: str = "treadle.cli.main",
 ) -> Iterator[Controller]:
     """Start `bin/script`'s program over files that are written into `folder`; stop it after."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,7 @@ def controller(
     started = time.monotonic()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "treadle.cli.main", "script", str(folder / "PM_FILE"),
+            [sys.executable, "-m", program, "script", str(folder / "PM_FILE"),
              str(folder / "IMAGE_FILE"), str(folder / "FLAVOR_FILE")],
             env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )
