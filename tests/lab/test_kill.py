@@ -249,6 +249,16 @@ def halved(script: Script, guest: Watcher) -> tuple[int, LabHost]:
     return number, target
 
 
+def is_mended(script: Script, number: int) -> bool:
+    """Whether the rest of the memory has come within a minute; it is little."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if script.admin(f"/moves/{number}")["stage"] == "done":
+            return True
+        time.sleep(0.5)
+    return False
+
+
 def test_a_guest_in_two_halves_is_made_whole_or_started_anew(script: Script) -> None:
     """While the rest of its memory is sent, first the way between its hosts is cut, then its
     source loses its power, and is not to start the guest that it has on its disk."""
@@ -265,11 +275,19 @@ def test_a_guest_in_two_halves_is_made_whole_or_started_anew(script: Script) -> 
         assert state_on(script, target, guest) == "running (post-copy failed)"
     finally:
         script.lab.exec(target.name, "sh", "-c", f"ip route del {way}")
-    assert (ended(script, number)["stage"], guest.host.name) == ("done", target.name)
-    guest.is_alone_on(target)
-    guest.goes_on(0)
+    if is_mended(script, number):
+        assert guest.host.name == target.name
+        guest.is_alone_on(target)
+        guest.goes_on(0)
+    else:
+        # An emulator before 8.2 may stand still for good: nothing runs twice, and it can be ended.
+        assert script.copies(guest.uuid) == {source.name: "paused", target.name: "running"}
+        assert script.get(f"/vm/destroy?vmid={guest.id}") == {"status": 1}
+        wait_for(lambda: not script.copies(guest.uuid) and not script.kept_on(guest.uuid), 60,
+                 "both halves to be gone")
+        guest = Watcher(script, "another")
 
-    source = target
+    source = guest.host
     number, target = halved(script, guest)
     script.lab.kill_host(source.name)
     script.lab.boot_host(source.name)

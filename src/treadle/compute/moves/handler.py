@@ -67,6 +67,7 @@ log = structlog.get_logger("treadle.moves")
 IMAGE_POLL_S = 5.0
 BUSY_S = 1.0
 WATCH_S = 0.5
+RESUME_S = 10.0
 TOLD_EVERY = 4
 """Of so many looks at what is wanted of a move, one asks its emulator how far it is."""
 
@@ -325,7 +326,8 @@ class MoveHandler:
             call(source, "move", spec.uuid, target, options)
 
     def _resume(self, ticket: Ticket, scene: Scene) -> tuple[Ticket | None, str]:
-        """As often as it takes: it runs at neither host until it is done."""
+        """As often as it takes: it runs at neither host until it is done. What takes longer than
+        `RESUME_S` goes on without us, and is looked at meanwhile: somebody may delete it."""
         assert scene.source is not None
         assert scene.target is not None
         source = self._fleet.driver(scene.source.id, scene.source.uri)
@@ -333,7 +335,8 @@ class MoveHandler:
         uuid = scene.loaded.instance.uuid
         queue.hold_lease(ticket)
         try:
-            call(source, "resume_move", uuid, target, self._policy.options)
+            options = replace(self._policy.options, seconds=RESUME_S)
+            call(source, "resume_move", uuid, target, options)
         except TreadleError as error:
             log.warning("move_not_resumed", instance=uuid, reason=str(error))
             end_pass(self._db, ticket, delay=backoff(ticket.tries), error=str(error))
