@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.openstack import Cloud
 from bench.parts import Figures
 from bench.raw import Raw, move
-from bench.server import Controller, controller, wait_until
+from bench.server import Controller, controller, taken, wait_until
 from bench.timed import CALLS, calls_after
 from treadle.lab.fabric import Lab
 from treadle.lab.guest import build_guest
@@ -231,13 +231,6 @@ def silence(fabric: Lab, uuid: str) -> Iterator[list[float]]:
     finally:
         over.set()
         thread.join(5)
-
-
-def taken(call: Callable[[], object]) -> float:
-    """The seconds that a call takes."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 def _ok(one: Controller, path: str) -> None:

@@ -13,7 +13,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from bench.parts import FAKE_HOSTS, Figures, fake_machines, small_image
-from bench.server import Controller, controller, median_ms, requests_per_second, wait_until
+from bench.server import (
+    Controller,
+    controller,
+    median_ms,
+    requests_per_second,
+    taken,
+    wait_until,
+)
 from treadle.db.schema import instance
 
 CONNECTIONS = 8
@@ -204,13 +211,11 @@ def _pages(folder: Path) -> Figures:
             page = cloud.call("GET", path)[2]["servers"]
             if len(page) != 100:
                 raise SystemExit(f"a page of {len(page)}")
-        taken: tuple[list[float], ...] = [], []
-        for _ in range(200):
-            for cloud, times in zip(clouds, taken, strict=True):
-                started = time.perf_counter()
-                cloud.call("GET", path)
-                times.append(time.perf_counter() - started)
-    few, many = map(statistics.median, taken)
+        pairs = [
+            [taken(lambda cloud=cloud: cloud.call("GET", path)) for cloud in clouds]
+            for _ in range(200)
+        ]
+    few, many = map(statistics.median, zip(*pairs, strict=True))
     return {"page_ratio_100k_1k": many / few}
 
 

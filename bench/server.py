@@ -196,11 +196,13 @@ def requests_per_second(
     return done / took
 
 
+def taken(call: Callable[[], object]) -> float:
+    """The seconds that a call takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
 def median_ms(call: Callable[[], object], times: int) -> float:
     """The median time of a call, in milliseconds."""
-    taken = []
-    for _ in range(times):
-        started = time.perf_counter()
-        call()
-        taken.append((time.perf_counter() - started) * 1000)
-    return statistics.median(taken)
+    return statistics.median(taken(call) * 1000 for _ in range(times))

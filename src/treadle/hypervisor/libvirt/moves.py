@@ -38,19 +38,13 @@ from treadle.hypervisor.libvirt.domain_xml import NAMESPACE, PREFIX
 
 Find = Callable[[Link, Attempt], Any]
 
-FLAGS = (
+WHOLLY = (
     libvirt.VIR_MIGRATE_LIVE
     | libvirt.VIR_MIGRATE_PERSIST_DEST
     | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
-    | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
 )
-RESUME = (
-    libvirt.VIR_MIGRATE_LIVE
-    | libvirt.VIR_MIGRATE_PERSIST_DEST
-    | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
-    | libvirt.VIR_MIGRATE_POSTCOPY
-    | libvirt.VIR_MIGRATE_POSTCOPY_RESUME
-)
+FLAGS = WHOLLY | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
+RESUME = WHOLLY | libvirt.VIR_MIGRATE_POSTCOPY | libvirt.VIR_MIGRATE_POSTCOPY_RESUME
 WATCH_S = 0.5
 NO_JOB = libvirt.VIR_ERR_OPERATION_INVALID
 
